@@ -1,0 +1,221 @@
+"""Every check of an argument and its message, once: the argument, what it was, and what would be right."""
+
+import math
+import operator
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from numbabn._arrays import Array, numpy_array
+
+_COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def data(array: object, name: str) -> Array:
+    """Return a floating-point array of rank two or more."""
+    x = numpy_array(array, name)
+    dtype(x.dtype, name)
+    if x.ndim < 2:
+        raise ValueError(
+            f"{name} must have a batch axis and a channel axis, but has shape {x.shape}; "
+            f"for one sample pass {name}[None], for one channel {name}[:, None]"
+        )
+    return x
+
+
+def dtype(kind: np.dtype[Any], name: str) -> None:
+    """Raise unless the dtype is float32 or float64, in either byte order."""
+    if kind in _COMPUTE_DTYPES or kind.newbyteorder("=") in _COMPUTE_DTYPES:
+        return
+    if kind.kind == "f":
+        raise TypeError(
+            f"{name} has dtype {kind}; float32 and float64 are supported: pass {name}.astype(numpy.float32)"
+        )
+    if kind.kind == "c":
+        raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
+    raise TypeError(
+        f"{name} has dtype {kind}, which is not floating point; pass {name}.astype(numpy.float32)"
+    )
+
+
+def integer(value: object, name: str) -> int:
+    """Return an integer of any kind as an int."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def axis(value: object, ndim: int) -> int:
+    """Return the channel axis as a number from 0."""
+    number = integer(value, "axis")
+    if not -ndim <= number < ndim:
+        raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for an array of rank {ndim}, not {number}")
+    return number % ndim
+
+
+def eps(value: object) -> float:
+    """Return eps as a finite number, not negative."""
+    number = _real(value, "eps")
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"eps must be a finite number >= 0, for example 1e-5, not {value!r}")
+    return number
+
+
+def momentum(value: object) -> float | None:
+    """Return the weight of a new batch, from 0 to 1, or None."""
+    if value is None:
+        return None
+    number = _real(value, "momentum")
+    if not 0 <= number <= 1:
+        raise ValueError(
+            f"momentum is the weight of the new batch and must be from 0 to 1, or None for the exact "
+            f"population statistics, not {value!r} (Keras' momentum is 1 minus this one)"
+        )
+    return number
+
+
+def channels(value: object) -> int:
+    """Return num_channels as a positive integer."""
+    number = integer(value, "num_channels")
+    if number < 1:
+        raise ValueError(f"num_channels must be at least 1, not {number}")
+    return number
+
+
+def parameter_dtype(value: Any) -> np.dtype[Any]:
+    """Return a floating dtype for parameters and running statistics."""
+    kind: np.dtype[Any] = np.dtype(value)
+    if kind.kind != "f":
+        raise TypeError(f"dtype must be floating point, for example numpy.float32, not {kind}")
+    return kind
+
+
+def layer_input(x: object, channel_axis: int, num_channels: int) -> None:
+    """Raise unless x has the layer's number of channels on its axis."""
+    array = data(x, "x")
+    on_axis = array.shape[axis(channel_axis, array.ndim)]
+    if on_axis != num_channels:
+        raise ValueError(
+            f"x has shape {array.shape}, {on_axis} channels on axis {channel_axis}, but the layer has "
+            f"num_channels={num_channels}; pass an x with {num_channels} there, or set the layer's axis"
+        )
+
+
+def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
+    """Return copies of a state dictionary's values in the expected dtypes."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"state must be a dictionary as from state_dict(), not {type(given).__name__}")
+    missing = sorted(expected.keys() - given.keys())
+    unknown = sorted(given.keys() - expected.keys(), key=str)
+    if missing or unknown:
+        raise KeyError(
+            f"state has missing keys {missing} and unknown keys {unknown}; "
+            f"it needs exactly {sorted(expected)}"
+        )
+    return {name: _state_value(name, given[name], like) for name, like in expected.items()}
+
+
+def _state_value(name: str, value: Any, like: Array) -> Array:
+    array = np.asarray(value)
+    if array.shape != like.shape:
+        raise ValueError(f"state[{name!r}] has shape {array.shape}; it must be {like.shape}")
+    if array.dtype.kind not in ("iu" if like.dtype.kind == "i" else "f"):
+        raise TypeError(f"state[{name!r}] has dtype {array.dtype}; it must be like {like.dtype}")
+    return array.astype(like.dtype)
+
+
+def per_channel(array: object, name: str, count: int) -> Array:
+    """Return a float64 copy of an array with one floating-point value per channel."""
+    if type(array) is np.ndarray:
+        values = array
+    elif hasattr(array, "__cuda_array_interface__"):
+        raise TypeError(f"{name} is on a GPU, but x is a NumPy array; copy {name} to a NumPy array")
+    else:
+        values = np.asarray(array)
+    if values.dtype.kind != "f":
+        raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point, one value per channel")
+    if values.shape != (count,):
+        raise ValueError(
+            f"{name} has shape {values.shape}, but x has {count} channels: it must be ({count},)"
+        )
+    return values.astype(np.float64)
+
+
+def variance(array: object, name: str, count: int) -> Array:
+    """Return a float64 copy of variances per channel, none of them negative."""
+    values = per_channel(array, name, count)
+    if values.size and not values[values.argmin()] >= 0 and (values < 0).any():  # argmin is fast
+        c = int(np.argmax(values < 0))
+        raise ValueError(f"{name} must not be negative, but {name}[{c}] is {values[c]}")
+    return values
+
+
+def gradient(dy: object, x: Array) -> Array:
+    """Return dy if it can be the gradient of the output for x."""
+    array = numpy_array(dy, "dy")
+    if array.shape != x.shape:
+        raise ValueError(
+            f"dy has shape {array.shape}, but the forward call that gave saved had x of shape {x.shape}; "
+            "pass the saved of the same call"
+        )
+    if array.dtype != x.dtype and array.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
+        raise TypeError(f"dy has dtype {array.dtype}, but x had {x.dtype}; pass dy.astype({x.dtype.name!r})")
+    return array
+
+
+def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Array:
+    """Return out if a result for x can be written to it.
+
+    It may be the same memory as the input named ``inplace``, and must not overlap any input otherwise.
+    """
+    array = numpy_array(out, "out")
+    if array.shape != x.shape:
+        raise ValueError(f"out has shape {array.shape}; it must be that of the result, {x.shape}")
+    if array.dtype is not x.dtype and array.dtype != x.dtype.newbyteorder("="):
+        native = x.dtype.newbyteorder("=")
+        raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
+    if 0 in array.strides and any(array.shape[i] > 1 for i, step in enumerate(array.strides) if step == 0):
+        raise ValueError(
+            "out is a broadcast array, whose elements share memory; pass one made by numpy.empty"
+        )
+    for name, other in inputs.items():
+        if _overlap(array, other) and not (name == inplace and same_memory(array, other)):
+            raise ValueError(
+                f"out overlaps {name} in memory; pass {inplace} itself to compute in place, "
+                "or an array of its own"
+            )
+    if not array.flags.writeable:
+        raise ValueError("out is read-only; pass an array that can be written to")
+    return array
+
+
+def same_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays have the same elements at the same addresses."""
+    if a is b:
+        return True
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.strides == b.strides
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    if not np.may_share_memory(a, b):
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _real(value: object, name: str) -> float:
+    if type(value) is float:  # isinstance with an abstract class takes longer than a kernel's launch
+        return value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name} must be a real number, not {value!r}")

@@ -1,0 +1,69 @@
+"""How work is cut up: by shape alone, so that the bits do not depend on the number of threads."""
+
+import functools
+import math
+
+from numbabn._arrays import Array
+from numbabn._cpu.jit import PARALLEL_BYTES
+from numbabn._cpu.row_kernels import SEGMENT, TASK
+from numbabn._cpu.simd import LANES
+
+Shape = tuple[int, int, int]  # outer, channels, inner
+
+# Total bytes of all arrays from which results are written past the caches. Below, a plain store leaves
+# the result where the next layer finds it; above, it would be thrown out again, and every line read first.
+STREAM_BYTES = 32 << 20
+# Inputs of a block of channels: it and the next one, which is prefetched, fit in a 1 MB second-level cache.
+BLOCK_BYTES = 400 << 10
+CHUNK_BYTES = 1 << 20
+MAX_CHUNKS = 64
+MIN_COLUMNS = 256  # columns of a row, by laying pixels side by side: amortises the loop over rows
+FUSED_TASKS = 16  # fewer blocks than this cannot keep many cores busy: cut inside the channels instead
+
+
+def touched(x: Array, dy: Array | None = None) -> int:
+    """Bytes read and written by a pass from x, and dy where there is one, to a result."""
+    return x.nbytes * (2 if dy is None else 3)
+
+
+def streams(nbytes: int) -> bool:
+    """Whether a call that touches so many bytes writes past the caches."""
+    return nbytes >= STREAM_BYTES
+
+
+def uses_rows(shape: Shape) -> bool:
+    """Whether a channel's contiguous pieces are long enough to fill vectors."""
+    return shape[2] >= LANES
+
+
+def block_channels(shape: Shape, itemsize: int, arrays: int) -> int:
+    """Channels of a fused task, or 0 where phases over the whole array are better."""
+    outer, channels, inner = shape
+    slab = outer * inner * itemsize * arrays
+    block = max(1, min(channels, BLOCK_BYTES // slab))
+    return block if slab * channels < PARALLEL_BYTES else min(block, channels // FUSED_TASKS)
+
+
+def row_chunks(shape: Shape, itemsize: int) -> int:
+    """Into how many chunks each channel's slab is cut for partial sums."""
+    outer, channels, inner = shape
+    segments = outer * -(-inner // SEGMENT)
+    slab = outer * inner * itemsize
+    return max(1, min(segments, MAX_CHUNKS // channels, slab // (CHUNK_BYTES // 4)))
+
+
+def apply_tasks(shape: Shape) -> int:
+    """Count the tasks of ``row_kernels.apply``."""
+    outer, channels, inner = shape
+    rows = outer * channels
+    return rows * (inner // TASK) if inner >= TASK else -(-rows // (TASK // inner))
+
+
+@functools.lru_cache(1024)
+def columns(shape: Shape, nbytes: int) -> tuple[int, int]:
+    """(pixels side by side in a row of columns, chunks of rows): whole vectors, and not too few of them."""
+    pixels, channels, inner = shape
+    copies = LANES // math.gcd(channels * inner, LANES)
+    while copies * channels * inner < MIN_COLUMNS and pixels >= 64 * copies:
+        copies *= 2
+    return copies, max(1, min(pixels // copies, nbytes // CHUNK_BYTES, MAX_CHUNKS))

@@ -1,0 +1,83 @@
+"""The operations of ``simd_llvm`` as NumPy one-liners, for runs with ``NUMBA_DISABLE_JIT=1``."""
+
+import numpy as np
+
+from numbabn._cpu.simd_llvm import LANES, LINE
+
+
+def load(array, index, like):
+    """array[index : index + 16] in like's dtype."""
+    return array[index : index + LANES].astype(type(like))
+
+
+def load_part(array, index, count, otherwise):
+    """array[index : index + count] in the first lanes, ``otherwise`` in the others."""
+    value = otherwise.copy()
+    value[:count] = array[index : index + count]
+    return value
+
+
+def store_part(array, index, count, value):
+    """array[index : index + count] = the first lanes of value."""
+    array[index : index + count] = value[:count]
+
+
+def convert(value, like):
+    """Return the scalar in like's dtype."""
+    return type(like)(value)
+
+
+def splat(scalar):
+    """Return the scalar in every lane."""
+    return np.full(LANES, scalar)
+
+
+def zeros(like):
+    """Return zeros of like's dtype."""
+    return np.zeros(LANES, type(like))
+
+
+def add(a, b):
+    """Return a + b."""
+    return a + b
+
+
+def sub(a, b):
+    """Return a - b."""
+    return a - b
+
+
+def fma(a, b, c):
+    """Return a * b + c, rounded twice: NumPy has no fused operation."""
+    return a * b + c
+
+
+def blend(a, b, count):
+    """Return the first ``count`` lanes of a and the others of b."""
+    return np.concatenate([a[:count], b[count:]])
+
+
+def total(a):
+    """Sum of the lanes."""
+    return a.sum()
+
+
+def store(array, index, value):
+    """array[index : index + 16] = value."""
+    array[index : index + LANES] = value
+
+
+stream = store
+
+
+def prefetch(array, index):
+    """Do nothing: there is nothing to hide behind."""
+
+
+def fence():
+    """Do nothing: NumPy's stores are ordered."""
+
+
+def unaligned(array, index):
+    """How many elements from array[index] to the next cache line."""
+    return -(array.ctypes.data + index * array.itemsize) % LINE // array.itemsize

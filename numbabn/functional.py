@@ -1,0 +1,372 @@
+"""Batch normalisation as functions: nothing is remembered but what `Saved` holds for the backward pass."""
+
+from typing import Any
+
+import numpy as np
+
+from numbabn import _checks, _cpu, _views
+from numbabn._arrays import Array
+
+
+class Saved:
+    """What a forward call leaves for its backward call. Opaque, except for the statistics.
+
+    Attributes
+    ----------
+    mean, var : ndarray of float64, shape (C,)
+        Mean and biased variance that x was normalised with.
+    count : int
+        Number of values per channel.
+    training : bool
+        Whether they are the statistics of x itself, through which gradients flow, or were given.
+    """
+
+    __slots__ = (
+        "_beta_dtype", "_eps", "_gamma", "_gamma_dtype", "_layout", "_x", "count", "mean", "training", "var",
+    )  # fmt: skip
+
+    mean: Array
+    var: Array
+    count: int
+    training: bool
+    _x: Array | None  # dense, or None where y was written over it
+    _layout: _views.Layout
+    _gamma: Array | None
+    _gamma_dtype: np.dtype[Any] | None  # of the gradient
+    _beta_dtype: np.dtype[Any] | None
+    _eps: float
+
+    def __repr__(self) -> str:
+        return f"Saved(channels={len(self.mean)}, count={self.count}, training={self.training})"
+
+
+def moments(x: Array, *, axis: int = 1) -> tuple[int, Array, Array]:
+    r"""Count, mean and sum of squared deviations per channel.
+
+    .. math:: \mu_c = \frac1n \sum x, \qquad M_{2,c} = \sum (x - \mu_c)^2
+
+    over all axes but ``axis``; the variance is ``m2 / count``, or ``m2 / (count - 1)`` unbiased.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rank >= 2
+        Any memory layout; C channels on ``axis``.
+    axis : int, default 1
+        Channel axis.
+
+    Returns
+    -------
+    count : int
+        Values per channel.
+    mean, m2 : ndarray of float64, shape (C,)
+        NaN and 0 where there are no values.
+
+    Raises
+    ------
+    TypeError
+        If x is not a NumPy array of float32 or float64.
+    ValueError
+        If x has rank below 2, or no such axis.
+
+    Notes
+    -----
+    Everything is summed in float64 about values of the data, and chunks are merged with the formula of Chan,
+    Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample variances",
+    so that no offset of the data costs accuracy. The result has the same bits for any number of threads.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> count, mean, m2 = nbn.moments(np.array([[1.0, 10.0], [3.0, 30.0]]))
+    >>> count, mean, m2 / count
+    (2, array([ 2., 20.]), array([  1., 100.]))
+    """
+    array = _checks.data(x, "x")
+    axis = _checks.axis(axis, array.ndim)
+    channels = array.shape[axis]
+    if array.size == 0:
+        return 0, np.full(channels, np.nan), np.zeros(channels)
+    array = _views.dense(array)
+    layout = _views.layout(array, axis)
+    mean, m2 = _cpu.moments(layout.flat(array), layout.shape)
+    return array.size // channels, mean, m2
+
+
+def batch_norm_forward(
+    x: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    mean: Array | None = None,
+    var: Array | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Saved]:
+    r"""Normalise every channel of a batch, and keep what the backward pass needs.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
+
+    with the mean and the biased variance of x over all axes but ``axis``, or with those given.
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rank >= 2
+        Any memory layout; C channels on ``axis``: NC, NCL, NCHW and NCDHW have 1, NHWC has -1.
+    gamma, beta : ndarray of any float dtype, shape (C,), optional
+        Scale and shift; 1 and 0 without.
+    axis : int, default 1
+        Channel axis.
+    eps : float, default 1e-5
+        Added to the variance; not negative. With 0, a constant channel gives NaN.
+    mean, var : ndarray of any float dtype, shape (C,), optional
+        Use these statistics, constants for the backward pass, in place of those of x. Both or none.
+    out : ndarray, optional
+        Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
+        may not overlap x in any other way.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
+    saved : Saved
+        For `batch_norm_backward`. Holds x, not a copy: do not change x before going backward.
+
+    Raises
+    ------
+    TypeError
+        If an array is no NumPy array or has the wrong dtype.
+    ValueError
+        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, or a channel has just one value
+        to take statistics of.
+
+    Notes
+    -----
+    Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
+    covariate shift". An empty batch gives an empty result. NaN and infinity stay in their channel. A constant
+    channel gives exactly beta.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> y, saved = nbn.batch_norm_forward(x, eps=0.0)
+    >>> y
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> saved.var
+    array([  1., 100.])
+    """
+    array = _checks.data(x, "x")
+    axis = _checks.axis(axis, array.ndim)
+    eps = _checks.eps(eps)
+    channels = array.shape[axis]
+    saved = Saved()
+    saved._gamma, saved._gamma_dtype = _parameter(gamma, "gamma", channels)
+    shift, saved._beta_dtype = _parameter(beta, "beta", channels)
+    saved._eps = eps
+    saved.count = array.size // channels if channels else 0
+    saved.training = mean is None and var is None
+    if not saved.training:
+        saved.mean, saved.var = _given_statistics(mean, var, channels)
+    elif saved.count == 1:
+        raise ValueError(
+            f"x has shape {array.shape}, one value per channel, whose variance is 0; pass a larger batch, "
+            "or mean= and var= to use known statistics"
+        )
+    target = None if out is None else _checks.output(out, array, "x", {"x": array})
+
+    x = _views.dense(array)
+    layout = saved._layout = _views.layout(x, axis)
+    y = np.empty_like(x) if target is None or not layout.matches(target) else target
+    saved._x = None if target is not None and _checks.same_memory(target, array) else x
+    scale = np.ones(channels) if saved._gamma is None else saved._gamma
+    shift = np.zeros(channels) if shift is None else shift
+    if x.size == 0:
+        if saved.training:
+            saved.mean, saved.var = np.full(channels, np.nan), np.full(channels, np.nan)
+    elif saved.training:
+        saved.mean, saved.var = _cpu.forward(layout.flat(x), layout.flat(y), layout.shape, scale, shift, eps)
+    else:
+        _cpu.normalize(layout.flat(x), layout.flat(y), layout.shape, saved.mean, saved.var, scale, shift, eps)
+    return _deliver(y, target), saved
+
+
+def batch_norm_inference(
+    x: Array,
+    mean: Array,
+    var: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: Array | None = None,
+) -> Array:
+    r"""Normalise every channel with known statistics.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
+
+    Parameters
+    ----------
+    x : ndarray of float32 or float64, rank >= 2
+        Any memory layout; C channels on ``axis``.
+    mean, var : ndarray of any float dtype, shape (C,)
+        Statistics of the population, usually running averages.
+    gamma, beta : ndarray of any float dtype, shape (C,), optional
+        Scale and shift; 1 and 0 without.
+    axis : int, default 1
+        Channel axis.
+    eps : float, default 1e-5
+        Added to the variance; not negative.
+    out : ndarray, optional
+        Write the result here; may be x itself.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x; ``out`` if given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> nbn.batch_norm_inference(x, np.array([2.0, 20.0]), np.array([1.0, 100.0]), eps=0.0)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    if mean is None or var is None:
+        raise TypeError("mean and var must be arrays of one value per channel, not None")
+    return batch_norm_forward(x, gamma, beta, axis=axis, eps=eps, mean=mean, var=var, out=out)[0]
+
+
+def batch_norm_backward(
+    dy: Array,
+    saved: Saved,
+    *,
+    out: Array | None = None,
+    need_dx: bool = True,
+    need_dgamma: bool = True,
+    need_dbeta: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
+    r"""Gradients of a forward call.
+
+    With xhat the normalised x and means over a channel's n values:
+
+    .. math::
+
+        d\beta = \sum dy, \qquad d\gamma = \sum dy\, \hat x, \qquad
+        dx = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}
+             \left(dy - \overline{dy} - \hat x\, \overline{dy\, \hat x}\right)
+
+    where the statistics were those of x; where they were given, the two means are absent from dx.
+
+    Parameters
+    ----------
+    dy : ndarray
+        Gradient of the loss with respect to y: shape and dtype of x, any memory layout.
+    saved : Saved
+        From the `batch_norm_forward` call that made y.
+    out : ndarray, optional
+        Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    need_dx, need_dgamma, need_dbeta : bool, default True
+        What to compute; the rest is None.
+
+    Returns
+    -------
+    dx : ndarray or None
+        Shape and dtype of x; ``out`` if given.
+    dgamma, dbeta : ndarray or None, shape (C,)
+        In the dtypes of gamma and beta; None where the forward call had no such parameter.
+
+    Raises
+    ------
+    TypeError
+        If dy is not a NumPy array of the dtype of x, or saved is not a `Saved`.
+    ValueError
+        If a shape is wrong, ``out`` overlaps an input partly, or the forward call overwrote x (``out=x``).
+
+    Notes
+    -----
+    Ioffe and Szegedy (2015), section 3. An empty batch has an empty dx, and zero dgamma and dbeta.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, saved = nbn.batch_norm_forward(x, np.ones(1), np.zeros(1))
+    >>> dx, dgamma, dbeta = nbn.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), saved)
+    >>> dx.sum().round(12), dbeta
+    (np.float64(0.0), array([1.]))
+    """
+    if not isinstance(saved, Saved):
+        raise TypeError(f"saved must come from batch_norm_forward, but is {type(saved).__name__}")
+    if saved._x is None:
+        raise ValueError(
+            "saved is from a forward call that wrote y over x (out=x), so x is gone; "
+            "give that call an array of its own to go backward"
+        )
+    x, layout = saved._x, saved._layout
+    array = _checks.gradient(dy, x)
+    target = None
+    if out is not None:
+        if not need_dx:
+            raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
+        target = _checks.output(out, x, "dy", {"dy": array, "x": x})
+    dy = _views.as_layout(array, x, layout)
+    need_dgamma = need_dgamma and saved._gamma_dtype is not None
+    need_dbeta = need_dbeta and saved._beta_dtype is not None
+    dx = None
+    if need_dx:
+        dx = np.empty_like(x) if target is None or not layout.matches(target) else target
+    sum_dy, sum_dy_xhat = _run_backward(dy, x, dx, saved, need_dgamma or need_dbeta)
+    return (
+        None if dx is None else _deliver(dx, target),
+        sum_dy_xhat.astype(saved._gamma_dtype) if need_dgamma else None,
+        sum_dy.astype(saved._beta_dtype) if need_dbeta else None,
+    )
+
+
+def _run_backward(dy: Array, x: Array, dx: Array | None, saved: Saved, need_sums: bool) -> Any:
+    """Fill dx unless it is None, and return (sum of dy, sum of dy * xhat) where they were needed."""
+    layout, channels = saved._layout, len(saved.mean)
+    if x.size == 0:
+        return np.zeros(channels), np.zeros(channels)
+    gamma = np.ones(channels) if saved._gamma is None else saved._gamma
+    flat_dy, flat_x = layout.flat(dy), layout.flat(x)
+    statistics = saved.mean, saved.var, saved._eps
+    if saved.training and dx is not None:
+        return _cpu.backward(flat_dy, flat_x, layout.flat(dx), layout.shape, gamma, *statistics)
+    sums = _cpu.backward_reduce(flat_dy, flat_x, layout.shape, *statistics) if need_sums else (None, None)
+    if dx is not None:
+        _cpu.scale(flat_dy, layout.flat(dx), layout.shape, gamma / np.sqrt(saved.var + saved._eps))
+    return sums
+
+
+def _parameter(array: Array | None, name: str, channels: int) -> tuple[Array | None, Any]:
+    """(float64 copy, dtype of its gradient) of gamma or beta, or (None, None)."""
+    if array is None:
+        return None, None
+    values = _checks.per_channel(array, name, channels)
+    kind = np.asarray(array).dtype
+    return values, kind if kind.isnative else kind.newbyteorder("=")
+
+
+def _given_statistics(mean: Array | None, var: Array | None, channels: int) -> tuple[Array, Array]:
+    if mean is None or var is None:
+        missing, present = ("mean", "var") if mean is None else ("var", "mean")
+        raise ValueError(f"{present} is given without {missing}; pass both to use known statistics, or none")
+    return _checks.per_channel(mean, "mean", channels), _checks.variance(var, "var", channels)
+
+
+def _deliver(result: Array, target: Array | None) -> Array:
+    """Return the result in ``out``, copied there where its memory order is another."""
+    if target is None or target is result:
+        return result
+    target[...] = result
+    return target

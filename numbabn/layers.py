@@ -1,0 +1,263 @@
+"""Layers: parameters and running statistics around the functions, no arithmetic of their own."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numbabn import _checks
+from numbabn._arrays import Array
+from numbabn._running import Running, averaged, initial, pooled
+from numbabn.functional import Saved, batch_norm_backward, batch_norm_forward
+
+
+class BatchNorm:
+    r"""Batch normalisation with learned scale and shift, and running statistics for inference.
+
+    In training mode every channel is normalised with the statistics of the batch,
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c,
+
+    and the running statistics move towards them; in evaluation mode the running statistics are used.
+
+    Parameters
+    ----------
+    num_channels : int
+        C, the length of x along ``axis``.
+    axis : int, default 1
+        Channel axis of x, of any rank from 2: 1 for NC, NCL, NCHW and NCDHW, -1 for NHWC.
+    eps : float, default 1e-5
+        Added to the variance; not negative.
+    momentum : float or None, default 0.1
+        Weight of the **new** batch, ``running = (1 - momentum) * running + momentum * batch``, as in PyTorch;
+        Keras' and Flax' momentum is 1 minus this. None keeps the exact statistics of everything seen, every
+        value with the same weight, which is neither PyTorch's mean of batch means nor its mean of variances.
+    scale, center : bool, default True
+        Whether there is a gamma, and a beta.
+    track_running_stats : bool, default True
+        Without, evaluation mode uses the statistics of the batch too.
+    dtype : dtype, default float32
+        Of parameters and running statistics; any floating dtype. x may have another.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``gamma`` and ``beta``, shape (C,); update them in place. `backward` replaces the entries of grads.
+    running_mean, running_var : ndarray of shape (C,), or None
+        Start at 0 and 1. running_var is unbiased, as in PyTorch; normalisation uses the biased variance.
+    num_batches_tracked : int
+        Training batches seen.
+    training : bool
+        The mode; see `train` and `eval`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range. A refused call changes nothing.
+
+    Notes
+    -----
+    Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
+    covariate shift".
+
+    In evaluation mode several threads may call one layer at once. In training mode every call gives its own
+    right result, but of calls at the same moment just one may be counted in the running statistics, and
+    `backward` belongs to the last call: train with one thread per layer.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> bn = nbn.BatchNorm(2)
+    >>> x = np.array([[1, 10], [3, 30]], np.float32)
+    >>> bn(x).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> bn.running_mean
+    array([0.2, 2. ], dtype=float32)
+    >>> dx = bn.backward(np.ones_like(x))
+    >>> bn.grads["beta"]
+    array([2., 2.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        scale: bool = True,
+        center: bool = True,
+        track_running_stats: bool = True,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        self.num_channels = _checks.channels(num_channels)
+        self.axis = _checks.integer(axis, "axis")
+        self.eps = _checks.eps(eps)
+        self.momentum = _checks.momentum(momentum)
+        self.dtype = _checks.parameter_dtype(dtype)
+        self.training = True
+        self.params: dict[str, Array] = {}
+        if scale:
+            self.params["gamma"] = np.ones(self.num_channels, self.dtype)
+        if center:
+            self.params["beta"] = np.zeros(self.num_channels, self.dtype)
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+        # All running statistics in one tuple, replaced in one assignment: no call can leave half of them.
+        self._running = initial(self.num_channels, self.dtype) if track_running_stats else None
+        self._frozen = 0
+        self._saved: Saved | None = None
+
+    @property
+    def running_mean(self) -> Array | None:
+        """Running mean, or None without tracking."""
+        return None if self._running is None else self._running.mean
+
+    @property
+    def running_var(self) -> Array | None:
+        """Running unbiased variance, or None without tracking."""
+        return None if self._running is None else self._running.var
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """Number of training batches in the running statistics."""
+        return 0 if self._running is None else self._running.batches
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Normalise x; in training mode, update the running statistics.
+
+        Parameters
+        ----------
+        x : ndarray of float32 or float64, rank >= 2
+            With ``num_channels`` along ``axis``.
+        out : ndarray, optional
+            Write the result here; may be x itself, which then cannot go backward.
+
+        Returns
+        -------
+        y : ndarray
+            Shape and dtype of x; ``out`` if given.
+        """
+        _checks.layer_input(x, self.axis, self.num_channels)
+        gamma, beta = self.params.get("gamma"), self.params.get("beta")
+        running = self._running
+        if self.training or running is None:
+            y, saved = batch_norm_forward(x, gamma, beta, axis=self.axis, eps=self.eps, out=out)
+            if self.training and running is not None and not self._frozen and saved.count:
+                update = (
+                    pooled(running, saved)
+                    if self.momentum is None
+                    else averaged(running, saved, self.momentum)
+                )
+                self._running = update
+        else:
+            y, saved = batch_norm_forward(
+                x, gamma, beta, axis=self.axis, eps=self.eps, mean=running.mean, var=running.var, out=out
+            )
+        self._saved = saved
+        return y
+
+    def backward(self, dy: Array, *, out: Array | None = None, need_dx: bool = True) -> Array | None:
+        """Gradient of the last call: return dx, and put dgamma and dbeta into `grads`.
+
+        Parameters
+        ----------
+        dy : ndarray
+            Gradient with respect to the last result: shape and dtype of that x.
+        out : ndarray, optional
+            Write dx here; may be dy itself.
+        need_dx : bool, default True
+            Without, only the gradients of the parameters are computed.
+
+        Returns
+        -------
+        dx : ndarray or None
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not called before.
+        """
+        if self._saved is None:
+            raise RuntimeError("backward needs a forward call first: y = bn(x), then bn.backward(dy)")
+        dx, dgamma, dbeta = batch_norm_backward(dy, self._saved, out=out, need_dx=need_dx)
+        if dgamma is not None:
+            self.grads["gamma"] = dgamma
+        if dbeta is not None:
+            self.grads["beta"] = dbeta
+        return dx
+
+    def train(self) -> Self:
+        """Switch to training mode; return the layer."""
+        self.training = True
+        return self
+
+    def eval(self) -> Self:
+        """Switch to evaluation mode; return the layer."""
+        self.training = False
+        return self
+
+    @contextmanager
+    def frozen_stats(self) -> Iterator[Self]:
+        """Within the block no call updates the running statistics; what a call returns is the same.
+
+        For recomputation of activations, and for looking at training-mode output in the middle of training.
+
+        Examples
+        --------
+        >>> import numpy as np, numbabn as nbn
+        >>> bn = nbn.BatchNorm(1)
+        >>> with bn.frozen_stats():
+        ...     y = bn(np.array([[1.0], [3.0]]))
+        >>> bn.num_batches_tracked
+        0
+        """
+        self._frozen += 1
+        try:
+            yield self
+        finally:
+            self._frozen -= 1
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and statistics, for `load_state_dict`, ``numpy.savez`` or safetensors.
+
+        Keys: gamma, beta, running_mean, running_var, num_batches_tracked, as far as the layer has them; with
+        ``momentum=None`` also population_count, population_mean and population_m2 in full precision.
+        """
+        state = {name: value.copy() for name, value in self.params.items()}
+        if self._running is not None:
+            state |= self._running.state(population=self.momentum is None)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over parameters and statistics from `state_dict`; the dtypes become those of this layer.
+
+        Raises
+        ------
+        KeyError
+            If keys are missing or unknown.
+        TypeError, ValueError
+            If a value has the wrong dtype or shape. Whatever is raised, the layer is unchanged.
+        """
+        expected = self.state_dict()
+        values = _checks.state(state, expected)
+        running = None if self._running is None else Running.from_state(values)
+        for name, value in self.params.items():
+            value[...] = values[name]
+        self._running = running
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_saved": None, "_frozen": 0}  # a batch is no part of a layer
+
+    def __repr__(self) -> str:
+        options = f"axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
+        for name, present in (
+            ("scale", "gamma" in self.params),
+            ("center", "beta" in self.params),
+            ("track_running_stats", self._running is not None),
+        ):
+            options += "" if present else f", {name}=False"
+        options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        return f"BatchNorm({self.num_channels}, {options})"
