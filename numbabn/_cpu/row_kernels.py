@@ -28,6 +28,7 @@ from numbabn._cpu.simd import (
     sub,
     total,
     unaligned,
+    widen,
     zeros,
 )
 from numbabn._cpu.welford import affine_coefficients, gradient_coefficients, merge_sums
@@ -58,14 +59,17 @@ def segment(c, t, channels, inner):
 
 @helper
 def sums(x, dy, c, lo, hi, channels, inner, shift):
-    """(n, sum of e, sum of e * d) over segments lo..hi of channel c, in shift's dtype.
+    """(n, sum of e, sum of e * d) over segments lo..hi of channel c; d = x - shift.
 
-    d = x - shift; e = dy, or d where dy is None: the sums of the backward pass, or those of the variance.
+    e = dy, or d where dy is None: the sums of the backward pass, or those of the variance. d, e and their sum
+    have shift's dtype; products are summed in float64 in any case. Float32 sums of squares are biased where
+    x is rounded to a grid, as at an offset of 1e4: a square is 0 or 1 modulo 4, so that it is rounded down
+    more often than up, 3e-7 of the variance.
     """
     n = 0
     k = splat(shift)
     s0 = s1 = s2 = s3 = zeros(shift)
-    q0 = q1 = q2 = q3 = zeros(shift)
+    q0 = q1 = q2 = q3 = zeros(np.float64(0))
     for t in range(lo, hi):
         first, size = segment(c, t, channels, inner)
         ahead = segment(c, t + 1, channels, inner)[0] - first
@@ -82,10 +86,10 @@ def sums(x, dy, c, lo, hi, channels, inner, shift):
                 e2, e3 = load(dy, i + 2 * LANES, shift), load(dy, i + 3 * LANES, shift)
                 prefetch_stride(dy, i + ahead)
             prefetch_stride(x, i + ahead)
-            s0, q0 = add(s0, e0), fma(e0, d0, q0)
-            s1, q1 = add(s1, e1), fma(e1, d1, q1)
-            s2, q2 = add(s2, e2), fma(e2, d2, q2)
-            s3, q3 = add(s3, e3), fma(e3, d3, q3)
+            s0, q0 = add(s0, e0), fma(widen(e0), widen(d0), q0)
+            s1, q1 = add(s1, e1), fma(widen(e1), widen(d1), q1)
+            s2, q2 = add(s2, e2), fma(widen(e2), widen(d2), q2)
+            s3, q3 = add(s3, e3), fma(widen(e3), widen(d3), q3)
         if body < first + size:
             left = first + size - body
             d0 = sub(load_part(x, body, left, k), k)
@@ -99,13 +103,13 @@ def sums(x, dy, c, lo, hi, channels, inner, shift):
                 e1 = load_part(dy, body + LANES, left - LANES, none)
                 e2 = load_part(dy, body + 2 * LANES, left - 2 * LANES, none)
                 e3 = load_part(dy, body + 3 * LANES, left - 3 * LANES, none)
-            s0, q0 = add(s0, e0), fma(e0, d0, q0)
-            s1, q1 = add(s1, e1), fma(e1, d1, q1)
-            s2, q2 = add(s2, e2), fma(e2, d2, q2)
-            s3, q3 = add(s3, e3), fma(e3, d3, q3)
+            s0, q0 = add(s0, e0), fma(widen(e0), widen(d0), q0)
+            s1, q1 = add(s1, e1), fma(widen(e1), widen(d1), q1)
+            s2, q2 = add(s2, e2), fma(widen(e2), widen(d2), q2)
+            s3, q3 = add(s3, e3), fma(widen(e3), widen(d3), q3)
     s = total(add(add(s0, s1), add(s2, s3)))
     q = total(add(add(q0, q1), add(q2, q3)))
-    return np.float64(n), np.float64(s), np.float64(q)
+    return np.float64(n), np.float64(s), q
 
 
 @helper
@@ -134,7 +138,7 @@ def slab_moments(x, c, lo, hi, channels, inner, like):
         stop = min(t + group, hi)
         shift = np.float64(convert(shift, like))
         n, s, q = sums(x, None, c, t, stop, channels, inner, convert(shift, like))
-        if not np.isfinite(q):  # the data are not finite, or their squares overflow float32
+        if not np.isfinite(s):  # the data are not finite, or their sum overflows float32
             n, s, q = sums(x, None, c, t, stop, channels, inner, shift)
         count, mean, m2 = merge_sums(count, mean, m2, n, shift, s, q)
         shift = mean

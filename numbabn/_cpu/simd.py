@@ -21,6 +21,7 @@ if config.DISABLE_JIT:
         sub,
         total,
         unaligned,
+        widen,
         zeros,
     )
 else:
@@ -40,6 +41,7 @@ else:
         sub,
         total,
         unaligned,
+        widen,
         zeros,
     )
 
@@ -60,5 +62,6 @@ __all__ = [
     "sub",
     "total",
     "unaligned",
+    "widen",
     "zeros",
 ]

@@ -126,6 +126,18 @@ def convert(typingctx, value, like):
 
 
 @intrinsic
+def widen(typingctx, a):
+    """Return the vector in float64."""
+
+    def codegen(context, builder, signature, arguments):
+        if a.dtype == types.float64:
+            return arguments[0]
+        return builder.fpext(arguments[0], ir.VectorType(ir.DoubleType(), LANES))
+
+    return Vector(types.float64)(a), codegen
+
+
+@intrinsic
 def splat(typingctx, scalar):
     """Return a vector with the scalar in every lane."""
 

@@ -27,6 +27,11 @@ def convert(value, like):
     return type(like)(value)
 
 
+def widen(a):
+    """Return the vector in float64."""
+    return a.astype(np.float64)
+
+
 def splat(scalar):
     """Return the scalar in every lane."""
     return np.full(LANES, scalar)
