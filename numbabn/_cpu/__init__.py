@@ -11,8 +11,9 @@ import numpy as np
 
 from numbabn._arrays import Array
 from numbabn._cpu import columns, plan, rows
+from numbabn._cpu.affine import affine_coefficients, gradient_coefficients
 from numbabn._cpu.plan import Shape
-from numbabn._cpu.welford import fill_affine, fill_gradient, merge_chunks
+from numbabn._cpu.welford import merge_chunks
 
 
 def moments(x: Array, shape: Shape, like: np.floating | None = None) -> tuple[Array, Array]:
@@ -28,13 +29,12 @@ def moments(x: Array, shape: Shape, like: np.floating | None = None) -> tuple[Ar
 def forward(x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float) -> tuple[Array, Array]:
     """Normalise with the statistics of x itself; return them as (mean, biased variance)."""
     outer, channels, inner = shape
-    mean, var = np.empty((2, channels))
-    if _family(shape).forward(x, y, shape, gamma, beta, eps, mean, var):
-        return mean, var
-    mean, m2 = moments(x, shape, x.dtype.type(0))
-    var = m2 / (outer * inner)
-    normalize(x, y, shape, mean, var, gamma, beta, eps)
-    return mean, var
+    statistics = np.empty((2, channels))
+    if not _family(shape).forward(x, y, shape, gamma, beta, eps, statistics):
+        mean, m2 = moments(x, shape, x.dtype.type(0))
+        statistics = np.stack([mean, m2 / (outer * inner)])
+        normalize(x, y, shape, statistics[0], statistics[1], gamma, beta, eps)
+    return statistics[0], statistics[1]
 
 
 def normalize(
@@ -44,7 +44,7 @@ def normalize(
     if not plan.uses_rows(shape) and columns.normalize(x, y, shape, mean, var, gamma, beta, eps):
         return
     coefficients = np.empty((4, shape[1]), x.dtype)
-    fill_affine(mean, var, gamma, beta, eps, coefficients)
+    affine_coefficients(mean, var, gamma, beta, eps, coefficients)
     _family(shape).apply(x, None, y, shape, coefficients)
 
 
@@ -61,8 +61,9 @@ def backward(
 
 def backward_reduce(dy: Array, x: Array, shape: Shape, mean: Array, var: Array, eps: float) -> Array:
     """Return (sum of dy, sum of dy * xhat), an array [2, channels]."""
-    sum_dy, sum_dy_d = _family(shape).products(x, dy, shape, mean)
-    return np.stack([sum_dy.sum(axis=0), sum_dy_d.sum(axis=0) / np.sqrt(var + eps)])
+    sums: Array = _family(shape).products(x, dy, shape, mean).sum(axis=1)
+    sums[1] /= np.sqrt(var + eps)
+    return sums
 
 
 def backward_apply(
@@ -79,7 +80,7 @@ def backward_apply(
     """Write dx = gamma * invstd * (dy - sum_dy / n - xhat * sum_dy_xhat / n)."""
     outer, channels, inner = shape
     coefficients = np.empty((4, channels), x.dtype)
-    fill_gradient(mean, var, gamma, eps, np.float64(outer * inner), sums, coefficients)
+    gradient_coefficients(mean, var, gamma, eps, np.float64(outer * inner), sums, coefficients)
     _family(shape).apply(x, dy, dx, shape, coefficients)
 
 

@@ -1,7 +1,6 @@
 """How every CPU kernel is compiled, cached and run: the one place for Numba's options.
 
-Kernels compile on their first call, never at import. Each one is a serial function over a range of tasks,
-``kernel(lo, hi, *arguments)``, with a thin ``prange`` driver beside it, ``driver(tasks, *arguments)``.
+Kernels compile on their first call, never at import.
 """
 
 import contextlib
@@ -9,15 +8,20 @@ import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import numba
 from numba import config, njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+# parallel=True would also look for array expressions to parallelise, which kernels do not have.
+_PRANGE_ONLY = {
+    "prange": True, "comprehension": False, "fusion": False, "inplace_binop": False, "numpy": False,
+    "reduction": False, "setitem": False, "stencil": False,
+}  # fmt: skip
 
 # Below this many bytes of x one thread is faster: entering a parallel region costs 2 to 20 us.
 PARALLEL_BYTES = 512 * 1024
@@ -37,34 +41,48 @@ def _package_stamp():
 
 
 class _PackageCache(FunctionCache):
-    """Numba's on-disk cache, stamped with the whole package."""
+    """Numba's on-disk cache, stamped with the whole package, and with one file per variant of a function.
 
-    def __init__(self, function):
+    Numba takes no notice of jit options: serial and parallel code of one function would share a file.
+    """
+
+    def __init__(self, function, variant):
         super().__init__(function)
-        self._cache_file._source_stamp = _package_stamp()
-
-
-def _cached(dispatcher):
-    if not config.DISABLE_JIT:
-        # Where no cache folder can be written to: compile in every process rather than fail the import.
-        with contextlib.suppress(RuntimeError):
-            dispatcher._cache = _PackageCache(dispatcher.py_func)
-    return dispatcher
+        name = f"{self._impl.filename_base}-{variant}"
+        self._cache_file = IndexDataCacheFile(self.cache_path, name, _package_stamp())
 
 
 def helper(function):
-    """Compile a function that kernels call."""
-    return njit(**_OPTIONS)(function)
+    """Compile a function that only kernels call: without entry points for Python and C, in half the time."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 
-def kernel(function):
-    """Compile a serial kernel that is called from Python, with an on-disk cache."""
-    return _cached(njit(**_OPTIONS)(function))
+class Kernel:
+    """A function whose outer loop is a ``prange`` over independent tasks: a serial and a parallel version.
+
+    The bits are the same for both, since the tasks are. Call it with the number of bytes it works on, by which
+    the version is chosen, and its arguments.
+    """
+
+    def __init__(self, function):
+        self.serial = _cached(njit(**_OPTIONS)(function), "serial")
+        self.parallel = _cached(njit(parallel=_PRANGE_ONLY, **_OPTIONS)(function), "parallel")
+
+    def __call__(self, nbytes, *arguments):
+        (self.parallel if use_threads(nbytes) else self.serial)(*arguments)
 
 
-def driver(function):
-    """Compile a parallel driver, with an on-disk cache."""
-    return _cached(njit(parallel=True, **_OPTIONS)(function))
+def small_kernel(function):
+    """Compile a function for work that is never worth a second thread."""
+    return _cached(njit(**_OPTIONS)(function), "serial")
+
+
+def _cached(dispatcher, variant):
+    if not config.DISABLE_JIT:
+        # Where no cache folder can be written to: compile in every process rather than fail the import.
+        with contextlib.suppress(RuntimeError):
+            dispatcher._cache = _PackageCache(dispatcher.py_func, variant)
+    return dispatcher
 
 
 _forked_from_openmp = False
@@ -92,17 +110,9 @@ def use_threads(nbytes: int) -> bool:
     return numba.get_num_threads() > 1 and numba.threading_layer() in ("omp", "tbb")
 
 
-def run(kernel: Any, driver: Any, tasks: int, nbytes: int, *arguments: Any) -> None:
-    """Run all tasks of a kernel, in parallel where that pays; the bits are the same either way."""
-    if tasks > 1 and use_threads(nbytes):
-        driver(tasks, *arguments)
-    else:
-        kernel(0, tasks, *arguments)
-
-
 def cache_folder() -> str | None:
     """Return the folder of compiled kernels, or None where no folder can be written to."""
     try:
-        return None if config.DISABLE_JIT else FunctionCache(run).cache_path
+        return None if config.DISABLE_JIT else FunctionCache(cache_folder).cache_path
     except RuntimeError:
         return None

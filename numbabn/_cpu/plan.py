@@ -31,6 +31,11 @@ def streams(nbytes: int) -> bool:
     return nbytes >= STREAM_BYTES
 
 
+def small(nbytes: int) -> bool:
+    """Whether a call reads so little that a second thread, or a second launch, is not worth its while."""
+    return nbytes < PARALLEL_BYTES
+
+
 def uses_rows(shape: Shape) -> bool:
     """Whether a channel's contiguous pieces are long enough to fill vectors."""
     return shape[2] >= LANES
@@ -41,7 +46,7 @@ def block_channels(shape: Shape, itemsize: int, arrays: int) -> int:
     outer, channels, inner = shape
     slab = outer * inner * itemsize * arrays
     block = max(1, min(channels, BLOCK_BYTES // slab))
-    return block if slab * channels < PARALLEL_BYTES else min(block, channels // FUSED_TASKS)
+    return block if small(slab * channels) else min(block, channels // FUSED_TASKS)
 
 
 def row_chunks(shape: Shape, itemsize: int) -> int:

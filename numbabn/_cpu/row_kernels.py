@@ -10,7 +10,8 @@ which is as much as summing 400 floats.
 import numpy as np
 from numba import prange
 
-from numbabn._cpu.jit import driver, helper, kernel
+from numbabn._cpu.affine import affine, fill_affine, fill_gradient, put, put_part
+from numbabn._cpu.jit import Kernel, helper
 from numbabn._cpu.simd import (
     LANES,
     add,
@@ -22,16 +23,13 @@ from numbabn._cpu.simd import (
     load_part,
     prefetch,
     splat,
-    store,
-    store_part,
-    stream,
     sub,
     total,
     unaligned,
     widen,
     zeros,
 )
-from numbabn._cpu.welford import affine_coefficients, gradient_coefficients, merge_sums
+from numbabn._cpu.welford import merge_sums
 
 # Elements summed in the accumulator's dtype before a merge in float64: 64 lanes of 64 float32 additions.
 # Element-by-element Welford runs at 1.2 GB/s, this at 200 in cache.
@@ -84,8 +82,8 @@ def sums(x, dy, c, lo, hi, channels, inner, shift):
             if dy is not None:
                 e0, e1 = load(dy, i, shift), load(dy, i + LANES, shift)
                 e2, e3 = load(dy, i + 2 * LANES, shift), load(dy, i + 3 * LANES, shift)
-                prefetch_stride(dy, i + ahead)
-            prefetch_stride(x, i + ahead)
+                prefetch(dy, i + ahead, STRIDE)
+            prefetch(x, i + ahead, STRIDE)
             s0, q0 = add(s0, e0), fma(widen(e0), widen(d0), q0)
             s1, q1 = add(s1, e1), fma(widen(e1), widen(d1), q1)
             s2, q2 = add(s2, e2), fma(widen(e2), widen(d2), q2)
@@ -110,15 +108,6 @@ def sums(x, dy, c, lo, hi, channels, inner, shift):
     s = total(add(add(s0, s1), add(s2, s3)))
     q = total(add(add(q0, q1), add(q2, q3)))
     return np.float64(n), np.float64(s), q
-
-
-@helper
-def prefetch_stride(x, i):
-    """Prefetch x[i : i + STRIDE]."""
-    prefetch(x, i)
-    prefetch(x, i + LANES)
-    prefetch(x, i + 2 * LANES)
-    prefetch(x, i + 3 * LANES)
 
 
 @helper
@@ -159,25 +148,18 @@ def slab_products(x, dy, c, lo, hi, channels, inner, mean):
 
 
 @helper
-def affine(x, dy, i, k, a, b, w):
-    """Sixteen values of (x - k) * a + b, and + dy * w where there is a dy."""
-    value = fma(sub(load(x, i, x[0]), k), a, b)
-    if dy is not None:
-        value = fma(load(dy, i, x[0]), w, value)
-    return value
+def splat_coefficients(coefficients, c):
+    """(center, scale, shift, weight) of channel c in every lane."""
+    return (
+        splat(coefficients[0, c]),
+        splat(coefficients[1, c]),
+        splat(coefficients[2, c]),
+        splat(coefficients[3, c]),
+    )
 
 
 @helper
-def affine_part(x, dy, i, count, out, k, a, b, w):
-    """Write the first ``count`` of sixteen values of ``affine``."""
-    value = fma(sub(load_part(x, i, count, k), k), a, b)
-    if dy is not None:
-        value = fma(load_part(dy, i, count, k), w, value)
-    store_part(out, i, count, value)
-
-
-@helper
-def apply_range(x, dy, out, lo, hi, channels, inner, center, scale, shift, weight, ahead, streaming):
+def apply_range(x, dy, out, lo, hi, channels, inner, coefficients, ahead, streaming):
     """out = (x - center) * scale + shift + dy * weight over the flat range lo..hi, coefficients per channel.
 
     Vectors run over the end of one channel into the next, so that every streamed line is whole: half lines
@@ -186,175 +168,158 @@ def apply_range(x, dy, out, lo, hi, channels, inner, center, scale, shift, weigh
     """
     c = lo // inner % channels
     end = (lo // inner + 1) * inner
-    k, a, b, w = splat(center[c]), splat(scale[c]), splat(shift[c]), splat(weight[c])
+    k, a, b, w = splat_coefficients(coefficients, c)
     i = lo
     if streaming:
         i = min(lo + unaligned(out, lo), hi)
         if i > lo:
-            affine_part(x, dy, lo, i - lo, out, k, a, b, w)
+            put_part(out, lo, i - lo, x, dy, k, a, b, w)
     while True:
         body = i + (min(end, hi) - i) // LANES * LANES
         for j in range(i, body, LANES):
-            prefetch(x, j + ahead)
+            prefetch(x, j + ahead, LANES)
             if dy is not None:
-                prefetch(dy, j + ahead)
-            value = affine(x, dy, j, k, a, b, w)
-            if streaming:
-                stream(out, j, value)
-            else:
-                store(out, j, value)
+                prefetch(dy, j + ahead, LANES)
+            put(out, j, affine(x, dy, j, k, a, b, w), streaming)
         i = max(i, body)
         if end >= hi:
             break
         c = c + 1 if c + 1 < channels else 0
-        k1, a1, b1, w1 = splat(center[c]), splat(scale[c]), splat(shift[c]), splat(weight[c])
+        k1, a1, b1, w1 = splat_coefficients(coefficients, c)
         if i < end:
             n = end - i
-            value = affine(x, dy, i, blend(k, k1, n), blend(a, a1, n), blend(b, b1, n), blend(w, w1, n))
-            if streaming:
-                stream(out, i, value)
-            else:
-                store(out, i, value)
+            k, a, b, w = blend(k, k1, n), blend(a, a1, n), blend(b, b1, n), blend(w, w1, n)
+            put(out, i, affine(x, dy, i, k, a, b, w), streaming)
             i += LANES
         k, a, b, w = k1, a1, b1, w1
         end += inner
     if i < hi:
-        affine_part(x, dy, i, hi - i, out, k, a, b, w)
-
-
-@kernel
-def moments(lo, hi, x, outer, channels, inner, like, count, mean, m2):
-    """Partial moments of task (channel, chunk): count[chunks], mean[chunks, channels] and m2."""
-    chunks = len(count)
-    segments = outer * segments_per_row(inner)
-    for task in range(lo, hi):
-        c, k = task // chunks, task % chunks
-        start, stop = segments * k // chunks, segments * (k + 1) // chunks
-        count[k], mean[k, c], m2[k, c] = slab_moments(x, c, start, stop, channels, inner, like)
-
-
-@driver
-def moments_parallel(tasks, x, outer, channels, inner, like, count, mean, m2):
-    for t in prange(tasks):
-        moments(t, t + 1, x, outer, channels, inner, like, count, mean, m2)
-
-
-@kernel
-def products(lo, hi, x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d):
-    """Partial sums of dy and dy * (x - mean) of task (channel, chunk): arrays [chunks, channels]."""
-    chunks = len(sum_dy)
-    segments = outer * segments_per_row(inner)
-    for task in range(lo, hi):
-        c, k = task // chunks, task % chunks
-        start, stop = segments * k // chunks, segments * (k + 1) // chunks
-        _, sum_dy[k, c], sum_dy_d[k, c] = slab_products(x, dy, c, start, stop, channels, inner, mean[c])
-
-
-@driver
-def products_parallel(tasks, x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d):
-    for t in prange(tasks):
-        products(t, t + 1, x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d)
+        put_part(out, i, hi - i, x, dy, k, a, b, w)
 
 
 @helper
-def task_start(t, x, inner):
-    """Where apply's task t begins: at a row, or inside one that is longer than a task."""
-    pieces = max(1, inner // TASK)
-    rows = max(1, TASK // inner)
-    return min(t // pieces * rows * inner + inner * (t % pieces) // pieces, x.size)
+def moments_task(task, x, outer, channels, inner, like, count, mean, m2):
+    """Partial moments of a chunk of a channel."""
+    chunks, segments = len(count), outer * segments_per_row(inner)
+    c, k = task // chunks, task % chunks
+    start, stop = segments * k // chunks, segments * (k + 1) // chunks
+    count[k], mean[k, c], m2[k, c] = slab_moments(x, c, start, stop, channels, inner, like)
 
 
-@kernel
-def apply(lo, hi, x, dy, out, count, channels, inner, center, scale, shift, weight, streaming):
-    """out = (x - center) * scale + shift + dy * weight, in ``count`` tasks of about ``TASK`` elements.
+@Kernel
+def moments(x, outer, channels, inner, like, count, mean, m2):
+    """Partial moments of every channel: count[chunks], mean[chunks, channels] and m2."""
+    for t in prange(channels * len(count)):
+        moments_task(np.int64(t), x, outer, channels, inner, like, count, mean, m2)
 
-    From the last task to the first, because what the statistics read last is still in the cache.
-    """
-    for t in range(count - hi, count - lo):
-        start, stop = task_start(t, x, inner), task_start(t + 1, x, inner)
-        apply_range(x, dy, out, start, stop, channels, inner, center, scale, shift, weight, 0, streaming)
+
+@helper
+def products_task(task, x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d):
+    """Partial sums of a chunk of a channel."""
+    chunks, segments = len(sum_dy), outer * segments_per_row(inner)
+    c, k = task // chunks, task % chunks
+    start, stop = segments * k // chunks, segments * (k + 1) // chunks
+    _, sum_dy[k, c], sum_dy_d[k, c] = slab_products(x, dy, c, start, stop, channels, inner, mean[c])
+
+
+@Kernel
+def products(x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d):
+    """Partial sums of dy and dy * (x - mean) of every channel: arrays [chunks, channels]."""
+    for t in prange(channels * len(sum_dy)):
+        products_task(np.int64(t), x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d)
+
+
+@helper
+def apply_task(t, x, dy, out, channels, inner, coefficients, streaming):
+    """Apply the affine map to one of the tasks that ``apply_start`` bounds."""
+    start, stop = apply_start(t, x.size, inner), apply_start(t + 1, x.size, inner)
+    apply_range(x, dy, out, start, stop, channels, inner, coefficients, 0, streaming)
     fence()
 
 
-@driver
-def apply_parallel(tasks, x, dy, out, count, channels, inner, center, scale, shift, weight, streaming):
+@helper
+def apply_start(t, size, inner):
+    """Where apply's task t begins: at a row, or inside one that is longer than a task."""
+    pieces = max(1, inner // TASK)
+    rows = max(1, TASK // inner)
+    return min(t // pieces * rows * inner + inner * (t % pieces) // pieces, size)
+
+
+@Kernel
+def apply(x, dy, out, tasks, channels, inner, coefficients, streaming):
+    """out = (x - center) * scale + shift + dy * weight, with coefficients[4, channels] in this order.
+
+    From the last task to the first, because what the statistics read last is still in the cache.
+    """
     for t in prange(tasks):
-        apply(t, t + 1, x, dy, out, count, channels, inner, center, scale, shift, weight, streaming)
+        apply_task(tasks - 1 - np.int64(t), x, dy, out, channels, inner, coefficients, streaming)
 
 
-@kernel
-def forward(lo, hi, x, y, outer, channels, inner, block, gamma, beta, eps, like, mean, var, streaming):
+@helper
+def forward_task(t, x, y, outer, channels, inner, block, gamma, beta, eps, like, mean, var, coefs, streaming):
+    """Training forward of a block of channels."""
+    segments = outer * segments_per_row(inner)
+    c0, c1 = t * block, min((t + 1) * block, channels)
+    for c in range(c0, c1):
+        count, mean[c], m2 = slab_moments(x, c, 0, segments, channels, inner, like)
+        var[c] = m2 / count
+        fill_affine(c, mean, var, gamma, beta, eps, coefs)
+    size = (c1 - c0) * inner
+    for n in range(outer):
+        start = (n * channels + c0) * inner
+        apply_range(x, None, y, start, start + size, channels, inner, coefs, size, streaming)
+    fence()
+
+
+@Kernel
+def forward(x, y, outer, channels, inner, block, gamma, beta, eps, like, mean, var, coefs, streaming):
     """Training forward; a task is a block of channels, statistics and result, while its slab is in cache.
 
     While a block is written the next one is prefetched, so that memory reads and writes at once:
     32x256x56x56 takes 2.5 ms with it and 4.2 without, where a copy takes 2.0.
     """
+    for t in prange(-(-channels // block)):
+        forward_task(
+            np.int64(t),
+            x,
+            y,
+            outer,
+            channels,
+            inner,
+            block,
+            gamma,
+            beta,
+            eps,
+            like,
+            mean,
+            var,
+            coefs,
+            streaming,
+        )
+
+
+@helper
+def backward_task(t, x, dy, dx, outer, channels, inner, block, gamma, mean, var, eps, sums, coefs, streaming):
+    """Training backward of a block of channels."""
     segments = outer * segments_per_row(inner)
-    center, scale, shift = (
-        np.empty(channels, x.dtype),
-        np.empty(channels, x.dtype),
-        np.empty(channels, x.dtype),
-    )
-    for t in range(lo, hi):
-        c0, c1 = t * block, min((t + 1) * block, channels)
-        for c in range(c0, c1):
-            count, mean[c], m2 = slab_moments(x, c, 0, segments, channels, inner, like)
-            var[c] = m2 / count
-            center[c], scale[c], shift[c] = affine_coefficients(mean[c], var[c], gamma[c], beta[c], eps, x[0])
-        size = (c1 - c0) * inner
-        for n in range(outer):
-            start = (n * channels + c0) * inner
-            apply_range(
-                x, None, y, start, start + size, channels, inner, center, scale, shift, scale, size, streaming
-            )
+    c0, c1 = t * block, min((t + 1) * block, channels)
+    for c in range(c0, c1):
+        count, sums[0, c], q = slab_products(x, dy, c, 0, segments, channels, inner, mean[c])
+        sums[1, c] = q / np.sqrt(var[c] + eps)
+        fill_gradient(c, mean, var, gamma, eps, count, sums, coefs)
+    size = (c1 - c0) * inner
+    for n in range(outer):
+        start = (n * channels + c0) * inner
+        apply_range(x, dy, dx, start, start + size, channels, inner, coefs, size, streaming)
     fence()
 
 
-@driver
-def forward_parallel(
-    tasks, x, y, outer, channels, inner, block, gamma, beta, eps, like, mean, var, streaming
-):
-    for t in prange(tasks):
-        forward(t, t + 1, x, y, outer, channels, inner, block, gamma, beta, eps, like, mean, var, streaming)
-
-
-@kernel
-def backward(
-    lo, hi, x, dy, dx, outer, channels, inner, block, gamma, mean, var, eps, sum_dy, sum_dy_xhat, streaming
-):
+@Kernel
+def backward(x, dy, dx, outer, channels, inner, block, gamma, mean, var, eps, sums, coefs, streaming):
     """Training backward; a task is a block of channels, sums and result, while its slabs are in cache."""
-    segments = outer * segments_per_row(inner)
-    center, scale, shift = (
-        np.empty(channels, x.dtype),
-        np.empty(channels, x.dtype),
-        np.empty(channels, x.dtype),
-    )
-    weight = np.empty(channels, x.dtype)
-    for t in range(lo, hi):
-        c0, c1 = t * block, min((t + 1) * block, channels)
-        for c in range(c0, c1):
-            count, sum_dy[c], q = slab_products(x, dy, c, 0, segments, channels, inner, mean[c])
-            sum_dy_xhat[c] = q / np.sqrt(var[c] + eps)
-            center[c], scale[c], shift[c], weight[c] = gradient_coefficients(
-                mean[c], var[c], gamma[c], eps, sum_dy[c], sum_dy_xhat[c], count, x[0]
-            )
-        size = (c1 - c0) * inner
-        for n in range(outer):
-            start = (n * channels + c0) * inner
-            apply_range(
-                x, dy, dx, start, start + size, channels, inner, center, scale, shift, weight, size, streaming
-            )
-    fence()
-
-
-@driver
-def backward_parallel(
-    tasks, x, dy, dx, outer, channels, inner, block, gamma, mean, var, eps, sum_dy, sum_dy_xhat, streaming
-):
-    for t in prange(tasks):
-        backward(
-            t,
-            t + 1,
+    for t in prange(-(-channels // block)):
+        backward_task(
+            np.int64(t),
             x,
             dy,
             dx,
@@ -366,7 +331,7 @@ def backward_parallel(
             mean,
             var,
             eps,
-            sum_dy,
-            sum_dy_xhat,
+            sums,
+            coefs,
             streaming,
         )

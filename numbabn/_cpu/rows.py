@@ -5,7 +5,6 @@ import numpy as np
 from numbabn._arrays import Array
 from numbabn._cpu import plan
 from numbabn._cpu import row_kernels as kernels
-from numbabn._cpu.jit import run
 from numbabn._cpu.plan import Shape
 
 
@@ -14,51 +13,35 @@ def moments(x: Array, shape: Shape, like: np.floating) -> tuple[Array, Array, Ar
     chunks = plan.row_chunks(shape, x.itemsize)
     count = np.empty(chunks)
     mean, m2 = np.empty((2, chunks, shape[1]))
-    tasks = shape[1] * chunks
-    run(kernels.moments, kernels.moments_parallel, tasks, x.nbytes, x, *shape, like, count, mean, m2)
+    kernels.moments(x.nbytes, x, *shape, like, count, mean, m2)
     return count, mean, m2
 
 
-def products(x: Array, dy: Array, shape: Shape, mean: Array) -> tuple[Array, Array]:
-    """Return (sum of dy, sum of dy * (x - mean)), both [chunks, channels]."""
-    chunks = plan.row_chunks(shape, x.itemsize)
-    sum_dy, sum_dy_d = np.empty((2, chunks, shape[1]))
-    tasks = shape[1] * chunks
-    run(
-        kernels.products,
-        kernels.products_parallel,
-        tasks,
-        2 * x.nbytes,
-        x,
-        dy,
-        *shape,
-        mean,
-        sum_dy,
-        sum_dy_d,
-    )
-    return sum_dy, sum_dy_d
+def products(x: Array, dy: Array, shape: Shape, mean: Array) -> Array:
+    """Return (sum of dy, sum of dy * (x - mean)), an array [2, chunks, channels]."""
+    sums = np.empty((2, plan.row_chunks(shape, x.itemsize), shape[1]))
+    kernels.products(2 * x.nbytes, x, dy, *shape, mean, *sums)
+    return sums
 
 
 def apply(x: Array, dy: Array | None, out: Array, shape: Shape, coefficients: Array) -> None:
     """Write out = (x - center) * scale + shift, + dy * weight; coefficients[4, channels] in this order."""
     nbytes = plan.touched(x, dy)
     tasks = plan.apply_tasks(shape)
-    run(
-        kernels.apply, kernels.apply_parallel, tasks, nbytes,
-        x, dy, out, tasks, *shape[1:], *coefficients, plan.streams(nbytes),
-    )  # fmt: skip
+    kernels.apply(nbytes, x, dy, out, tasks, *shape[1:], coefficients, plan.streams(nbytes))
 
 
 def forward(
-    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, mean: Array, var: Array
+    x: Array, y: Array, shape: Shape, gamma: Array, beta: Array, eps: float, statistics: Array
 ) -> bool:
-    """Fill y, mean and var in one pass over memory, or return False where that is not the fastest."""
+    """Fill y and statistics[2, channels] in one pass over memory, or return False where phases are better."""
     block = plan.block_channels(shape, x.itemsize, arrays=1)
     if not block:
         return False
-    run(
-        kernels.forward, kernels.forward_parallel, -(-shape[1] // block), x.nbytes,
-        x, y, *shape, block, gamma, beta, eps, x.dtype.type(0), mean, var, plan.streams(plan.touched(x)),
+    coefficients = np.empty((4, shape[1]), x.dtype)
+    kernels.forward(
+        x.nbytes, x, y, *shape, block, gamma, beta, eps, x.dtype.type(0), *statistics,
+        coefficients, plan.streams(plan.touched(x)),
     )  # fmt: skip
     return True
 
@@ -74,12 +57,13 @@ def backward(
     eps: float,
     sums: Array,
 ) -> bool:
-    """Fill dx and sums[2, channels] in one pass over memory, or return False."""
+    """Fill dx and sums[2, channels] in one pass over memory, or return False where phases are better."""
     block = plan.block_channels(shape, x.itemsize, arrays=2)
     if not block:
         return False
-    run(
-        kernels.backward, kernels.backward_parallel, -(-shape[1] // block), 2 * x.nbytes,
-        x, dy, dx, *shape, block, gamma, mean, var, eps, *sums, plan.streams(plan.touched(x, dy)),
+    coefficients = np.empty((4, shape[1]), x.dtype)
+    kernels.backward(
+        2 * x.nbytes, x, dy, dx, *shape, block, gamma, mean, var, eps, sums,
+        coefficients, plan.streams(plan.touched(x, dy)),
     )  # fmt: skip
     return True

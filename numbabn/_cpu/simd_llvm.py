@@ -242,20 +242,20 @@ def stream(typingctx, array, index, value):
     return types.void(array, types.intp, value), _make_store(nontemporal=True)
 
 
-@intrinsic
-def prefetch(typingctx, array, index):
-    """Ask for the cache lines of array[index : index + 16]; any address is harmless."""
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx, array, index, count):
+    """Ask for the cache lines of array[index : index + count], count a constant; any address is harmless."""
 
     def codegen(context, builder, signature, arguments):
         per_line = LINE * 8 // array.dtype.bitwidth
-        for offset in range(0, LANES, per_line):
-            index = builder.add(arguments[1], ir.Constant(arguments[1].type, offset))
-            address = _element(context, builder, array, arguments[0], index)
+        for offset in range(0, count.literal_value, per_line):
+            position = builder.add(arguments[1], ir.Constant(arguments[1].type, offset))
+            address = _element(context, builder, array, arguments[0], position)
             address = builder.bitcast(address, ir.IntType(8).as_pointer())
             _call(builder, "llvm.prefetch.p0", ir.VoidType(), [address, _I32(0), _I32(3), _I32(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), codegen
+    return types.void(array, types.intp, count), codegen
 
 
 @intrinsic

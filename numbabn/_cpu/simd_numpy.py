@@ -75,7 +75,7 @@ def store(array, index, value):
 stream = store
 
 
-def prefetch(array, index):
+def prefetch(array, index, count):
     """Do nothing: there is nothing to hide behind."""
 
 
