@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from numbabn import _checks, _cpu, _views
+from numbabn import _checks, _cpu, _memory, _views
 from numbabn._arrays import Array
 
 
@@ -178,7 +178,7 @@ def batch_norm_forward(
 
     x = _views.dense(array)
     layout = saved._layout = _views.layout(x, axis)
-    y = np.empty_like(x) if target is None or not layout.matches(target) else target
+    y = _memory.empty_like(x) if target is None or not layout.matches(target) else target
     saved._x = None if target is not None and _checks.same_memory(target, array) else x
     scale = np.ones(channels) if saved._gamma is None else saved._gamma
     shift = np.zeros(channels) if shift is None else shift
@@ -323,7 +323,7 @@ def batch_norm_backward(
     need_dbeta = need_dbeta and saved._beta_dtype is not None
     dx = None
     if need_dx:
-        dx = np.empty_like(x) if target is None or not layout.matches(target) else target
+        dx = _memory.empty_like(x) if target is None or not layout.matches(target) else target
     sum_dy, sum_dy_xhat = _run_backward(dy, x, dx, saved, need_dgamma or need_dbeta)
     return (
         None if dx is None else _deliver(dx, target),

@@ -1,0 +1,51 @@
+"""Memory for large results: blocks are kept when their array dies, and used again.
+
+The C library gives blocks over 32 MiB back to the system at once, and touching 100 MB of new pages takes
+three times as long as normalising them. A kept block is marked free for the system to take (MADV_FREE), so
+that it costs nothing where memory is short; where it is not, the next result finds its pages in place.
+Measured on 32x64x112x112 float32 by ``python -m benchmarks.report``: see the columns numbabn and numbabn out=.
+
+Smaller arrays come from ``numpy.empty``: the C library keeps their memory itself.
+"""
+
+import mmap
+import weakref
+
+import numpy as np
+
+from numbabn._arrays import Array
+
+SMALLEST_BLOCK = 32 << 20  # glibc's largest threshold for memory of its own, DEFAULT_MMAP_THRESHOLD_MAX
+MOST_KEPT = 1 << 30  # bytes in all
+_PAGE = 2 << 20  # a huge page
+_SUPPORTED = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
+
+_kept: dict[int, list[mmap.mmap]] = {}
+
+
+def empty_like(x: Array) -> Array:
+    """Return an uninitialised array like x, which is dense, in kept memory if there is a block of its size."""
+    if x.nbytes <= SMALLEST_BLOCK or not _SUPPORTED:
+        return np.empty_like(x)
+    size = -(-x.nbytes // _PAGE) * _PAGE
+    block = _take(size)
+    memory = np.frombuffer(block, np.uint8)
+    # Every view of the result refers to this array, so it dies with the last of them.
+    weakref.finalize(memory, _keep, size, block).atexit = False
+    return np.ndarray(x.shape, x.dtype, memory, strides=x.strides)
+
+
+def _take(size: int) -> mmap.mmap:
+    try:
+        return _kept.get(size, []).pop()
+    except IndexError:
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+
+def _keep(size: int, block: mmap.mmap) -> None:
+    """Keep a block, unless too much is kept already: then it is unmapped when this last reference goes."""
+    if size + sum(kept * len(blocks) for kept, blocks in list(_kept.items())) <= MOST_KEPT:
+        block.madvise(mmap.MADV_FREE)
+        _kept.setdefault(size, []).append(block)
