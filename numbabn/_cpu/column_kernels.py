@@ -130,10 +130,11 @@ def moments_task(k, x, copies, inner, like, count, mean, m2):
     channels = mean.shape[1]
     width = copies * channels * inner + LANES
     values, shift, s, q = np.empty(channels), np.full(width, like), np.empty(width), np.empty(width)
-    count[k] = 0.0
+    chunk_mean, chunk_m2 = mean[k], m2[k]
+    seen = 0.0  # not count[k]: the loop over channels must not suspect that it changes
     for c in range(channels):
-        mean[k, c] = 0.0
-        m2[k, c] = 0.0
+        chunk_mean[c] = 0.0
+        chunk_m2[c] = 0.0
     for part in range(2):
         base, rows, across = tile(k, len(count), part, x, copies, channels * inner)
         for r in range(0, rows, ROWS):
@@ -145,8 +146,11 @@ def moments_task(k, x, copies, inner, like, count, mean, m2):
             column_sums(x, None, first, taken, across, channels, inner, shift, s, q)
             n = np.float64(taken * across * inner)
             for c in range(channels):
-                _, mean[k, c], m2[k, c] = merge_sums(count[k], mean[k, c], m2[k, c], n, values[c], s[c], q[c])
-            count[k] += n
+                _, chunk_mean[c], chunk_m2[c] = merge_sums(
+                    seen, chunk_mean[c], chunk_m2[c], n, values[c], s[c], q[c]
+                )
+            seen += n
+    count[k] = seen
 
 
 @Kernel

@@ -1,0 +1,241 @@
+"""One entry per library: the four operations of batch normalisation as that library's users write them.
+
+Every entry gets the same numbers and does the same work: training forward returns y and keeps the batch
+statistics, without an update of running averages; backward starts from what forward kept and returns dx,
+dgamma and dbeta. Each entry holds its inputs in memory of its own library, so that none pays for a foreign
+alignment.
+
+A framework is imported by its own entry only: the report gives each entry a process of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tests.cases import Case
+
+FORWARD, INFERENCE, BACKWARD, BOTH = "train forward", "inference", "backward", "forward+backward"
+OPERATIONS = (FORWARD, INFERENCE, BACKWARD, BOTH)
+EPS = 1e-5
+LAYER_BYTES = 1_000_000  # above this the layer's own cost per call cannot be seen
+
+Operations = Mapping[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The inputs of one case, the same for every library."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    gamma: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+
+    @classmethod
+    def of(cls, case: Case, seed: int = 0) -> Data:
+        """Return float32 data for a case; a million normal numbers are repeated to fill large arrays."""
+        rng = np.random.default_rng(seed)
+        fill = partial(rng.standard_normal, dtype=np.float32)
+        x, dy = (np.resize(fill(min(case.size, 1_000_003)), case.shape) for _ in range(2))
+        gamma, beta, mean = (fill(case.channels) for _ in range(3))
+        return cls(x, dy, gamma, beta, mean, rng.uniform(0.5, 2, case.channels).astype(np.float32))
+
+
+def _touched(shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array whose pages exist: np.zeros would leave their first touch to the timed call."""
+    return np.full(shape, 0, np.float32)
+
+
+def numbabn(case: Case, data: Data, y: np.ndarray | None = None, dx: np.ndarray | None = None) -> Operations:
+    import numbabn as nbn
+
+    forward = partial(nbn.batch_norm_forward, data.x, data.gamma, data.beta, axis=case.axis, eps=EPS, out=y)
+    inference = partial(
+        nbn.batch_norm_inference, data.x, data.mean, data.var, data.gamma, data.beta,
+        axis=case.axis, eps=EPS, out=y,
+    )  # fmt: skip
+    _, kept = forward()
+
+    def both():
+        result, saved = forward()
+        return result, nbn.batch_norm_backward(data.dy, saved, out=dx)
+
+    backward = partial(nbn.batch_norm_backward, data.dy, kept, out=dx)
+    return {FORWARD: forward, INFERENCE: inference, BACKWARD: backward, BOTH: both}
+
+
+def numbabn_out(case: Case, data: Data) -> Operations:
+    return numbabn(case, data, _touched(case.shape), _touched(case.shape))
+
+
+def numbabn_layer(case: Case, data: Data) -> Operations:
+    import numbabn as nbn
+
+    if case.nbytes > LAYER_BYTES:
+        return {}
+    training, evaluating = (nbn.BatchNorm(case.channels, axis=case.axis) for _ in range(2))
+    evaluating.eval()
+    training(data.x)
+
+    def both():
+        return training(data.x), training.backward(data.dy)
+
+    return {
+        FORWARD: partial(training, data.x),
+        INFERENCE: partial(evaluating, data.x),
+        BACKWARD: partial(training.backward, data.dy),
+        BOTH: both,
+    }
+
+
+def numpy(case: Case, data: Data) -> Operations:
+    x, dy, axes, m = data.x, data.dy, case.reduced, case.count
+    gamma, beta, mean, var = (a.reshape(case.broadcast) for a in (data.gamma, data.beta, data.mean, data.var))
+
+    def forward():
+        batch_mean = x.mean(axis=axes, keepdims=True)
+        std = np.sqrt(x.var(axis=axes, keepdims=True) + EPS)
+        xhat = (x - batch_mean) / std
+        return gamma * xhat + beta, xhat, std
+
+    def inference():
+        return (x - mean) / np.sqrt(var + EPS) * gamma + beta
+
+    def backward(xhat, std):
+        dgamma = (dy * xhat).sum(axis=axes, keepdims=True)
+        dbeta = dy.sum(axis=axes, keepdims=True)
+        dx = gamma / std / m * (m * dy - dbeta - xhat * dgamma)
+        return dx, dgamma, dbeta
+
+    def both():
+        y, xhat, std = forward()
+        return y, backward(xhat, std)
+
+    _, *kept = forward()
+    return {FORWARD: forward, INFERENCE: inference, BACKWARD: partial(backward, *kept), BOTH: both}
+
+
+def pytorch(case: Case, data: Data, wrap: Callable = lambda function: function) -> Operations:
+    """PyTorch without autograd's bookkeeping: the calls autograd itself makes, the cheapest there are."""
+    import torch
+
+    torch.set_grad_enabled(False)
+
+    def own(array: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(array).clone()  # clone: PyTorch's own, 64-byte aligned memory
+        return tensor.movedim(-1, 1) if array.ndim == 4 and case.layout == "NHWC" else tensor  # channels_last
+
+    x, dy, gamma, beta, mean, var = map(own, (data.x, data.dy, data.gamma, data.beta, data.mean, data.var))
+
+    @wrap
+    def forward(x, gamma, beta):
+        return torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, EPS)
+
+    @wrap
+    def inference(x, mean, var, gamma, beta):
+        return torch.nn.functional.batch_norm(x, mean, var, gamma, beta, eps=EPS)
+
+    @wrap
+    def backward(dy, x, gamma, batch_mean, invstd):
+        return torch.ops.aten.native_batch_norm_backward(
+            dy, x, gamma, None, None, batch_mean, invstd, True, EPS, [True, True, True]
+        )
+
+    def both():
+        y, batch_mean, invstd = forward(x, gamma, beta)
+        return y, backward(dy, x, gamma, batch_mean, invstd)
+
+    _, *kept = forward(x, gamma, beta)
+    return {
+        FORWARD: partial(forward, x, gamma, beta),
+        INFERENCE: partial(inference, x, mean, var, gamma, beta),
+        BACKWARD: partial(backward, dy, x, gamma, *kept),
+        BOTH: both,
+    }
+
+
+def torch_compile(case: Case, data: Data) -> Operations:
+    import torch
+
+    torch.compiler.reset()  # a function recompiled for too many shapes would silently run eagerly
+    return pytorch(case, data, partial(torch.compile, dynamic=False))
+
+
+def jax(case: Case, data: Data) -> Operations:
+    import jax
+    import jax.numpy as jnp
+
+    x, dy = jnp.array(data.x), jnp.array(data.dy)
+    gamma, beta, mean, var = (
+        jnp.array(a.reshape(case.broadcast)) for a in (data.gamma, data.beta, data.mean, data.var)
+    )
+
+    def normalise(x, mean, var, gamma, beta):
+        return (x - mean) * jax.lax.rsqrt(var + EPS) * gamma + beta
+
+    def train(x, gamma, beta):
+        batch_mean = jnp.mean(x, axis=case.reduced, keepdims=True)
+        batch_var = jnp.var(x, axis=case.reduced, keepdims=True)
+        return normalise(x, batch_mean, batch_var, gamma, beta), (batch_mean, batch_var)
+
+    forward = jax.jit(train)
+    evaluate = jax.jit(normalise)
+    linearise = jax.jit(lambda *arguments: jax.vjp(train, *arguments, has_aux=True))
+    pull_back = jax.jit(lambda pull, dy: pull(dy))
+    _, kept, _ = linearise(x, gamma, beta)
+
+    def both():
+        y, pull, _ = linearise(x, gamma, beta)
+        return jax.block_until_ready((y, pull_back(pull, dy)))
+
+    return {
+        FORWARD: lambda: jax.block_until_ready(forward(x, gamma, beta)),
+        INFERENCE: lambda: jax.block_until_ready(evaluate(x, mean, var, gamma, beta)),
+        BACKWARD: lambda: jax.block_until_ready(pull_back(kept, dy)),
+        BOTH: both,
+    }
+
+
+def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> None:
+    first()
+    second()
+
+
+def copy(case: Case, data: Data) -> Operations:
+    from benchmarks.floor import adder, copier
+
+    forward = copier(data.x, _touched(case.shape))
+    backward = adder(data.x, data.dy, _touched(case.shape))
+    return _floor(forward, backward)
+
+
+def numpy_copy(case: Case, data: Data) -> Operations:
+    forward = partial(np.copyto, _touched(case.shape), data.x)
+    backward = partial(np.add, data.x, data.dy, out=_touched(case.shape))
+    return _floor(forward, backward)
+
+
+def _floor(forward: Callable[[], object], backward: Callable[[], object]) -> Operations:
+    both = partial(_in_turn, forward, backward)
+    return {FORWARD: forward, INFERENCE: forward, BACKWARD: backward, BOTH: both}
+
+
+NUMBABN, OUT, LAYER, COPY = "numbabn", "numbabn out=", "numbabn layer", "copy"
+PEERS = ("NumPy", "PyTorch", "torch.compile", "JAX")
+LIBRARIES: Mapping[str, Callable[[Case, Data], Operations]] = {
+    NUMBABN: numbabn,
+    OUT: numbabn_out,
+    LAYER: numbabn_layer,
+    "NumPy": numpy,
+    "PyTorch": pytorch,
+    "torch.compile": torch_compile,
+    "JAX": jax,
+    COPY: copy,
+    "NumPy copy": numpy_copy,
+}

@@ -1,0 +1,68 @@
+"""The measuring protocol: libraries take turns, so that a loud minute of the machine falls on all of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.libraries import LIBRARIES, OPERATIONS
+from benchmarks.workers import UnavailableError, Worker
+from tests.cases import Case
+
+BURST_SECONDS = 0.06
+FEWEST_CALLS = 5
+
+
+@dataclass(frozen=True)
+class Record:
+    """The times of one library in one operation on one case, pooled over the rounds."""
+
+    operation: str
+    case: Case
+    library: str
+    median_ms: float
+    p90_ms: float
+    calls: int
+
+
+@contextmanager
+def workers(threads: int, libraries: Iterable[str] = tuple(LIBRARIES)) -> Iterator[list[Worker]]:
+    """Start one worker per library and end them all."""
+    started = [Worker(library, threads) for library in libraries]
+    try:
+        yield started
+    finally:
+        for worker in started:
+            worker.close()
+
+
+def prepare(case: Case, crew: list[Worker]) -> dict[Worker, list[str]]:
+    """Let every worker load a case at the same time; return what each can do. Missing libraries leave."""
+    for worker in crew:
+        worker.send("prepare", case)
+    able = {}
+    for worker in list(crew):
+        try:
+            able[worker] = worker.receive()
+        except UnavailableError as error:
+            print(f"{worker.library} is skipped: {error}")
+            crew.remove(worker)
+            worker.close()
+    return able
+
+
+def measure(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
+    """Time every operation of every worker on one case."""
+    able = prepare(case, crew)
+    for operation in OPERATIONS:
+        times: dict[Worker, list[int]] = {worker: [] for worker, can in able.items() if operation in can}
+        for _ in range(rounds):
+            for worker, pooled in times.items():
+                pooled += worker.ask("burst", operation, BURST_SECONDS, FEWEST_CALLS)
+        for worker, pooled in times.items():
+            median, p90 = statistics.median(pooled) / 1e6, float(np.percentile(pooled, 90)) / 1e6
+            yield Record(operation, case, worker.library, median, p90, len(pooled))

@@ -1,0 +1,125 @@
+"""One process per library, asked in turn.
+
+Two frameworks in one process disturb each other: each brings an OpenMP pool whose threads spin for a while
+after every call. A worker process holds one framework, stays alive, and sleeps between its bursts: the
+threads of GNU OpenMP spin for some milliseconds and then wait in the kernel. (OMP_WAIT_POLICY=passive would
+stop even that, but it doubles the time of every small call, and nobody runs so.)
+
+Threads are bound to cores, for every OpenMP program alike: unbound, a thread that wakes on its partner's core
+can stay there, and every call then takes a multiple of the scheduler's 4 ms.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from time import perf_counter_ns
+
+from benchmarks.libraries import LIBRARIES, Data
+from tests.cases import Case
+
+WARM_UP_NS = 3_000_000
+MINIMUM_WARM_UP_CALLS = 2
+MOST_CALLS = 2000
+
+
+class UnavailableError(Exception):
+    """The library is not installed."""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return the environment that gives every framework the same number of threads, each on its own core."""
+    n = str(threads)
+    return {
+        "OMP_NUM_THREADS": n,
+        "OMP_PROC_BIND": "true",
+        "OMP_PLACES": "cores",
+        "MKL_NUM_THREADS": n,
+        "NUMBA_NUM_THREADS": n,
+        "NPROC": n,  # the size of XLA's thread pool
+        "JAX_PLATFORMS": "cpu",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # compile in the worker: no pool of compiler processes
+    }
+
+
+def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[int]:
+    """Return the nanoseconds of each of the calls, made back to back after a warm-up, that fill some time."""
+    start, warm_up_calls = perf_counter_ns(), 0
+    while warm_up_calls < MINIMUM_WARM_UP_CALLS or perf_counter_ns() - start < WARM_UP_NS:
+        function()
+        warm_up_calls += 1
+    times: list[int] = []
+    end = perf_counter_ns() + seconds * 1e9
+    while len(times) < fewest or (perf_counter_ns() < end and len(times) < MOST_CALLS):
+        start = perf_counter_ns()
+        function()
+        times.append(perf_counter_ns() - start)
+    return times
+
+
+class _Server:
+    """The worker's side: the prepared operations of one library on one case."""
+
+    def __init__(self, library: str):
+        self.library = library
+        self.operations: dict[str, Callable[[], object]] = {}
+
+    def prepare(self, case: Case) -> list[str]:
+        self.operations = {}  # free the last case before the next one takes memory
+        self.operations = dict(LIBRARIES[self.library](case, Data.of(case)))
+        for function in self.operations.values():
+            function()
+        return list(self.operations)
+
+    def burst(self, operation: str, seconds: float, fewest: int) -> list[int]:
+        return burst(self.operations[operation], seconds, fewest)
+
+
+def _serve(connection: Connection, library: str) -> None:
+    server = _Server(library)
+    while (message := connection.recv()) is not None:
+        verb, *arguments = message
+        try:
+            connection.send((None, getattr(server, verb)(*arguments)))
+        except ImportError as error:
+            connection.send((UnavailableError(str(error)), None))
+        except Exception:  # the parent must not wait for an answer that never comes
+            connection.send((RuntimeError(f"{library}: {message}\n{traceback.format_exc()}"), None))
+
+
+class Worker:
+    """The parent's side of one process that holds one library."""
+
+    def __init__(self, library: str, threads: int):
+        self.library = library
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        os.environ.update(environment(threads))  # inherited: read when the child loads its framework
+        self._process = context.Process(target=_serve, args=(theirs, library), daemon=True)
+        self._process.start()
+
+    def send(self, verb: str, *arguments: object) -> None:
+        """Give the worker something to do without waiting for it."""
+        self._connection.send((verb, *arguments))
+
+    def receive(self):
+        """Wait for the answer to the last ``send``."""
+        error, answer = self._connection.recv()
+        if error is not None:
+            raise error
+        return answer
+
+    def ask(self, verb: str, *arguments: object):
+        """Give the worker something to do and wait for the answer."""
+        self.send(verb, *arguments)
+        return self.receive()
+
+    def close(self) -> None:
+        """Let the process end."""
+        with suppress(OSError):  # it may have ended already
+            self._connection.send(None)
+        self._process.join()

@@ -1,0 +1,248 @@
+"""The pieces of a small neural network in NumPy: layers, loss and optimiser.
+
+Every layer is an object with four things, the same four that ``numbabn.BatchNorm`` has::
+
+    y = layer(x)              the forward pass; remembers what the backward pass needs
+    dx = layer.backward(dy)   from the gradient by y to the gradient by x, filling layer.grads
+    layer.params              {name: array}, which an optimiser changes in place
+    layer.grads               {name: array}, the gradients by the parameters of the last backward
+
+``dy`` always stands for the derivative of the loss by ``y``, and has the shape of ``y``. Images are
+arrays of shape (N, C, H, W): batch, channels, height, width.
+"""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.special import log_softmax
+
+
+def he_normal(rng, shape, fan_in, dtype):
+    """Draw weights of variance 2 / fan_in, which keep the scale of activations through a ReLU."""
+    return (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(dtype)
+
+
+class Layer:
+    """Base of the layers: no parameters, and nothing that differs between training and evaluation."""
+
+    def __init__(self):
+        self.params = {}
+        self.grads = {}
+
+    def train(self):
+        """Switch to training mode."""
+
+    def eval(self):
+        """Switch to evaluation mode."""
+
+
+class Dense(Layer):
+    """Fully connected layer; x (N, I), W (O, I), b (O,), y (N, O)."""
+
+    def __init__(self, num_inputs, num_outputs, *, rng, bias=True, dtype=np.float32):
+        super().__init__()
+        self.params["weight"] = he_normal(rng, (num_outputs, num_inputs), num_inputs, dtype)
+        if bias:
+            self.params["bias"] = np.zeros(num_outputs, dtype)
+
+    def __call__(self, x):
+        """Return ``y = x W^T + b``."""
+        self.x = x
+        y = x @ self.params["weight"].T
+        if "bias" in self.params:
+            y += self.params["bias"]
+        return y
+
+    def backward(self, dy):
+        """Return ``dx = dy W``; fill ``dW = dy^T x`` and ``db = sum_n dy``."""
+        self.grads["weight"] = dy.T @ self.x
+        if "bias" in self.params:
+            self.grads["bias"] = dy.sum(axis=0)
+        return dy @ self.params["weight"]
+
+
+class Conv2d(Layer):
+    """Two-dimensional convolution (cross-correlation, as everywhere in deep learning).
+
+    ``y[n, o, h, w] = b[o] + sum_cij W[o, c, i, j] * x[n, c, h*stride + i - padding, w*stride + j - padding]``
+
+    Shapes: x (N, C, H, W), W (O, C, K, K), b (O,), y (N, O, H', W') with
+    ``H' = (H + 2*padding - K) // stride + 1``, and W' likewise.
+
+    All windows of x are copied into the columns of one matrix (im2col), so that the convolution
+    becomes a single matrix product, and both gradients become one more each.
+    """
+
+    def __init__(
+        self, in_channels, out_channels, kernel_size, *, rng, stride=1, padding=0, bias=True, dtype=np.float32
+    ):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        shape = (out_channels, in_channels, kernel_size, kernel_size)
+        self.params["weight"] = he_normal(rng, shape, in_channels * kernel_size**2, dtype)
+        if bias:
+            self.params["bias"] = np.zeros(out_channels, dtype)
+
+    def __call__(self, x):
+        """Return y, computed as ``W cols + b``."""
+        self.x_shape = x.shape
+        weight = self.params["weight"]
+        p, s, k = self.padding, self.stride, weight.shape[-1]
+        x = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
+        windows = sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::s, ::s]  # (N, C, H', W', K, K)
+        n, _, h, w = windows.shape[:4]
+        self.cols = windows.transpose(1, 4, 5, 0, 2, 3).reshape(-1, n * h * w)  # (C*K*K, N*H'*W')
+        y = weight.reshape(len(weight), -1) @ self.cols  # (O, N*H'*W')
+        if "bias" in self.params:
+            y += self.params["bias"][:, None]
+        return np.ascontiguousarray(y.reshape(-1, n, h, w).transpose(1, 0, 2, 3))
+
+    def backward(self, dy):
+        """Return dx; fill ``dW = dy cols^T`` and ``db = sum_nhw dy``."""
+        weight = self.params["weight"]
+        dy_rows = dy.transpose(1, 0, 2, 3).reshape(len(weight), -1)  # (O, N*H'*W')
+        self.grads["weight"] = (dy_rows @ self.cols.T).reshape(weight.shape)
+        if "bias" in self.params:
+            self.grads["bias"] = dy_rows.sum(axis=1)
+        return self._scatter(weight.reshape(len(weight), -1).T @ dy_rows, dy.shape)
+
+    def _scatter(self, dcols, dy_shape):
+        """Add the columns back to the pixels that they were copied from (the transpose of im2col)."""
+        n, c, height, width = self.x_shape
+        h, w = dy_shape[2:]
+        p, s, k = self.padding, self.stride, self.params["weight"].shape[-1]
+        dcols = dcols.reshape(c, k, k, n, h, w)
+        dx = np.zeros((c, n, height + 2 * p, width + 2 * p), dcols.dtype)
+        for i in range(k):
+            for j in range(k):
+                dx[:, :, i : i + s * h : s, j : j + s * w : s] += dcols[:, i, j]
+        return np.ascontiguousarray(dx[:, :, p : p + height, p : p + width].transpose(1, 0, 2, 3))
+
+
+class MaxPool2d(Layer):
+    """Largest value of every patch of K x K pixels.
+
+    Shapes: x (N, C, H, W) with H and W multiples of K, y (N, C, H/K, W/K).
+    """
+
+    def __init__(self, kernel_size=2):
+        super().__init__()
+        self.kernel_size = kernel_size
+
+    def __call__(self, x):
+        """Return y, keeping the K*K pixels of every patch on the first axis."""
+        k = self.kernel_size
+        self.pixels = np.stack([x[:, :, i::k, j::k] for i in range(k) for j in range(k)])
+        self.y = self.pixels.max(axis=0)
+        return self.y
+
+    def backward(self, dy):
+        """Return dx: each dy goes to the largest pixel of its patch, in equal shares if several are."""
+        n, c, h, w = dy.shape
+        k = self.kernel_size
+        largest = self.pixels == self.y
+        dpixels = largest * (dy / largest.sum(axis=0, dtype=dy.dtype))
+        return dpixels.reshape(k, k, n, c, h, w).transpose(2, 3, 4, 0, 5, 1).reshape(n, c, h * k, w * k)
+
+
+class ReLU(Layer):
+    """Rectified linear unit, for x of any shape."""
+
+    def __call__(self, x):
+        """Return ``y = max(x, 0)``."""
+        self.positive = x > 0
+        return np.maximum(x, 0)
+
+    def backward(self, dy):
+        """Return ``dx = dy`` where x > 0, else 0."""
+        return dy * self.positive
+
+
+class Flatten(Layer):
+    """Join all axes but the batch."""
+
+    def __call__(self, x):
+        """Return x in the shape (N, D)."""
+        self.x_shape = x.shape
+        return x.reshape(len(x), -1)
+
+    def backward(self, dy):
+        """Return dy in the shape of x."""
+        return dy.reshape(self.x_shape)
+
+
+class Sequential:
+    """A chain of layers, ``y = layers[-1](... layers[0](x))``, which is a layer itself.
+
+    The parameter ``name`` of the layer number ``i`` is called ``"i.name"`` in `params` and `grads`.
+    """
+
+    def __init__(self, *layers):
+        self.layers = layers
+
+    def __call__(self, x):
+        """Apply the layers from the first to the last."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def backward(self, dy):
+        """Apply the chain rule: the layers' backward passes from the last to the first."""
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    @property
+    def params(self):
+        """The parameters of all layers."""
+        return {f"{i}.{name}": p for i, layer in enumerate(self.layers) for name, p in layer.params.items()}
+
+    @property
+    def grads(self):
+        """The gradients of all layers."""
+        return {f"{i}.{name}": g for i, layer in enumerate(self.layers) for name, g in layer.grads.items()}
+
+    def train(self):
+        """Put every layer into training mode: batch norm uses the statistics of the batch."""
+        for layer in self.layers:
+            layer.train()
+
+    def eval(self):
+        """Put every layer into evaluation mode: batch norm uses its running statistics."""
+        for layer in self.layers:
+            layer.eval()
+
+
+def softmax_cross_entropy(logits, labels):
+    """Loss ``-1/N sum_n log p[n, labels[n]]`` with ``p = softmax(logits)``, and its gradient.
+
+    Parameters
+    ----------
+    logits : (N, K) array
+    labels : (N,) array of integers in 0 .. K-1
+
+    Returns
+    -------
+    loss : float
+    dlogits : (N, K) array, ``(p - onehot(labels)) / N``
+    """
+    rows = np.arange(len(labels))
+    log_p = log_softmax(logits, axis=1)
+    dlogits = np.exp(log_p)
+    dlogits[rows, labels] -= 1
+    return -float(log_p[rows, labels].mean()), dlogits / len(labels)
+
+
+class SGD:
+    """Gradient descent with momentum: ``v = momentum * v + g``, then ``p = p - lr * v``."""
+
+    def __init__(self, net, *, lr, momentum=0.9):
+        self.net, self.lr, self.momentum = net, lr, momentum
+        self.velocity = {name: np.zeros_like(p) for name, p in net.params.items()}
+
+    def step(self):
+        """Update every parameter with the gradients of the last backward pass."""
+        params, grads = self.net.params, self.net.grads
+        for name, v in self.velocity.items():
+            v *= self.momentum
+            v += grads[name]
+            params[name] -= self.lr * v

@@ -1,0 +1,343 @@
+"""Arrays to test with: nasty memory layouts, generated problems, and shapes that take every path of the kernels."""
+
+import contextlib
+import math
+import sys
+from dataclasses import dataclass
+from unittest import mock
+
+import numba
+import numpy as np
+from hypothesis import strategies as st
+
+from numbabn._cpu import plan
+
+# With NUMBA_DISABLE_JIT=1 kernels are plain Python, a thousand times slower: the same tests, smaller arrays.
+JIT = not numba.config.DISABLE_JIT
+
+FLOAT_DTYPES = (np.float16, np.float32, np.float64, np.longdouble)
+
+
+# Memory layouts: functions from an array and a random generator to an array of the same shape ----------------
+
+
+def contiguous(x, rng):
+    return np.ascontiguousarray(x)
+
+
+def fortran(x, rng):
+    return np.asfortranarray(x)
+
+
+def transposed(x, rng):
+    order = rng.permutation(x.ndim)
+    return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+
+
+def sliced(x, rng):
+    """Gaps between the elements, in one or more axes."""
+    steps = rng.integers(1, 4, x.ndim)
+    steps[rng.integers(x.ndim)] = 2
+    starts = rng.integers(0, 3, x.ndim)
+    big = np.full([start + n * step for start, n, step in zip(starts, x.shape, steps, strict=True)], np.nan)
+    part = tuple(
+        slice(start, start + n * step, step) for start, n, step in zip(starts, x.shape, steps, strict=True)
+    )
+    big = big.astype(x.dtype)
+    big[part] = x
+    return big[part]
+
+
+def negative(x, rng):
+    """Backwards in memory, along one or more axes."""
+    flip = rng.integers(0, 2, x.ndim)
+    flip[rng.integers(x.ndim)] = 1
+    back = tuple(slice(None, None, -1 if f else 1) for f in flip)
+    return np.ascontiguousarray(x[back])[back]
+
+
+def broadcast(x, rng):
+    """Stride 0 along one axis: other values than x, the same ones all along it."""
+    axes = [i for i, n in enumerate(x.shape) if n > 1]
+    return np.broadcast_to(x.take([0], rng.choice(axes)), x.shape) if axes and x.size else x
+
+
+def read_only(x, rng):
+    x = np.array(x, order="C")
+    x.flags.writeable = False
+    return x
+
+
+def misaligned(x, rng):
+    """At an address that is no multiple of the item size."""
+    memory = np.zeros(x.nbytes + x.itemsize, np.uint8)
+    start = int(rng.integers(1, x.itemsize))
+    y = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    y[...] = x
+    return y
+
+
+def offset(x, rng):
+    """Aligned, but not at a cache line."""
+    memory = np.empty(x.size + 16, x.dtype)
+    start = int(rng.integers(1, 16))
+    y = memory[start : start + x.size].reshape(x.shape)
+    y[...] = x
+    return y
+
+
+def swapped(x, rng):
+    return x.astype(x.dtype.newbyteorder())
+
+
+def loose(x, rng):
+    """Axes of length 1 with strides that mean nothing, as NumPy allows."""
+    x = np.array(x, order="C")
+    strides = [int(rng.integers(0, 1000)) if n == 1 else s for n, s in zip(x.shape, x.strides, strict=True)]
+    return np.lib.stride_tricks.as_strided(x, strides=strides)
+
+
+LAYOUTS = {
+    f.__name__: f
+    for f in (
+        contiguous, fortran, transposed, sliced, negative, broadcast,
+        read_only, misaligned, offset, swapped, loose,
+    )
+}  # fmt: skip
+# Those that out= accepts.
+WRITABLE = tuple(name for name in LAYOUTS if name not in ("broadcast", "read_only", "swapped"))
+
+
+def arrange(x, layout, rng):
+    """Return x in one of the `LAYOUTS`."""
+    y = LAYOUTS[layout](x, rng)
+    assert y.shape == x.shape
+    return y
+
+
+# Generated problems ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch normalisation in a few numbers, so that a failing one is read at a glance."""
+
+    shape: tuple[int, ...]
+    axis: int = 1
+    dtype: type = np.float32
+    layout: str = "contiguous"
+    dy_layout: str = "contiguous"
+    offset: float = 0.0
+    spread: float = 1.0
+    gamma_dtype: type | None = np.float32
+    beta_dtype: type | None = np.float32
+    eps: float = 1e-5
+    seed: int = 0
+
+    @property
+    def channels(self):
+        return self.shape[self.axis]
+
+    @property
+    def options(self):
+        return {"axis": self.axis, "eps": self.eps}
+
+    def _rng(self, purpose):
+        return np.random.default_rng((self.seed, purpose))
+
+    def _along(self, values):
+        shape = [1] * len(self.shape)
+        shape[self.axis] = -1
+        return np.reshape(values, shape)
+
+    def x(self):
+        """Every channel has a mean and a spread of its own, around those of the problem."""
+        rng = self._rng(0)
+        values = rng.standard_normal(self.shape, self.dtype)
+        values *= self._along(rng.uniform(0.5, 2, self.channels) * self.spread)
+        values += self._along(rng.standard_normal(self.channels) * self.spread + self.offset)
+        return arrange(values, self.layout, rng)
+
+    def dy(self):
+        """Gradients with a mean, and part of them along x, so that no term of dx is small."""
+        rng = self._rng(1)
+        values = rng.standard_normal(self.shape, self.dtype)
+        values += self._along(rng.standard_normal(self.channels))
+        values += self._rng(0).standard_normal(self.shape, self.dtype)
+        return arrange(values, self.dy_layout, rng)
+
+    def out(self, layout="contiguous"):
+        """Return an array of the dtype and shape of a result, full of NaN."""
+        return arrange(np.full(self.shape, np.nan, self.dtype), layout, self._rng(2))
+
+    def gamma(self):
+        rng = self._rng(3)
+        values = rng.uniform(0.5, 2, self.channels) * rng.choice([-1, 1], self.channels)
+        return None if self.gamma_dtype is None else values.astype(self.gamma_dtype)
+
+    def beta(self):
+        values = self._rng(4).standard_normal(self.channels)
+        return None if self.beta_dtype is None else values.astype(self.beta_dtype)
+
+    def given(self):
+        """Statistics that are near those of x, but not the same."""
+        rng = self._rng(5)
+        mean = self.offset + rng.standard_normal(self.channels) * self.spread
+        return mean, rng.uniform(0.5, 2, self.channels) * self.spread**2
+
+
+# One, primes, whole vectors of 16, one more and one less, longer than a block of the kernels.
+SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 31, 32, 33, 49, 64, 67, 100, 127, 257, 1021, 4099, 8200)
+
+
+@st.composite
+def shapes(draw, elements=40_000 if JIT else 3_000):
+    """Shapes of rank 2 to 6, their longest axis anywhere."""
+    shape = []
+    for _ in range(draw(st.integers(2, 6))):
+        left = elements // math.prod(shape)
+        shape.append(draw(st.sampled_from([n for n in SIZES if n <= left])))
+    return tuple(draw(st.permutations(shape)))
+
+
+@st.composite
+def problems(draw, shapes=shapes(), training=True):  # noqa: B008 - strategies are values
+    """Problems of every kind; for training, of two values per channel or more."""
+    shape = draw(shapes)
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    if training and math.prod(shape) == shape[axis]:
+        other = (axis + 1) % len(shape)
+        shape = (*shape[:other], 2, *shape[other + 1 :])
+    layout = draw(st.sampled_from(sorted(LAYOUTS)))
+    # Kernels are compiled anew for read-only arrays: both or none spares half of the combinations.
+    others = sorted(set(LAYOUTS) - {"read_only"})
+    return Problem(
+        shape,
+        axis,
+        dtype=draw(st.sampled_from([np.float32, np.float64])),
+        layout=layout,
+        dy_layout="read_only" if layout == "read_only" else draw(st.sampled_from(others)),
+        offset=draw(st.sampled_from([0.0, 1.0, -30.0, 1e4])),
+        spread=draw(st.sampled_from([1.0, 1e-3, 100.0])),
+        gamma_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+        beta_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+        eps=draw(st.sampled_from([1e-5, 1e-3, 0.5])),
+        seed=draw(st.integers(0, 2**16)),
+    )
+
+
+@st.composite
+def empty_problems(draw):
+    """Problems without a single element, channels or not."""
+    shape = list(draw(shapes(elements=500)))
+    for i in draw(st.sets(st.integers(0, len(shape) - 1), min_size=1)):
+        shape[i] = 0
+    return Problem(
+        tuple(shape),
+        draw(st.integers(-len(shape), len(shape) - 1)),
+        dtype=draw(st.sampled_from([np.float32, np.float64])),
+        layout=draw(st.sampled_from(sorted(LAYOUTS))),
+        gamma_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+        beta_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+    )
+
+
+# Results at every address ------------------------------------------------------------------------------------
+
+
+def guarded(problem, start):
+    """Return an array that begins ``start`` elements into a buffer full of -7, and a check of the rest."""
+    size = int(np.prod(problem.shape))
+    memory = np.full(size + 64, -7, problem.dtype)
+    out = memory[start : start + size].reshape(problem.shape)
+
+    def check():
+        assert (memory[:start] == -7).all(), "something was written before out"
+        assert (memory[start + size :] == -7).all(), "something was written after out"
+
+    return out, check
+
+
+# The address of out decides where streamed vectors begin: every position within a cache line, and the next.
+STARTS = range(18) if JIT else (0, 5)
+
+
+# Every path of the kernels -----------------------------------------------------------------------------------
+
+# Which kernels run is decided by the shape, and by sizes that only arrays of megabytes have. The regimes
+# change the sizes, so that small arrays take the paths of large ones.
+_PHASES = {"PARALLEL_BYTES": 0, "FUSED_TASKS": 1 << 30, "CHUNK_BYTES": 2048}
+_BLOCKS = {"PARALLEL_BYTES": 0, "FUSED_TASKS": 1, "BLOCK_BYTES": 4096}
+_STREAMING = {"STREAM_BYTES": 0}
+REGIMES = {
+    "as planned": {},
+    "streaming": _STREAMING,
+    "phases": _PHASES,
+    "phases, streaming": _PHASES | _STREAMING,
+    "blocks": _BLOCKS,
+    "blocks, streaming": _BLOCKS | _STREAMING,
+}
+
+
+@contextlib.contextmanager
+def regime(name):
+    """Within the block, work is cut up and written as one of the `REGIMES` says."""
+    backend = [module for path, module in sys.modules.items() if path.startswith("numbabn._cpu.")]
+    plans = [f for f in vars(plan).values() if hasattr(f, "cache_clear")]  # what they remember is of one regime
+    with contextlib.ExitStack() as stack:
+        for constant, value in REGIMES[name].items():
+            holders = [module for module in backend if hasattr(module, constant)]
+            assert holders, f"there is no {constant} any more"
+            for module in holders:
+                stack.enter_context(mock.patch.object(module, constant, value))
+        for remembered in plans:
+            remembered.cache_clear()
+            stack.callback(remembered.cache_clear)
+        yield
+
+
+# (shape, channel axis). Comments say what is new in each; bytes are of float32.
+SMALL_PATHS = (
+    # rows: 16 pixels and more a channel
+    ((3, 5, 16), 1),  # one vector a row
+    ((2, 3, 17), 1),  # rows that begin in the middle of a vector, and end with one element
+    ((4, 33, 5, 7), 1),  # vectors that reach into the next channel; a block of channels left over
+    ((1, 2, 63), 1),
+    ((2, 1, 4, 16), 1),  # one channel: one long row
+    ((16, 4, 31), -2),
+    ((2, 2, 4096), 1),  # a whole segment
+    ((1, 3, 4097), 1),  # one element more: two segments
+    ((2, 2, 9001), 1),  # three segments, the last one shorter
+    ((3, 64, 4, 5), 1),
+    ((1, 1, 66_000), 1),  # a task of the second phase ends inside a row
+    # columns: fewer than 16 pixels
+    ((32, 64), 1),
+    ((7, 3), 1),  # fewer pixels than lie side by side in a row of columns
+    ((1000, 3), 1),  # copies side by side, and pixels left over
+    ((129, 7, 3), -1),
+    ((64, 5, 3, 5), 1),  # fewer than 16, but more than one
+    ((40, 8, 2, 2), 1),
+    ((6, 700), 1),  # more than one panel of columns
+    ((100, 37), 1),  # a width that is no multiple of 16
+    ((1, 9, 15), 1),  # one row
+)
+LARGE_PATHS = (
+    ((8, 32, 28, 28), 1),  # 800 KB: blocks of channels in parallel
+    ((4, 3, 130, 130), 1),  # few channels: cut inside of them
+    ((2, 2, 100_003), 1),  # rows longer than a task of the second phase
+    ((300_001, 1), 1),  # one channel: rows, although NC
+    ((8192, 32), 1),  # 1 MB: columns in chunks
+    ((100_001, 3), 1),
+    ((31, 30, 29, 24), -1),
+    ((300, 160, 3, 3), 1),
+    ((20_000, 16), 1),  # more rows than are summed about one shift
+)
+# Written past the caches without being told to.
+STREAMING_PATHS = (((32, 64, 48, 48), 1), ((48, 40, 40, 64), -1))
+
+PATHS = [
+    *((shape, axis, name) for shape, axis in SMALL_PATHS for name in REGIMES),
+    *((shape, axis, name) for shape, axis in LARGE_PATHS for name in ("as planned", "streaming") if JIT),
+    *((shape, axis, "as planned") for shape, axis in STREAMING_PATHS if JIT),
+]
+PATH_NAMES = [f"{'x'.join(map(str, shape))} on {axis}, {name}" for shape, axis, name in PATHS]

@@ -1,0 +1,87 @@
+"""What is written about the library is true: examples in docstrings and in the README, version, paths."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import numbabn as nbn
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+CHANGELOG = ROOT / "CHANGELOG.md"
+
+MODULES = [nbn.__name__, *(module.name for module in pkgutil.walk_packages(nbn.__path__, "numbabn."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    results = doctest.testmod(module)
+    assert results.failed == 0
+
+
+def test_there_are_docstring_examples():
+    found = doctest.DocTestFinder().find(importlib.import_module("numbabn.functional"))
+    assert sum(len(test.examples) for test in found) > 10
+
+
+def python_blocks(text):
+    """(line, code) of every fenced block of Python, so that errors name a line of the file."""
+    for match in re.finditer(r"^```(?:python|py|pycon)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        yield text.count("\n", 0, match.start(1)), match.group(1)
+
+
+def run_blocks(path):
+    """Run the blocks in order in one namespace, as a reader would; return how many there were."""
+    names, count = {}, 0
+    for line, code in python_blocks(path.read_text(encoding="utf-8")):
+        count += 1
+        if ">>> " in code:
+            test = doctest.DocTestParser().get_doctest(code, names, path.name, str(path), line)
+            assert doctest.DocTestRunner().run(test, clear_globs=False).failed == 0
+            names = test.globs
+        else:
+            exec(compile("\n" * line + code, path, "exec"), names)
+    return count
+
+
+@pytest.mark.skipif(not README.exists(), reason="no README.md")
+def test_readme_examples(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_blocks(README) > 0
+
+
+@pytest.mark.skipif(not CHANGELOG.exists(), reason="no CHANGELOG.md")
+def test_changelog_has_this_version():
+    heading = rf"^#+ .*{re.escape(nbn.__version__)}\b"
+    assert re.search(heading, CHANGELOG.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def repository_files():
+    for path in ROOT.iterdir():
+        if path.is_file():
+            yield path
+    for folder in ("numbabn", "tests", "benchmarks", "examples", ".ci"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path
+
+
+def test_no_paths_of_one_machine():
+    """Nor of one user: what is published runs anywhere."""
+    places = "|".join(["work", "home", "root", "Users"])
+    pattern = re.compile(rf"(?<![\w.:/~-])/({places})/")
+    found = []
+    for path in repository_files():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:  # an image
+            continue
+        where = path.relative_to(ROOT)
+        found += [f"{where}:{i}: {line}" for i, line in enumerate(lines, 1) if pattern.search(line)]
+    assert not found, "\n".join(found)
