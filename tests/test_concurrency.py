@@ -22,11 +22,12 @@ from numba.core.dispatcher import Dispatcher
 
 import numbabn as nbn
 
-from .test_environment import needs_jit, run_python
+from .test_environment import TIMEOUT, needs_jit, run_python
 
 pytestmark = needs_jit
 
 THREADS = 8
+HANG = TIMEOUT - 60  # seconds after which a child is given up, in time to say so
 
 # Shape and channel axis: one launch each, and phases over more than one thread.
 SMALL = (((32, 16), 1), ((4, 8, 6, 6), 1), ((6, 5, 5, 3), -1))
@@ -237,7 +238,7 @@ needs_fork = pytest.mark.skipif("fork" not in CONTEXTS, reason="needs fork")
 
 
 def in_child(method, function, *arguments):
-    """Call a function in a child process; return what it returns. A child that dies is an error here."""
+    """Call a function in a child process; return what it returns. A child that dies or hangs is an error."""
     context = multiprocessing.get_context(method)
     receive, send = context.Pipe(duplex=False)
     child = context.Process(target=report_to, args=(send, function, *arguments))
@@ -246,11 +247,13 @@ def in_child(method, function, *arguments):
         child.start()
     send.close()  # the child has its own end: without it, receiving ends when the child does
     try:
+        assert receive.poll(HANG), "the child hangs"
         return receive.recv()
     except EOFError:
         child.join()
         raise AssertionError(f"the child ended with exit code {child.exitcode}") from None
     finally:
+        child.kill()  # or it would outlive the test
         child.join()
 
 

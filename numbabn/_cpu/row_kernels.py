@@ -56,6 +56,26 @@ def segment(c, t, channels, inner):
 
 
 @helper
+def add_values(x, dy, i, k, s, q, shift):
+    """(s + e, q + e * d) for sixteen values, d = x - shift and e = dy, or d where dy is None."""
+    d = sub(load(x, i, shift), k)
+    e = d
+    if dy is not None:
+        e = load(dy, i, shift)
+    return add(s, e), fma(widen(e), widen(d), q)
+
+
+@helper
+def add_part(x, dy, i, n, k, s, q, shift):
+    """Do the same for the first n of sixteen values, where n may be more."""
+    d = sub(load_part(x, i, n, k), k)
+    e = d
+    if dy is not None:
+        e = load_part(dy, i, n, zeros(shift))
+    return add(s, e), fma(widen(e), widen(d), q)
+
+
+@helper
 def sums(x, dy, c, lo, hi, channels, inner, shift):
     """(n, sum of e, sum of e * d) over segments lo..hi of channel c; d = x - shift.
 
@@ -74,37 +94,22 @@ def sums(x, dy, c, lo, hi, channels, inner, shift):
         n += size
         body = first + size // STRIDE * STRIDE
         for i in range(first, body, STRIDE):
-            d0 = sub(load(x, i, shift), k)
-            d1 = sub(load(x, i + LANES, shift), k)
-            d2 = sub(load(x, i + 2 * LANES, shift), k)
-            d3 = sub(load(x, i + 3 * LANES, shift), k)
-            e0, e1, e2, e3 = d0, d1, d2, d3
-            if dy is not None:
-                e0, e1 = load(dy, i, shift), load(dy, i + LANES, shift)
-                e2, e3 = load(dy, i + 2 * LANES, shift), load(dy, i + 3 * LANES, shift)
-                prefetch(dy, i + ahead, STRIDE)
             prefetch(x, i + ahead, STRIDE)
-            s0, q0 = add(s0, e0), fma(widen(e0), widen(d0), q0)
-            s1, q1 = add(s1, e1), fma(widen(e1), widen(d1), q1)
-            s2, q2 = add(s2, e2), fma(widen(e2), widen(d2), q2)
-            s3, q3 = add(s3, e3), fma(widen(e3), widen(d3), q3)
-        if body < first + size:
-            left = first + size - body
-            d0 = sub(load_part(x, body, left, k), k)
-            d1 = sub(load_part(x, body + LANES, left - LANES, k), k)
-            d2 = sub(load_part(x, body + 2 * LANES, left - 2 * LANES, k), k)
-            d3 = sub(load_part(x, body + 3 * LANES, left - 3 * LANES, k), k)
-            e0, e1, e2, e3 = d0, d1, d2, d3
             if dy is not None:
-                none = zeros(shift)
-                e0 = load_part(dy, body, left, none)
-                e1 = load_part(dy, body + LANES, left - LANES, none)
-                e2 = load_part(dy, body + 2 * LANES, left - 2 * LANES, none)
-                e3 = load_part(dy, body + 3 * LANES, left - 3 * LANES, none)
-            s0, q0 = add(s0, e0), fma(widen(e0), widen(d0), q0)
-            s1, q1 = add(s1, e1), fma(widen(e1), widen(d1), q1)
-            s2, q2 = add(s2, e2), fma(widen(e2), widen(d2), q2)
-            s3, q3 = add(s3, e3), fma(widen(e3), widen(d3), q3)
+                prefetch(dy, i + ahead, STRIDE)
+            s0, q0 = add_values(x, dy, i, k, s0, q0, shift)
+            s1, q1 = add_values(x, dy, i + LANES, k, s1, q1, shift)
+            s2, q2 = add_values(x, dy, i + 2 * LANES, k, s2, q2, shift)
+            s3, q3 = add_values(x, dy, i + 3 * LANES, k, s3, q3, shift)
+        left = first + size - body
+        if left > 0:
+            s0, q0 = add_part(x, dy, body, left, k, s0, q0, shift)
+        if left > LANES:
+            s1, q1 = add_part(x, dy, body + LANES, left - LANES, k, s1, q1, shift)
+        if left > 2 * LANES:
+            s2, q2 = add_part(x, dy, body + 2 * LANES, left - 2 * LANES, k, s2, q2, shift)
+        if left > 3 * LANES:
+            s3, q3 = add_part(x, dy, body + 3 * LANES, left - 3 * LANES, k, s3, q3, shift)
     s = total(add(add(s0, s1), add(s2, s3)))
     q = total(add(add(q0, q1), add(q2, q3)))
     return np.float64(n), np.float64(s), q
