@@ -123,17 +123,13 @@ def add(typingctx, a, b):
 
 
 def test_new_helper_in_another_file(upgradable):
-    installation, before = upgradable
-    welford = installation.folder / "numbabn" / "_cpu" / "welford.py"
-    old = welford.read_text()
+    installation, _ = upgradable
     installation.append("welford.py", MERGE)
     for _ in range(2):  # compiled, and loaded
         found = installation.moments((SMALL, LARGE))
         assert found[SMALL][0] == [1000.0] * 4
         assert found[LARGE][0] == [1000.0] * 4
     assert found["misses"] == 0
-    welford.write_text(old)
-    assert installation.moments()[SMALL] == before[SMALL]
 
 
 def test_new_intrinsic_in_another_file(upgradable):
@@ -227,7 +223,6 @@ def test_full_disk(upgradable):
     installation, before = upgradable
     shutil.rmtree(installation.cache)
     assert installation.moments(before=FULL_DISK)[SMALL] == before[SMALL]
-    assert installation.moments()[SMALL] == before[SMALL]
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])

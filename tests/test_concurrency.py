@@ -44,10 +44,10 @@ def run(function, *arguments, **environment):
 class Task:
     """Forward and backward of one array; calling it returns a digest of every result."""
 
-    def __init__(self, shape, axis, dtype=np.float32):
+    def __init__(self, shape, axis):
         rng = np.random.default_rng(list(shape))
         self.axis = axis
-        self.x, self.dy = rng.standard_normal((2, *shape)).astype(dtype)
+        self.x, self.dy = rng.standard_normal((2, *shape)).astype(np.float32)
         self.gamma, self.beta = rng.standard_normal((2, shape[axis]))
 
     def results(self):
@@ -60,6 +60,10 @@ class Task:
 
 def digest(*arrays):
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def moments_of_large():
+    return [digest(*nbn.moments(task.x, axis=task.axis)[1:]) for task in all_tasks()[len(SMALL) :]]
 
 
 def all_tasks():
@@ -165,16 +169,16 @@ def shared_layer(training):
         expected = [digest(layer(batch)) for batch in (*batches, large)]
 
     def work(number):
-        for _ in range(100):
+        for _ in range(60):
             assert digest(layer(batches[number])) == expected[number]
-        for _ in range(5):
+        for _ in range(3):
             assert digest(layer(large)) == expected[-1]
 
     in_threads(work)
     after = layer.state_dict()
     assert np.isfinite(after["running_mean"]).all()
     if training:  # of calls at the same moment just one need be counted
-        assert 105 <= layer.num_batches_tracked - tracked <= 105 * THREADS
+        assert 63 <= layer.num_batches_tracked - tracked <= 63 * THREADS
     else:
         assert all(np.array_equal(after[name], state[name]) for name in state)
     return "done"
@@ -276,8 +280,7 @@ def child_after_use(method):
     if method == "fork":
         assert in_child(method, report_digests) == before
         # Kernels that the parent never used are compiled or loaded in the child, where Numba starts threads.
-        other = Task((8, 64, 40, 40), 1, np.float64)
-        assert in_child(method, other) == with_one_thread(other)
+        assert in_child(method, moments_of_large) == with_one_thread(moments_of_large)
     return before
 
 
@@ -352,7 +355,7 @@ def test_pytorch_in_the_same_process(digests):
 
 def alternate_with_torch():
     before, of_torch = report_digests(), use_torch()
-    for _ in range(20):
+    for _ in range(5):
         assert report_digests() == before
         assert use_torch() == of_torch
     return before

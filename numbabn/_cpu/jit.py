@@ -53,7 +53,7 @@ class _PackageCache(FunctionCache):
 
 
 def helper(function):
-    """Compile a function that only kernels call: without entry points for Python and C, in half the time."""
+    """Compile a function only kernels call: without entry points for Python and C, in less time."""
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
 
 

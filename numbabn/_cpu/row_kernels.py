@@ -31,11 +31,11 @@ from numbabn._cpu.simd import (
 )
 from numbabn._cpu.welford import merge_sums
 
-# Elements summed in the accumulator's dtype before a merge in float64: 64 lanes of 64 float32 additions.
-# Element-by-element Welford runs at 1.2 GB/s, this at 200 in cache.
+# Elements summed about one shift before a merge. Element-by-element Welford runs at 1.2 GB/s.
 SEGMENT = 4096
 TASK = 65536  # elements of one task of apply
 STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
+BLOCK = 8 * STRIDE  # elements whose sums have the dtype of the shift
 
 
 @helper
@@ -62,57 +62,71 @@ def add_values(x, dy, i, k, s, q, shift):
     e = d
     if dy is not None:
         e = load(dy, i, shift)
-    return add(s, e), fma(widen(e), widen(d), q)
+    return add(s, e), fma(e, d, q)
 
 
 @helper
 def add_part(x, dy, i, n, k, s, q, shift):
-    """Do the same for the first n of sixteen values, where n may be more."""
+    """Do the same for the first n of sixteen values."""
     d = sub(load_part(x, i, n, k), k)
     e = d
     if dy is not None:
         e = load_part(dy, i, n, zeros(shift))
-    return add(s, e), fma(widen(e), widen(d), q)
+    return add(s, e), fma(e, d, q)
 
 
 @helper
 def sums(x, dy, c, lo, hi, channels, inner, shift):
     """(n, sum of e, sum of e * d) over segments lo..hi of channel c; d = x - shift.
 
-    e = dy, or d where dy is None: the sums of the backward pass, or those of the variance. d, e and their sum
-    have shift's dtype; products are summed in float64 in any case. Float32 sums of squares are biased where
-    x is rounded to a grid, as at an offset of 1e4: a square is 0 or 1 modulo 4, so that it is rounded down
-    more often than up, 3e-7 of the variance.
+    e = dy, or d where dy is None: the sums of the backward pass, or those of the variance. d, e and the sums
+    of a block have shift's dtype; blocks are added up in float64. Blocks are short because float32 sums of
+    squares are biased where x lies on a grid, as at an offset of 1e4: a square is 0 or 1 modulo 4, so that it
+    is rounded down more often than up. 64 additions a lane cost 3e-7 of the variance there, 8 cost nothing;
+    float64 products instead halve the speed in cache.
     """
-    n = 0
-    k = splat(shift)
-    s0 = s1 = s2 = s3 = zeros(shift)
-    q0 = q1 = q2 = q3 = zeros(np.float64(0))
+    n = pending = 0
+    k, none = splat(shift), zeros(shift)
+    s = q = zeros(np.float64(0))
+    s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
     for t in range(lo, hi):
         first, size = segment(c, t, channels, inner)
         ahead = segment(c, t + 1, channels, inner)[0] - first
         n += size
-        body = first + size // STRIDE * STRIDE
-        for i in range(first, body, STRIDE):
-            prefetch(x, i + ahead, STRIDE)
-            if dy is not None:
-                prefetch(dy, i + ahead, STRIDE)
-            s0, q0 = add_values(x, dy, i, k, s0, q0, shift)
-            s1, q1 = add_values(x, dy, i + LANES, k, s1, q1, shift)
-            s2, q2 = add_values(x, dy, i + 2 * LANES, k, s2, q2, shift)
-            s3, q3 = add_values(x, dy, i + 3 * LANES, k, s3, q3, shift)
-        left = first + size - body
-        if left > 0:
-            s0, q0 = add_part(x, dy, body, left, k, s0, q0, shift)
-        if left > LANES:
-            s1, q1 = add_part(x, dy, body + LANES, left - LANES, k, s1, q1, shift)
-        if left > 2 * LANES:
-            s2, q2 = add_part(x, dy, body + 2 * LANES, left - 2 * LANES, k, s2, q2, shift)
-        if left > 3 * LANES:
-            s3, q3 = add_part(x, dy, body + 3 * LANES, left - 3 * LANES, k, s3, q3, shift)
-    s = total(add(add(s0, s1), add(s2, s3)))
-    q = total(add(add(q0, q1), add(q2, q3)))
-    return np.float64(n), np.float64(s), q
+        end = first + size
+        for block in range(first, end, BLOCK):
+            stop = min(block + BLOCK, end)
+            body = block + (stop - block) // STRIDE * STRIDE
+            for i in range(block, body, STRIDE):
+                prefetch(x, i + ahead, STRIDE)
+                if dy is not None:
+                    prefetch(dy, i + ahead, STRIDE)
+                s0, q0 = add_values(x, dy, i, k, s0, q0, shift)
+                s1, q1 = add_values(x, dy, i + LANES, k, s1, q1, shift)
+                s2, q2 = add_values(x, dy, i + 2 * LANES, k, s2, q2, shift)
+                s3, q3 = add_values(x, dy, i + 3 * LANES, k, s3, q3, shift)
+            left = stop - body
+            if left >= LANES:
+                s0, q0 = add_values(x, dy, body, k, s0, q0, shift)
+            if left >= 2 * LANES:
+                s1, q1 = add_values(x, dy, body + LANES, k, s1, q1, shift)
+            if left >= 3 * LANES:
+                s2, q2 = add_values(x, dy, body + 2 * LANES, k, s2, q2, shift)
+            if left % LANES:
+                s3, q3 = add_part(x, dy, stop - left % LANES, left % LANES, k, s3, q3, shift)
+            pending += stop - block + STRIDE
+            if pending > BLOCK:
+                s, q = add(s, widen(add_four(s0, s1, s2, s3))), add(q, widen(add_four(q0, q1, q2, q3)))
+                s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
+                pending = 0
+    s, q = add(s, widen(add_four(s0, s1, s2, s3))), add(q, widen(add_four(q0, q1, q2, q3)))
+    return np.float64(n), total(s), total(q)
+
+
+@helper
+def add_four(a, b, c, d):
+    """Return a + b + c + d."""
+    return add(add(a, b), add(c, d))
 
 
 @helper
@@ -132,7 +146,7 @@ def slab_moments(x, c, lo, hi, channels, inner, like):
         stop = min(t + group, hi)
         shift = np.float64(convert(shift, like))
         n, s, q = sums(x, None, c, t, stop, channels, inner, convert(shift, like))
-        if not np.isfinite(s):  # the data are not finite, or their sum overflows float32
+        if not np.isfinite(q):  # the data are not finite, or their squares overflow float32
             n, s, q = sums(x, None, c, t, stop, channels, inner, shift)
         count, mean, m2 = merge_sums(count, mean, m2, n, shift, s, q)
         shift = mean
@@ -140,16 +154,11 @@ def slab_moments(x, c, lo, hi, channels, inner, like):
 
 
 @helper
-def slab_products(x, dy, c, lo, hi, channels, inner, mean):
-    """(count, sum of dy, sum of dy * (x - mean)) of segments lo..hi of channel c."""
-    count = sum_dy = sum_dy_d = 0.0
-    group = max(1, SEGMENT // inner)
-    for t in range(lo, hi, group):
-        n, s, q = sums(x, dy, c, t, min(t + group, hi), channels, inner, mean)
-        count += n
-        sum_dy += s
-        sum_dy_d += q
-    return count, sum_dy, sum_dy_d
+def slab_products(x, dy, c, lo, hi, channels, inner, mean, like):
+    """(count, sum of dy, sum of dy * (x - mean)) of segments lo..hi of channel c, blocks in like's dtype."""
+    center = convert(mean, like)
+    count, sum_dy, sum_dy_d = sums(x, dy, c, lo, hi, channels, inner, center)
+    return count, sum_dy, sum_dy_d - (mean - center) * sum_dy
 
 
 @helper
@@ -220,11 +229,13 @@ def moments(x, outer, channels, inner, like, count, mean, m2):
 
 @helper
 def products_task(task, x, dy, outer, channels, inner, mean, sum_dy, sum_dy_d):
-    """Partial sums of a chunk of a channel."""
+    """Partial sums of a chunk of a channel, in float64: it costs nothing where memory is the limit."""
     chunks, segments = len(sum_dy), outer * segments_per_row(inner)
     c, k = task // chunks, task % chunks
     start, stop = segments * k // chunks, segments * (k + 1) // chunks
-    _, sum_dy[k, c], sum_dy_d[k, c] = slab_products(x, dy, c, start, stop, channels, inner, mean[c])
+    _, sum_dy[k, c], sum_dy_d[k, c] = slab_products(
+        x, dy, c, start, stop, channels, inner, mean[c], np.float64(0)
+    )
 
 
 @Kernel
@@ -309,7 +320,7 @@ def backward_task(t, x, dy, dx, outer, channels, inner, block, gamma, mean, var,
     segments = outer * segments_per_row(inner)
     c0, c1 = t * block, min((t + 1) * block, channels)
     for c in range(c0, c1):
-        count, sums[0, c], q = slab_products(x, dy, c, 0, segments, channels, inner, mean[c])
+        count, sums[0, c], q = slab_products(x, dy, c, 0, segments, channels, inner, mean[c], x[0])
         sums[1, c] = q / np.sqrt(var[c] + eps)
         fill_gradient(c, mean, var, gamma, eps, count, sums, coefs)
     size = (c1 - c0) * inner
