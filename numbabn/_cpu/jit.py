@@ -60,8 +60,8 @@ def helper(function):
 class Kernel:
     """A function whose outer loop is a ``prange`` over independent tasks: a serial and a parallel version.
 
-    The bits are the same for both, since the tasks are. Call it with the number of bytes it works on, by which
-    the version is chosen, and its arguments.
+    The bits are the same for both, since the tasks are. Call it with the number of bytes it works on, which
+    decides between them, and its arguments.
     """
 
     def __init__(self, function):

@@ -15,6 +15,27 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
+__all__ = [
+    "LANES",
+    "add",
+    "blend",
+    "convert",
+    "fence",
+    "fma",
+    "load",
+    "load_part",
+    "prefetch",
+    "splat",
+    "store",
+    "store_part",
+    "stream",
+    "sub",
+    "total",
+    "unaligned",
+    "widen",
+    "zeros",
+]
+
 LANES = 16
 LINE = 64  # bytes of a cache line, and the alignment of a non-temporal store
 _X86 = platform.machine().lower() in ("x86_64", "amd64")

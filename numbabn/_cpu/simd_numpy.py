@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numbabn._cpu.simd_llvm import LANES, LINE
+from numbabn._cpu.simd_llvm import LANES, LINE, __all__  # noqa: F401  (the same names)
 
 
 def load(array, index, like):
