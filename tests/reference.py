@@ -153,36 +153,28 @@ def forward_error(x, gamma=None, beta=None, *, axis=1, eps=1e-5, mean=None, var=
 def backward_error(dy, x, gamma=None, beta=None, *, axis=1, eps=1e-5, mean=None, var=None):
     """Errors allowed to dx, dgamma and dbeta.
 
-    dx is a sum of three terms, each of which may carry `ROUNDINGS`, also where they cancel. dgamma feels the
-    error of invstd, that of the mean times the sum of dy, and the float64 sum. All are rounded to the dtype
-    of their parameter in the end.
+    dgamma and dbeta are sums of terms that may cancel, each of which is rounded, and added to some others, in
+    the dtype of x: `ROUNDINGS` of the sum of their sizes. dx is a sum of three such terms. Gradients of
+    parameters are rounded to their dtype in the end.
     """
     constant = mean is not None
     tiny = roundings(x.dtype)
     xhat, invstd, of_mean = _xhat_parts(x, axis, eps, mean, var)
-    _, dgamma, dbeta = backward(dy, x, axis=axis, eps=eps, mean=mean, var=var)
     dy = np.abs(wide(dy))
-    count = x.size // x.shape[axis]
-    terms = dy
+    of_dgamma, of_dbeta = tiny * total(dy * (xhat + of_mean), axis), tiny * total(dy, axis)
+    of_dx = tiny * dy
     if not constant:
-        means = along(np.abs(dbeta), x.ndim, axis) / count, along(np.abs(dgamma), x.ndim, axis) / count
-        terms = dy + means[0] + (xhat + of_mean) * means[1]
+        count = x.size // x.shape[axis]
+        of_dx = of_dx + (along(of_dbeta, x.ndim, axis) + (xhat + of_mean) * along(of_dgamma, x.ndim, axis)) / count
     scale = invstd * along(1.0 if gamma is None else np.abs(wide(gamma)), x.ndim, axis)
-    of_mean = by_channel(np.broadcast_to(of_mean, x.shape), axis).max(axis=1)
-    of_dgamma = tiny * (np.abs(dgamma) + of_mean * np.abs(dbeta))
-    of_dgamma += _float64_sum(dy * xhat, axis) + _last_rounding(dgamma, gamma)
-    of_dbeta = _float64_sum(dy, axis) + _last_rounding(dbeta, beta)
-    return tiny * scale * terms, of_dgamma, of_dbeta
+    of_dgamma += _last_rounding(of_dgamma / tiny, gamma)
+    of_dbeta += _last_rounding(of_dbeta / tiny, beta)
+    return scale * of_dx, of_dgamma, of_dbeta
 
 
-def _float64_sum(sizes, axis):
-    """Error of a sum of float64 terms in any order, here and in the library, for up to 1e7 terms."""
-    return 16 * np.finfo(np.float64).eps * total(sizes, axis)
-
-
-def _last_rounding(value, parameter):
+def _last_rounding(size, parameter):
     """Error of rounding to the dtype of the parameter, also below its smallest normal number."""
     if parameter is None:
         return 0.0
     kind = np.finfo(parameter.dtype)
-    return np.abs(value) * float(kind.eps) + float(kind.smallest_subnormal)
+    return size * float(kind.eps) + float(kind.smallest_subnormal)

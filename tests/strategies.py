@@ -333,7 +333,7 @@ LARGE_PATHS = (
     ((20_000, 16), 1),  # more rows than are summed about one shift
 )
 # Written past the caches without being told to.
-STREAMING_PATHS = (((32, 64, 48, 48), 1), ((48, 40, 40, 64), -1))
+STREAMING_PATHS = (((36, 64, 48, 48), 1), ((48, 40, 40, 64), -1))
 
 PATHS = [
     *((shape, axis, name) for shape, axis in SMALL_PATHS for name in REGIMES),

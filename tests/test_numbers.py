@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -34,6 +35,8 @@ KINDS = {
     "NCHW, tiny images": ((512, 64, 3, 3) if JIT else (32, 8, 3, 3), 1),
     "NHWC": ((8, 64, 64, 16) if JIT else (2, 16, 16, 5), -1),
     "NHWC, three channels": ((4, 128, 128, 3) if JIT else (2, 16, 16, 3), -1),
+    "NHWC, many channels": ((32, 7, 7, 2048) if JIT else (4, 3, 3, 256), -1),
+    "NC, small batch": ((64, 4096) if JIT else (16, 256), 1),
     "NC": ((20_000, 24) if JIT else (400, 24), 1),
     "NC, one channel": ((300_000, 1) if JIT else (4000, 1), 1),
 }
@@ -70,9 +73,10 @@ def test_inference_at_an_offset(shape, axis, offset):
 @pytest.mark.parametrize("offset", [10, 1e4])
 @pytest.mark.parametrize("shape", [(1, 4, 64, 64), (4, 4, 32, 32), (8, 4, 28, 28)])
 def test_dark_border(shape, offset, first):
-    """Values far from the others at the very beginning, as the border of an image, cost no accuracy.
+    """Values far from the others at the very beginning, as the border of an image, cost little accuracy.
 
-    Sums are taken about a value of the data, and these are bad ones to take.
+    Sums are taken about a value of the data, and these are bad ones to take: up to 16 standard deviations from
+    the mean, so that squares of 256 variances, rounded to float32 some at a time, cancel.
     """
     x = (np.random.default_rng(0).standard_normal(shape) + offset).astype(np.float32)
     x.reshape(shape[0], shape[1], -1)[:, :, :first] = 0
@@ -82,7 +86,7 @@ def test_dark_border(shape, offset, first):
     of_y = np.abs(y - exact).max() / np.abs(exact).max()
     of_var = np.abs(saved.var / (m2 / count) - 1).max()
     of_mean = np.abs((saved.mean - mean) / np.sqrt(saved.var)).max()
-    assert max(of_y, of_var, of_mean) <= 1e-6
+    assert max(of_y, of_var, of_mean) <= 4e-6
 
 
 def relative_to_largest(actual, exact):
@@ -368,7 +372,7 @@ def test_poison_in_large_arrays(shape, axis, poison):
 
 # More than 2**31 elements --------------------------------------------------------------------------------------
 
-HUGE = 2**31 + 40
+HUGE = 2**31 + 3000
 
 
 @numba.njit
@@ -377,18 +381,13 @@ def _segment(c, t, channels, inner):
 
 
 @numba.njit
-def _task_start(t, x, inner):
-    return row_kernels.task_start(t, x, inner)
+def _apply_start(t, size, inner):
+    return row_kernels.apply_start(t, size, inner)
 
 
 @numba.njit
-def _chunk_rows(k, chunks, x, copies, channels, inner):
-    return column_kernels.chunk_rows(k, chunks, x, copies, channels, inner)
-
-
-def of_size(n):
-    """Return an array of n elements in the memory of one."""
-    return np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (n,), (0,))
+def _tile(k, chunks, part, x, copies, row):
+    return column_kernels.tile(k, chunks, part, x, copies, row)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, HUGE), (1, 3, HUGE), (HUGE // 8, 5, 20), (3, HUGE // 64, 70)])
@@ -399,18 +398,13 @@ def test_rows_beyond_two_to_31(shape):
     assert size > 2**31
     per_row = -(-inner // row_kernels.SEGMENT)
     for c in {0, channels - 1}:
-        end = None
-        for t in range(max(0, outer * per_row - 5), outer * per_row):
-            first, length = _segment(c, t, channels, inner)
-            row, piece = divmod(t, per_row)
-            start = (row * channels + c) * inner
-            assert start <= first < first + length <= start + inner
-            assert piece == 0 or end is None or first == end
-            end = first + length
-        assert end == ((outer - 1) * channels + c + 1) * inner
+        row = ((outer - 1) * channels + c) * inner
+        segments = [_segment(c, t, channels, inner) for t in range((outer - 1) * per_row, outer * per_row)[-5:]]
+        assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(segments))
+        assert row <= segments[0][0]
+        assert sum(segments[-1]) == row + inner
     tasks = plan.apply_tasks(shape)
-    x = of_size(size)
-    starts = [_task_start(t, x, inner) for t in (0, 1, tasks // 2, tasks - 1, tasks)]
+    starts = [_apply_start(t, size, inner) for t in (0, 1, tasks // 2, tasks - 1, tasks)]
     assert starts == sorted(starts)
     assert starts[0] == 0
     assert starts[-2] < size == starts[-1]
@@ -418,16 +412,20 @@ def test_rows_beyond_two_to_31(shape):
 
 @pytest.mark.parametrize("shape", [(HUGE // 2, 2, 1), (HUGE // 3, 3, 1), (HUGE // 8, 5, 15), (HUGE // 1000, 1024, 1)])
 def test_columns_beyond_two_to_31(shape):
+    """Chunks do so too."""
     pixels, channels, inner = shape
-    size = pixels * channels * inner
-    assert size > 2**31 - 10
+    size, row = math.prod(shape), channels * inner
+    assert size > 2**31
     copies, chunks = plan.columns(shape, 4 * size)
-    x, end = of_size(size), 0
+    x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (size,), (0,))  # in the memory of one element
+    end = 0
     for k in range(chunks):
-        first, rows, left = _chunk_rows(k, chunks, x, copies, channels, inner)
-        assert first == end
-        end += rows
-    assert end * copies + left == pixels
+        for part in range(2):
+            first, rows, across = _tile(k, chunks, part, x, copies, row)
+            if rows:
+                assert first == end
+                end += rows * across * row
+    assert end == size
 
 
 @pytest.mark.large

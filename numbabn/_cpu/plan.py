@@ -49,6 +49,7 @@ def block_channels(shape: Shape, itemsize: int, arrays: int) -> int:
     outer, channels, inner = shape
     slab = outer * inner * itemsize * arrays
     block = max(1, min(channels, BLOCK_BYTES // slab))
+    block -= block % LANES if block > LANES else 0  # blocks that begin at a cache line, whatever inner is
     return block if small(slab * channels) else min(block, channels // FUSED_TASKS)
 
 

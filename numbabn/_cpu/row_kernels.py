@@ -1,7 +1,7 @@
 """Kernels for channels whose values lie in long contiguous rows: x is flat (outer, channels, inner).
 
-A row is cut into equal segments of at most ``SEGMENT`` elements; a channel's slab is its segments in order.
-One task of a fused kernel is one channel, statistics and result, while its slab sits in cache.
+A row is cut into segments of ``SEGMENT`` elements, the last one shorter; a slab is all of a channel's
+segments. One task of a fused kernel is a block of channels, statistics and result, while their slabs sit in cache.
 
 Offsets into flat arrays, not views: making and releasing one view costs two atomic reference counts,
 which is as much as summing 400 floats.
@@ -31,28 +31,16 @@ from numbabn._cpu.simd import (
 )
 from numbabn._cpu.welford import merge_sums
 
-# Elements summed about one shift before a merge. Element-by-element Welford runs at 1.2 GB/s.
-SEGMENT = 4096
-TASK = 65536  # elements of one task of apply
 STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
-BLOCK = 8 * STRIDE  # elements whose sums have the dtype of the shift
+SEGMENT = 8 * STRIDE  # elements whose sums have the dtype of the shift
+MERGE = 4096  # elements summed about one shift; Welford's update for every element runs at 1.2 GB/s
+TASK = 65536  # elements of one task of apply
 
 
 @helper
 def segments_per_row(inner):
     """Into how many segments a row is cut."""
     return -(-inner // SEGMENT)
-
-
-@helper
-def segment(c, t, channels, inner):
-    """(offset, size) of segment t of channel c's slab."""
-    per_row = segments_per_row(inner)
-    if per_row == 1:  # spares short rows two integer divisions
-        return (t * channels + c) * inner, inner
-    size = -(-inner // per_row)
-    start = (t % per_row) * size
-    return ((t // per_row) * channels + c) * inner + start, min(size, inner - start)
 
 
 @helper
@@ -89,36 +77,39 @@ def sums(x, dy, c, lo, hi, channels, inner, shift):
     k, none = splat(shift), zeros(shift)
     s = q = zeros(np.float64(0))
     s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
-    for t in range(lo, hi):
-        first, size = segment(c, t, channels, inner)
-        ahead = segment(c, t + 1, channels, inner)[0] - first
-        n += size
-        end = first + size
-        for block in range(first, end, BLOCK):
-            stop = min(block + BLOCK, end)
-            body = block + (stop - block) // STRIDE * STRIDE
-            for i in range(block, body, STRIDE):
-                prefetch(x, i + ahead, STRIDE)
-                if dy is not None:
-                    prefetch(dy, i + ahead, STRIDE)
-                s0, q0 = add_values(x, dy, i, k, s0, q0, shift)
-                s1, q1 = add_values(x, dy, i + LANES, k, s1, q1, shift)
-                s2, q2 = add_values(x, dy, i + 2 * LANES, k, s2, q2, shift)
-                s3, q3 = add_values(x, dy, i + 3 * LANES, k, s3, q3, shift)
-            left = stop - body
-            if left >= LANES:
-                s0, q0 = add_values(x, dy, body, k, s0, q0, shift)
-            if left >= 2 * LANES:
-                s1, q1 = add_values(x, dy, body + LANES, k, s1, q1, shift)
-            if left >= 3 * LANES:
-                s2, q2 = add_values(x, dy, body + 2 * LANES, k, s2, q2, shift)
-            if left % LANES:
-                s3, q3 = add_part(x, dy, stop - left % LANES, left % LANES, k, s3, q3, shift)
-            pending += stop - block + STRIDE
-            if pending > BLOCK:
-                s, q = add(s, widen(add_four(s0, s1, s2, s3))), add(q, widen(add_four(q0, q1, q2, q3)))
-                s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
-                pending = 0
+    per_row, next_row = segments_per_row(inner), channels * inner
+    part, row = lo % per_row, (lo // per_row * channels + c) * inner
+    for _ in range(lo, hi):
+        first = row + part * SEGMENT
+        stop = min(first + SEGMENT, row + inner)
+        body = first + (stop - first) // STRIDE * STRIDE
+        for i in range(first, body, STRIDE):
+            prefetch(x, i + next_row, STRIDE)
+            if dy is not None:
+                prefetch(dy, i + next_row, STRIDE)
+            s0, q0 = add_values(x, dy, i, k, s0, q0, shift)
+            s1, q1 = add_values(x, dy, i + LANES, k, s1, q1, shift)
+            s2, q2 = add_values(x, dy, i + 2 * LANES, k, s2, q2, shift)
+            s3, q3 = add_values(x, dy, i + 3 * LANES, k, s3, q3, shift)
+        left = stop - body
+        if left >= LANES:
+            s0, q0 = add_values(x, dy, body, k, s0, q0, shift)
+        if left >= 2 * LANES:
+            s1, q1 = add_values(x, dy, body + LANES, k, s1, q1, shift)
+        if left >= 3 * LANES:
+            s2, q2 = add_values(x, dy, body + 2 * LANES, k, s2, q2, shift)
+        if left % LANES:
+            s3, q3 = add_part(x, dy, stop - left % LANES, left % LANES, k, s3, q3, shift)
+        n += stop - first
+        pending += stop - first + STRIDE
+        if pending > SEGMENT:  # short rows share a block
+            s, q = add(s, widen(add_four(s0, s1, s2, s3))), add(q, widen(add_four(q0, q1, q2, q3)))
+            s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
+            pending = 0
+        part += 1  # counted along: two integer divisions would cost as much as a segment
+        if part == per_row:
+            part = 0
+            row += next_row
     s, q = add(s, widen(add_four(s0, s1, s2, s3))), add(q, widen(add_four(q0, q1, q2, q3)))
     return np.float64(n), total(s), total(q)
 
@@ -131,17 +122,17 @@ def add_four(a, b, c, d):
 
 @helper
 def first_estimate(x, c, t, channels, inner):
-    """Return a value near the mean of a segment: that of its first vector, or its first element."""
-    first, size = segment(c, t, channels, inner)
-    return total(load(x, first, np.float64(0))) / LANES if size >= LANES else np.float64(x[first])
+    """Return a value near the mean of segment t: the mean of its row's first vector."""
+    first = (t // segments_per_row(inner) * channels + c) * inner
+    return total(load(x, first, np.float64(0))) / LANES
 
 
 @helper
 def slab_moments(x, c, lo, hi, channels, inner, like):
-    """(count, mean, m2) of segments lo..hi of channel c, summed in like's dtype, merged in float64."""
+    """(count, mean, m2) of segments lo..hi of channel c, blocks in like's dtype, merged in float64."""
     count = mean = m2 = 0.0
     shift = first_estimate(x, c, lo, channels, inner)
-    group = max(1, SEGMENT // inner)
+    group = MERGE // min(inner, SEGMENT)
     for t in range(lo, hi, group):
         stop = min(t + group, hi)
         shift = np.float64(convert(shift, like))
