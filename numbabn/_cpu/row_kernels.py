@@ -1,7 +1,7 @@
 """Kernels for channels whose values lie in long contiguous rows: x is flat (outer, channels, inner).
 
 A row is cut into segments of ``SEGMENT`` elements, the last one shorter; a slab is all of a channel's
-segments. One task of a fused kernel is a block of channels, statistics and result, while their slabs sit in cache.
+segments. One task of a fused kernel is a block of channels, statistics and result, while they sit in cache.
 
 Offsets into flat arrays, not views: making and releasing one view costs two atomic reference counts,
 which is as much as summing 400 floats.
