@@ -177,7 +177,11 @@ def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Arr
     if array.dtype is not x.dtype and array.dtype != x.dtype.newbyteorder("="):
         native = x.dtype.newbyteorder("=")
         raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
-    if 0 in array.strides and any(array.shape[i] > 1 for i, step in enumerate(array.strides) if step == 0):
+    if (
+        array.size
+        and 0 in array.strides
+        and any(array.shape[i] > 1 for i, step in enumerate(array.strides) if step == 0)
+    ):
         raise ValueError(
             "out is a broadcast array, whose elements share memory; pass one made by numpy.empty"
         )

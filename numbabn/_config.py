@@ -27,13 +27,15 @@ def show_config() -> None:
 
 
 def _facts() -> dict[str, str]:
+    from numbabn import __version__  # at import it is not there yet
+
     features = binding.get_host_cpu_features()
     vectors = [name for name in ("avx2", "avx512f", "fma", "f16c", "neon", "sve") if features.get(name)]
     threads = numba.get_num_threads()
     layer = numba.threading_layer()
     parallel = "parallel" if layer in ("omp", "tbb") else "not safe for parallel kernels: serial"
     return {
-        "numbabn": _version("numbabn"),
+        "numbabn": __version__,
         "python": f"{platform.python_version()} {platform.python_implementation()}",
         "platform": platform.platform(),
         **{name: _version(name) for name in ("numpy", "numba", "llvmlite")},

@@ -8,6 +8,7 @@ that it costs nothing where memory is short; where it is not, the next result fi
 Smaller arrays come from ``numpy.empty``: the C library keeps their memory itself.
 """
 
+import contextlib
 import mmap
 import weakref
 
@@ -40,12 +41,15 @@ def _take(size: int) -> mmap.mmap:
         return _kept.get(size, []).pop()
     except IndexError:
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        block.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # of a system without huge pages
+            block.madvise(mmap.MADV_HUGEPAGE)
         return block
 
 
 def _keep(size: int, block: mmap.mmap) -> None:
-    """Keep a block, unless too much is kept already: then it is unmapped when this last reference goes."""
-    if size + sum(kept * len(blocks) for kept, blocks in list(_kept.items())) <= MOST_KEPT:
+    """Keep a block for the system or the next result to take; else it is unmapped with this last reference."""
+    if size + sum(kept * len(blocks) for kept, blocks in list(_kept.items())) > MOST_KEPT:
+        return
+    with contextlib.suppress(OSError):  # of a system that would not take it
         block.madvise(mmap.MADV_FREE)
         _kept.setdefault(size, []).append(block)

@@ -234,6 +234,11 @@ class BatchNorm:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over parameters and statistics from `state_dict`; the dtypes become those of this layer.
 
+        Parameters
+        ----------
+        state : mapping of str to array
+            Exactly the keys of `state_dict` of a layer made with the same options.
+
         Raises
         ------
         KeyError

@@ -1,12 +1,12 @@
-"""Set-up of the test session: a kernel cache of its own, hypothesis without a clock, the marker of huge arrays."""
+"""Set-up of the test session: a kernel cache of its own, hypothesis without a clock, the marker `large`."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-# Before numba is imported, which reads the variable once: the suite tests the kernels of this source, compiles
-# them itself, and leaves nothing behind. Subprocesses of the tests inherit the folder.
+# Before numba is imported, which reads the variable once: the suite compiles the kernels of this source and
+# leaves nothing behind. Subprocesses of the tests inherit the folder.
 if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numbabn-tests-")
     atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)

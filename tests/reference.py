@@ -9,10 +9,10 @@ from fractions import Fraction
 
 import numpy as np
 
-# How many eps of the dtype of x an output may be off. Counted along y = (x - center) * scale + shift: x - center,
-# the variance, its root, scale, shift and the result round once each, at half an eps, which is 3; one is left
-# for the sums of the statistics. Where x is float64 these are float64 sums too, here and in the library: of
-# squares about a value of the data, which may be 5 standard deviations, 25 variances, away from the mean.
+# How many eps of the dtype of x an output may be off. Counted along y = (x - center) * scale + shift:
+# x - center, the variance, its root, scale, shift and the result round once each, at half an eps, which is 3;
+# one is left for the sums of the statistics. Where x is float64 these are float64 sums too, here and in the
+# library: of squares about a value of the data, which may be 5 standard deviations, 25 variances, off.
 ROUNDINGS = {4: 4, 8: 30}
 
 
@@ -165,7 +165,8 @@ def backward_error(dy, x, gamma=None, beta=None, *, axis=1, eps=1e-5, mean=None,
     of_dx = tiny * dy
     if not constant:
         count = x.size // x.shape[axis]
-        of_dx = of_dx + (along(of_dbeta, x.ndim, axis) + (xhat + of_mean) * along(of_dgamma, x.ndim, axis)) / count
+        of_dx = of_dx + along(of_dbeta / count, x.ndim, axis)
+        of_dx += (xhat + of_mean) * along(of_dgamma / count, x.ndim, axis)
     scale = invstd * along(1.0 if gamma is None else np.abs(wide(gamma)), x.ndim, axis)
     of_dgamma += _last_rounding(of_dgamma / tiny, gamma)
     of_dbeta += _last_rounding(of_dbeta / tiny, beta)

@@ -1,8 +1,7 @@
-"""Arrays to test with: nasty memory layouts, generated problems, and shapes that take every path of the kernels."""
+"""Arrays to test with: nasty memory layouts, generated problems, shapes for every path of the kernels."""
 
 import contextlib
 import math
-import sys
 from dataclasses import dataclass
 from unittest import mock
 
@@ -10,7 +9,7 @@ import numba
 import numpy as np
 from hypothesis import strategies as st
 
-from numbabn._cpu import plan
+from numbabn._cpu import jit, plan
 
 # With NUMBA_DISABLE_JIT=1 kernels are plain Python, a thousand times slower: the same tests, smaller arrays.
 JIT = not numba.config.DISABLE_JIT
@@ -18,7 +17,7 @@ JIT = not numba.config.DISABLE_JIT
 FLOAT_DTYPES = (np.float16, np.float32, np.float64, np.longdouble)
 
 
-# Memory layouts: functions from an array and a random generator to an array of the same shape ----------------
+# Memory layouts: functions from an array and a random generator to an array of the same shape --------------
 
 
 def contiguous(x, rng):
@@ -115,7 +114,7 @@ def arrange(x, layout, rng):
     return y
 
 
-# Generated problems ------------------------------------------------------------------------------------------
+# Generated problems -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ def empty_problems(draw):
     )
 
 
-# Results at every address ------------------------------------------------------------------------------------
+# Results at every address -----------------------------------------------------------------------------------
 
 
 def guarded(problem, start):
@@ -262,37 +261,38 @@ def guarded(problem, start):
 STARTS = range(18) if JIT else (0, 5)
 
 
-# Every path of the kernels -----------------------------------------------------------------------------------
+# Every path of the kernels ----------------------------------------------------------------------------------
 
 # Which kernels run is decided by the shape, and by sizes that only arrays of megabytes have. The regimes
 # change the sizes, so that small arrays take the paths of large ones.
-_PHASES = {"PARALLEL_BYTES": 0, "FUSED_TASKS": 1 << 30, "CHUNK_BYTES": 2048}
-_BLOCKS = {"PARALLEL_BYTES": 0, "FUSED_TASKS": 1, "BLOCK_BYTES": 4096}
-_STREAMING = {"STREAM_BYTES": 0}
+_STREAMING = {(plan, "STREAM_BYTES"): 0}
+_PHASES = {(plan, "PARALLEL_BYTES"): 0, (plan, "FUSED_TASKS"): 1 << 30, (plan, "CHUNK_BYTES"): 512}
+_BLOCKS = {(plan, "PARALLEL_BYTES"): 0, (plan, "FUSED_TASKS"): 1, (plan, "BLOCK_BYTES"): 4096}
+_IN_PARALLEL = {(jit, "PARALLEL_BYTES"): 0}
 REGIMES = {
     "as planned": {},
     "streaming": _STREAMING,
     "phases": _PHASES,
     "phases, streaming": _PHASES | _STREAMING,
+    "phases in parallel": _PHASES | _IN_PARALLEL,
     "blocks": _BLOCKS,
     "blocks, streaming": _BLOCKS | _STREAMING,
+    "blocks in parallel, streaming": _BLOCKS | _IN_PARALLEL | _STREAMING,
 }
+# Entering a parallel region takes milliseconds on a busy machine: not for tests of hundreds of calls.
+SERIAL_REGIMES = tuple(name for name in REGIMES if "parallel" not in name)
 
 
 @contextlib.contextmanager
 def regime(name):
     """Within the block, work is cut up and written as one of the `REGIMES` says."""
-    backend = [module for path, module in sys.modules.items() if path.startswith("numbabn._cpu.")]
-    plans = [f for f in vars(plan).values() if hasattr(f, "cache_clear")]  # what they remember is of one regime
+    remembering = [f for f in vars(plan).values() if hasattr(f, "cache_clear")]
     with contextlib.ExitStack() as stack:
-        for constant, value in REGIMES[name].items():
-            holders = [module for module in backend if hasattr(module, constant)]
-            assert holders, f"there is no {constant} any more"
-            for module in holders:
-                stack.enter_context(mock.patch.object(module, constant, value))
-        for remembered in plans:
-            remembered.cache_clear()
-            stack.callback(remembered.cache_clear)
+        for (module, constant), value in REGIMES[name].items():
+            stack.enter_context(mock.patch.object(module, constant, value))
+        for function in remembering:  # plans of one regime, which would be wrong in the next
+            function.cache_clear()
+            stack.callback(function.cache_clear)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Backward, with statistics of the batch and with frozen ones: gradients against formula, complex step, differences."""
+"""Backward, through the statistics or with frozen ones: against formula, complex step, finite differences."""
 
 import itertools
 
@@ -15,6 +15,7 @@ from tests.strategies import (
     JIT,
     PATH_NAMES,
     PATHS,
+    SERIAL_REGIMES,
     SMALL_PATHS,
     STARTS,
     Problem,
@@ -95,10 +96,10 @@ def test_practical_shapes(case):
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen"])
-@pytest.mark.parametrize("how", ["as planned", "streaming", "phases, streaming", "blocks, streaming"])
+@pytest.mark.parametrize("how", SERIAL_REGIMES)
 @pytest.mark.parametrize(("shape", "axis"), SMALL_PATHS)
 def test_out_anywhere(shape, axis, how, frozen):
-    """The bits do not depend on addresses, and nothing is written outside of out, nor of dy where out is dy."""
+    """The bits do not depend on addresses, and nothing is written outside of out, which may be dy."""
     for dtype in (np.float32, np.float64):
         problem = Problem(shape, axis, dtype)
         with regime(how):
@@ -183,11 +184,11 @@ def test_empty(problem, frozen):
     assert nbn.batch_norm_backward(problem.dy(), saved, out=out)[0] is out
 
 
-# Derivatives from elsewhere than the formula -------------------------------------------------------------------
+# Derivatives from elsewhere than the formula ----------------------------------------------------------------
 
 
 def complex_step(problem, frozen, x, dy):
-    """Derivatives of sum(dy * y) of the reference: exact to the last bits, for a step in an imaginary direction."""
+    """Derivatives of sum(dy * y) of the reference, exact to the last bits: a step into the imaginary."""
     step = 1e-30
     arguments = [x, problem.gamma(), problem.beta()]
     options = {**problem.options, **statistics(problem, frozen)}
@@ -242,7 +243,8 @@ def test_complex_step(problem, frozen):
 def test_finite_differences(problem, frozen):
     """The library's backward is the derivative of the library's own forward."""
     x, dy, gamma, beta = problem.x(), problem.dy(), problem.gamma(), problem.beta()
-    options = {**problem.options, **statistics(problem, frozen), "eps": 0.1}  # small var would need small steps
+    # A small variance with a small eps would need small steps.
+    options = {**problem.options, **statistics(problem, frozen), "eps": 0.1}
     results = nbn.batch_norm_backward(dy, nbn.batch_norm_forward(x, gamma, beta, **options)[1])
     step = 1e-5
     for name, result, argument in zip(NAMES, results, (x, gamma, beta), strict=True):

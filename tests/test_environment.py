@@ -1,10 +1,13 @@
 """What importing numbabn does to a process, what it says about itself, and that it works without the JIT."""
 
 import ast
+import errno
 import importlib
 import inspect
+import mmap
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.resources import files
@@ -28,17 +31,24 @@ def run_python(code, folder=None, **environment):
     It imports the numbabn of this process, or that in ``folder``.
     """
     path = [folder or Path(nbn.__file__).parents[1], os.environ.get("PYTHONPATH")]
-    result = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", inspect.cleandoc(code)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, path))), **environment},
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=TIMEOUT)
+        except BaseException:
+            if hasattr(os, "killpg"):  # its children too: one that hangs would hold the pipes open
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            raise
+    assert process.returncode == 0, f"exit status {process.returncode}\n{output}\n{errors}"
+    return output
 
 
 # --- importing ---------------------------------------------------------------------------------------------
@@ -48,16 +58,21 @@ def run_python(code, folder=None, **environment):
 def imported():
     """What one import of numbabn changed in a process that had imported Numba before."""
     code = """
-        import gc, json, os, sys, threading, warnings
+        import gc, json, sys, threading, warnings
         import numba
         import numpy as np
         from numba.core import event
         from numba.core.dispatcher import Dispatcher
 
+        environment_calls = []
+        sys.addaudithook(
+            lambda event, arguments: event in ("os.putenv", "os.unsetenv") and environment_calls.append(event)
+        )
+
         def settings():
             config = {name: repr(getattr(numba.config, name)) for name in dir(numba.config) if name.isupper()}
             return {
-                "environment": dict(os.environ),
+                "environment": list(environment_calls),  # what the tests themselves imported may have set it
                 "numba.config": config,
                 "numpy.errstate": np.geterr(),
                 "warnings": [str(line) for line in warnings.filters],
@@ -94,6 +109,27 @@ def test_import_compiles_nothing(imported):
     assert imported["kernels"] > 10
     assert imported["signatures"] == 0
     assert imported["compilations"] == 0
+
+
+@needs_jit
+def test_compiling_one_kernel_leaves_the_options_of_others(tmp_path):
+    """Numba empties a dictionary of parallel options when it compiles with it."""
+    code = """
+        import gc
+        import numpy as np
+        from numba.core.dispatcher import Dispatcher
+        import numbabn
+
+        kernels = [
+            thing
+            for thing in gc.get_objects()
+            if isinstance(thing, Dispatcher) and thing.py_func.__module__.startswith("numbabn")
+        ]
+        before = [repr(kernel.targetoptions) for kernel in kernels]
+        numbabn.moments(np.zeros((1 << 19, 4), np.float32))  # with more than one thread
+        assert [repr(kernel.targetoptions) for kernel in kernels] == before
+    """
+    run_python(code, NUMBA_CACHE_DIR=str(tmp_path))  # empty: a kernel that is loaded proves nothing
 
 
 def test_import_starts_no_threads(imported):
@@ -244,6 +280,25 @@ def test_show_config_compiles_nothing():
         assert not recorder.buffer
     """
     run_python(code)
+
+
+# --- systems that lack something ---------------------------------------------------------------------------
+
+
+def test_kernel_without_huge_pages(monkeypatch):
+    """Linux without transparent huge pages, as with real-time scheduling, refuses advice about them."""
+    memory = pytest.importorskip("numbabn._memory")
+
+    class Plain(mmap.mmap):
+        def madvise(self, *arguments):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(memory.mmap, "mmap", Plain)
+    monkeypatch.setattr(memory, "_kept", {})
+    monkeypatch.setattr(memory, "SMALLEST_BLOCK", 0)
+    x = np.zeros((2, 3), np.float32)
+    x[1] = 2
+    assert (nbn.batch_norm_inference(x, np.ones(3), np.ones(3), eps=0.0) == x - 1).all()
 
 
 # --- without the JIT ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tests.strategies import (
     JIT,
     PATH_NAMES,
     PATHS,
+    SERIAL_REGIMES,
     SMALL_PATHS,
     STARTS,
     Problem,
@@ -109,7 +110,7 @@ def test_practical_shapes(case):
     check_forward(y, saved, problem, x)
 
 
-@pytest.mark.parametrize("how", ["as planned", "streaming", "phases, streaming", "blocks, streaming"])
+@pytest.mark.parametrize("how", SERIAL_REGIMES)
 @pytest.mark.parametrize(("shape", "axis"), SMALL_PATHS)
 def test_out_anywhere(shape, axis, how):
     """The bits do not depend on addresses, and nothing is written outside of out."""

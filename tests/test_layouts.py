@@ -1,6 +1,10 @@
-"""Memory layouts: every layout of every argument gives the values of a plain array, and is written correctly."""
+"""Memory layouts: every layout of every argument gives the values of a plain array, and is written right."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from tests.checks import assert_result_of, assert_same_bits, unchanged
-from tests.strategies import LAYOUTS, WRITABLE, Problem, arrange, problems
+from tests.strategies import JIT, LAYOUTS, WRITABLE, Problem, arrange, problems
 from tests.test_backward import check_backward, forward
 from tests.test_forward import check_forward, check_inference
 from tests.test_moments import check_moments
@@ -50,9 +54,7 @@ def test_x(where, dtype, layout):
     with unchanged(x, dy):
         y, saved = nbn.batch_norm_forward(x, problem.gamma(), problem.beta(), **problem.options)
         moments = nbn.moments(x, axis=problem.axis)
-        inference = nbn.batch_norm_inference(
-            x, mean, var, problem.gamma(), problem.beta(), **problem.options
-        )
+        inference = nbn.batch_norm_inference(x, mean, var, problem.gamma(), problem.beta(), **problem.options)
         gradients = nbn.batch_norm_backward(dy, saved)
     check_forward(y, saved, problem, x)
     check_moments(moments, x, problem.axis)
@@ -186,6 +188,57 @@ def test_axis_names_the_channels(problem, random):
     copied, _ = nbn.batch_norm_forward(np.ascontiguousarray(x.transpose(order)), axis=axis, eps=problem.eps)
     # The order of summation may differ, and the rounding of a mean with an offset with it.
     assert np.allclose(copied, moved, rtol=1e-6, atol=1e-6)
+
+
+# Arrays that end, or begin, at a page which must not be touched; kernels that read or write beyond crash.
+BETWEEN_PAGES = """
+import ctypes, mmap
+import numpy as np
+import numbabn as nbn
+from tests.strategies import SERIAL_REGIMES, SMALL_PATHS, Problem, regime
+
+protect = ctypes.CDLL(None, use_errno=True).mprotect
+protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+def between(problem, at_end):
+    size = int(np.prod(problem.shape)) * np.dtype(problem.dtype).itemsize
+    pages = -(-size // mmap.PAGESIZE) + 2
+    memory = np.frombuffer(mmap.mmap(-1, pages * mmap.PAGESIZE), np.uint8)
+    last = (pages - 1) * mmap.PAGESIZE
+    for start in (0, last):
+        assert protect(memory.ctypes.data + start, mmap.PAGESIZE, 0) == 0
+    start = last - size if at_end else mmap.PAGESIZE
+    return memory[start : start + size].view(problem.dtype).reshape(problem.shape)
+
+for shape, axis in SMALL_PATHS:
+    for dtype in (np.float32, np.float64):
+        problem = Problem(shape, axis, dtype)
+        for at_end in (True, False):
+            x, dy, out = (between(problem, at_end) for _ in range(3))
+            x[...], dy[...] = problem.x(), problem.dy()
+            for how in SERIAL_REGIMES:
+                with regime(how):
+                    nbn.moments(x, axis=axis)
+                    nbn.batch_norm_inference(x, *problem.given(), axis=axis, out=out)
+                    _, saved = nbn.batch_norm_forward(x, problem.gamma(), axis=axis, out=out)
+                    nbn.batch_norm_backward(dy, saved, need_dx=False)
+                    nbn.batch_norm_backward(dy, saved, out=out)
+print("untouched")
+"""
+
+
+@pytest.mark.skipif(not JIT, reason="NumPy checks its bounds itself")
+@pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
+def test_nothing_beyond_the_arrays_is_touched():
+    roots = [str(Path(module.__file__).parents[1]) for module in (nbn, sys.modules[__name__])]
+    result = subprocess.run(
+        [sys.executable, "-c", BETWEEN_PAGES],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout == "untouched\n", f"exit status {result.returncode}\n{result.stderr}"
 
 
 def test_subclass():

@@ -1,8 +1,7 @@
-"""The promises about numbers, in figures: accuracy, exact constants, same bits, and poison that stays in its channel."""
+"""The promises about numbers, in figures: accuracy, constants, same bits, poison that does not spread."""
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -43,7 +42,7 @@ KINDS = {
 kinds = pytest.mark.parametrize(("shape", "axis"), KINDS.values(), ids=KINDS.keys())
 
 
-# Accuracy ----------------------------------------------------------------------------------------------------
+# Accuracy ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("offset", [0, 1, -10, 100, 1e3, 1e4, 1e6])
@@ -75,8 +74,8 @@ def test_inference_at_an_offset(shape, axis, offset):
 def test_dark_border(shape, offset, first):
     """Values far from the others at the very beginning, as the border of an image, cost little accuracy.
 
-    Sums are taken about a value of the data, and these are bad ones to take: up to 16 standard deviations from
-    the mean, so that squares of 256 variances, rounded to float32 some at a time, cancel.
+    Sums are taken about a value of the data, and these are bad ones to take: up to 16 standard deviations
+    from the mean, so that squares of 256 variances, rounded to float32 some at a time, cancel.
     """
     x = (np.random.default_rng(0).standard_normal(shape) + offset).astype(np.float32)
     x.reshape(shape[0], shape[1], -1)[:, :, :first] = 0
@@ -121,21 +120,23 @@ def test_gradients_of_ten_million(shape):
     gamma = np.array([0.5, 2.0], np.float32)[: shape[1]]
     y, saved = nbn.batch_norm_forward(x, gamma, np.zeros(shape[1]))
     dx, dgamma, dbeta = nbn.batch_norm_backward(dy, saved)
-    exact = [  # one channel at a time, for the memory's sake
-        (reference.forward(a, g), *reference.backward(b, a, g))
-        for a, b, g in zip(np.split(x, shape[1], 1), np.split(dy, shape[1], 1), gamma[:, None], strict=True)
-    ]
-    assert max(np.abs(part - e[0]).max() for part, e in zip(np.split(y, shape[1], 1), exact, strict=True)) <= 2e-6
-    largest = max(np.abs(e[1]).max() for e in exact)
-    for part, e in zip(np.split(dx, shape[1], 1), exact, strict=True):
-        assert np.abs(part - e[1]).max() <= 2e-6 * largest
-    assert relative_to_largest(dgamma, np.array([e[2][0] for e in exact])) <= 2e-6
-    assert relative_to_largest(dbeta, np.array([e[3][0] for e in exact])) <= 2e-6
+    largest, exact_dgamma, exact_dbeta = [], [], []
+    for c in range(shape[1]):  # one channel at a time, for the memory's sake
+        part = (slice(None), slice(c, c + 1))
+        assert np.abs(y[part] - reference.forward(x[part], gamma[c : c + 1])).max() <= 2e-6
+        exact, *sums = reference.backward(dy[part], x[part], gamma[c : c + 1])
+        largest.append((np.abs(dx[part] - exact).max(), np.abs(exact).max()))
+        exact_dgamma.append(sums[0][0])
+        exact_dbeta.append(sums[1][0])
+    error, size = np.max(largest, axis=0)
+    assert error <= 2e-6 * size
+    assert relative_to_largest(dgamma, np.array(exact_dgamma)) <= 2e-6
+    assert relative_to_largest(dbeta, np.array(exact_dbeta)) <= 2e-6
 
 
 def test_moments_of_a_hundred_million():
-    """Mean and variance of 1e8 float32 elements to 1e-12, however they are distributed over channels and rows."""
-    size = 100_000_000 if JIT else 100_000
+    """Mean and variance of 1e8 float32 elements to 1e-12, however channels and rows divide them."""
+    size = 100_000_000 if JIT else 90_000
     x = np.random.default_rng(0).standard_normal(size, np.float32)
     x += 3
     count, mean, m2 = reference.chunked_moments(np.array_split(x, max(1, size // 1_000_000)))
@@ -160,7 +161,8 @@ def test_squares_out_of_range(shape, axis, scale):
         y, saved = nbn.batch_norm_forward(x, axis=axis, eps=0.0)
         moments = nbn.moments(x, axis=axis)
     count, mean, m2 = reference.moments(x, axis)
-    assert np.abs(y - reference.forward(x, axis=axis, eps=0.0)).max() <= 1e-6
+    error = np.abs(y - reference.forward(x, axis=axis, eps=0.0)).max()
+    assert error <= 1e-6
     assert (np.abs(saved.var / (m2 / count) - 1) <= 1e-6).all()
     assert (np.abs(moments[2] / m2 - 1) <= 1e-12).all()
     assert (np.abs(moments[1] - mean) <= 1e-12 * np.sqrt(m2 / count)).all()
@@ -184,10 +186,10 @@ def test_finite_values_give_finite_results(x):
     assert np.isfinite(dx).all()
 
 
-# Constant channels -------------------------------------------------------------------------------------------
+# Constant channels ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [1234.567, 0.1, -7.0, 0.0, 1e30, 1e-30])
+@pytest.mark.parametrize("value", [1234.567, 0.1, -7.0, 0.0, 1e30, 1e-30] if JIT else [1234.567])
 @pytest.mark.parametrize(("shape", "axis"), SMALL_PATHS)
 def test_constant_channel(shape, axis, value):
     """Exactly beta, with variance exactly 0, on every path; nothing flows through it but dy."""
@@ -203,9 +205,7 @@ def test_constant_channel(shape, axis, value):
                 y, saved = nbn.batch_norm_forward(x, gamma, beta, **problem.options)
                 _, dgamma, _ = nbn.batch_norm_backward(dy, saved)
                 _, mean, m2 = nbn.moments(x, axis=axis)
-                inference = nbn.batch_norm_inference(
-                    x, saved.mean, saved.var, gamma, beta, **problem.options
-                )
+                inference = nbn.batch_norm_inference(x, saved.mean, saved.var, gamma, beta, **problem.options)
             assert saved.mean[constant] == mean[constant] == value
             assert saved.var[constant] == m2[constant] == 0
             assert (np.moveaxis(y, axis, 0)[constant] == beta[constant]).all()
@@ -223,7 +223,7 @@ def test_constant_channels_of_large_arrays(shape, axis):
         assert (np.moveaxis(y, axis, -1) == beta).all()
 
 
-# The same bits -----------------------------------------------------------------------------------------------
+# The same bits ----------------------------------------------------------------------------------------------
 
 
 def results_of(problem):
@@ -248,7 +248,7 @@ def digests():
     """A digest of every result of every path."""
     found = {}
     for shape, axis, how in PATHS:
-        for dtype in (np.float32, np.float64):
+        for dtype in (np.float32, np.float64) if (shape, axis) in SMALL_PATHS else (np.float32,):
             problem = Problem(shape, axis, dtype, offset=1.0)
             with regime(how):
                 for name, result in results_of(problem).items():
@@ -266,7 +266,7 @@ def print_digests():
 @pytest.mark.skipif(not JIT, reason="interpreted kernels have no threads")
 def test_same_bits_for_any_number_of_threads():
     """1, 2 and 4 threads, in processes of their own, and the serial path."""
-    with mock.patch.object(jit, "use_threads", lambda nbytes: False):
+    with mock.patch.object(jit, "use_threads", return_value=False):
         expected = digests()
     assert digests() == expected  # as many threads as there are; and it fills the cache for the others
     roots = [str(Path(module.__file__).parents[1]) for module in (nbn, sys.modules[__name__])]
@@ -302,7 +302,7 @@ def test_same_bits_again():
             assert_same_bits(result, first[name], name)
 
 
-# Poison ------------------------------------------------------------------------------------------------------
+# Poison -----------------------------------------------------------------------------------------------------
 
 
 def others(array, axis, poisoned):
@@ -310,11 +310,16 @@ def others(array, axis, poisoned):
     return np.delete(array, poisoned, axis if array.ndim > 1 else 0)
 
 
+SEVERAL_CHANNELS = [
+    (shape, axis) for shape, axis in SMALL_PATHS if shape[axis] > 1 and (JIT or math.prod(shape) < 9000)
+]
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("how", ["as planned", "phases, streaming", "blocks, streaming"])
-@pytest.mark.parametrize(("shape", "axis"), [path for path in SMALL_PATHS if path[0][path[1]] > 1])
+@pytest.mark.parametrize(("shape", "axis"), SEVERAL_CHANNELS)
 def test_poison_stays_in_its_channel(shape, axis, how, poison):
-    """Not a bit of another channel changes, whatever stands in x, dy, or a parameter, and at whichever end."""
+    """Not a bit of another channel changes, whatever is spoilt: x, dy, gamma or the mean, at either end."""
     problem = Problem(shape, axis)
     clean, clean_dy, (mean, var) = problem.x(), problem.dy(), problem.given()
     channels = shape[axis]
@@ -326,9 +331,7 @@ def test_poison_stays_in_its_channel(shape, axis, how, poison):
             np.moveaxis(dy, axis, 0)[poisoned].flat[position] = poison
             gamma[poisoned] = spoilt[poisoned] = poison
             y, saved = nbn.batch_norm_forward(x, problem.gamma(), problem.beta(), **problem.options)
-            _, clean_saved = nbn.batch_norm_forward(
-                clean, problem.gamma(), problem.beta(), **problem.options
-            )
+            _, clean_saved = nbn.batch_norm_forward(clean, problem.gamma(), problem.beta(), **problem.options)
             _, spoilt_saved = nbn.batch_norm_forward(clean, gamma, problem.beta(), **problem.options)
             arguments = {"axis": axis, "eps": problem.eps}
             gradients = ("dx", "dgamma", "dbeta")
@@ -370,14 +373,9 @@ def test_poison_in_large_arrays(shape, axis, poison):
     assert np.isnan(np.moveaxis(again, axis, 0)[1]).all()
 
 
-# More than 2**31 elements --------------------------------------------------------------------------------------
+# More than 2**31 elements -----------------------------------------------------------------------------------
 
 HUGE = 2**31 + 3000
-
-
-@numba.njit
-def _segment(c, t, channels, inner):
-    return row_kernels.segment(c, t, channels, inner)
 
 
 @numba.njit
@@ -391,18 +389,10 @@ def _tile(k, chunks, part, x, copies, row):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, HUGE), (1, 3, HUGE), (HUGE // 8, 5, 20), (3, HUGE // 64, 70)])
-def test_rows_beyond_two_to_31(shape):
-    """Segments and tasks tile the array to its last element: no index is 32 bits wide."""
-    outer, channels, inner = shape
-    size = outer * channels * inner
+def test_tasks_beyond_two_to_31(shape):
+    """The tasks that write tile the array to its last element: no index is 32 bits wide."""
+    size, inner = math.prod(shape), shape[2]
     assert size > 2**31
-    per_row = -(-inner // row_kernels.SEGMENT)
-    for c in {0, channels - 1}:
-        row = ((outer - 1) * channels + c) * inner
-        segments = [_segment(c, t, channels, inner) for t in range((outer - 1) * per_row, outer * per_row)[-5:]]
-        assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(segments))
-        assert row <= segments[0][0]
-        assert sum(segments[-1]) == row + inner
     tasks = plan.apply_tasks(shape)
     starts = [_apply_start(t, size, inner) for t in (0, 1, tasks // 2, tasks - 1, tasks)]
     assert starts == sorted(starts)
@@ -410,14 +400,15 @@ def test_rows_beyond_two_to_31(shape):
     assert starts[-2] < size == starts[-1]
 
 
-@pytest.mark.parametrize("shape", [(HUGE // 2, 2, 1), (HUGE // 3, 3, 1), (HUGE // 8, 5, 15), (HUGE // 1000, 1024, 1)])
-def test_columns_beyond_two_to_31(shape):
+@pytest.mark.parametrize("channels", [2, 3, 75, 1024])
+@pytest.mark.parametrize("inner", [1, 15])
+def test_chunks_beyond_two_to_31(channels, inner):
     """Chunks do so too."""
-    pixels, channels, inner = shape
+    shape = (HUGE // (channels * inner) + 1, channels, inner)
     size, row = math.prod(shape), channels * inner
-    assert size > 2**31
     copies, chunks = plan.columns(shape, 4 * size)
-    x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (size,), (0,))  # in the memory of one element
+    # In the memory of one element.
+    x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (size,), (0,))
     end = 0
     for k in range(chunks):
         for part in range(2):
@@ -428,40 +419,56 @@ def test_columns_beyond_two_to_31(shape):
     assert end == size
 
 
-@pytest.mark.large
-@pytest.mark.parametrize("shape", [(1, 1, HUGE), (2, 2, HUGE // 4), (HUGE // 2, 2)])
-def test_more_than_two_to_31(shape):
-    """Zeros, which cost no memory until they are written to, and a few other values, also at the very end."""
-    x = np.zeros(shape, np.float32)
-    channels, count = shape[1], HUGE // shape[1]
-    values = np.arange(1, 6, dtype=np.float64) * 1e4
-    by_channel = np.moveaxis(x, 1, 0)
-    where = [(0, *(0,) * (x.ndim - 2)), *(tuple(n - i for n in by_channel.shape[1:]) for i in range(1, 5))]
-    where = [tuple(i % n for i, n in zip(index, by_channel.shape[1:], strict=True)) for index in where]
-    assert len(set(where)) == 5
-    for index, value in zip(where, values, strict=True):
-        by_channel[(slice(None), *index)] = value
-    found = nbn.moments(x)
-    assert found.count == count
-    mean = values.sum() / count
-    m2 = (values**2).sum() - values.sum() ** 2 / count
-    assert np.abs(found.mean / mean - 1).max() <= 1e-12
-    assert np.abs(found.m2 / m2 - 1).max() <= 1e-12
+def zeros_but_five(shape):
+    """Return zeros, which take no memory until written to, with five other values in each channel."""
+    try:
+        x = np.zeros(shape, np.float32)
+    except MemoryError:
+        pytest.skip("this system does not give away memory that it does not have")
+    channel = (shape[0], *shape[2:])
+    count = math.prod(channel)
+    places = [np.unravel_index(i, channel) for i in (0, count // 3, count // 2, count - 2, count - 1)]
+    values = np.arange(1.0, 6.0) * 1e4
+    for place, value in zip(places, values, strict=True):
+        x[place[0], :, *place[1:]] = value
+    return x, places, values, count
 
-    invstd = 1 / np.sqrt(m2 / count + 1e-5)
-    y, saved = nbn.batch_norm_forward(x, np.ones(channels), np.zeros(channels))
-    by_channel = np.moveaxis(y, 1, 0)
-    assert np.abs(saved.var / (m2 / count) - 1).max() <= 1e-6
-    for index, value in zip(where, values, strict=True):
-        exact = (value - mean) * invstd
-        assert np.abs(by_channel[(slice(None), *index)] / exact - 1).max() <= 1e-6
-    assert (y.reshape(-1)[1_000_000 : -1_000_000 : 999_983] == np.float32(-mean * invstd)).all()
-    del y, by_channel
+
+huge_shapes = pytest.mark.parametrize("shape", [(1, 1, HUGE), (2, 2, HUGE // 4), (HUGE // 2, 2)])
+
+
+@pytest.mark.skipif(not JIT, reason="two thousand million elements")
+@huge_shapes
+def test_moments_of_more_than_two_to_31(shape):
+    x, _, values, count = zeros_but_five(shape)
+    assert x.size > 2**31
+    found, mean, m2 = nbn.moments(x)
+    assert found == count
+    exact = values.sum() / count
+    assert np.abs(mean / exact - 1).max() <= 1e-12
+    assert np.abs(m2 / ((values**2).sum() - exact * values.sum()) - 1).max() <= 1e-12
+
+
+@pytest.mark.large
+@huge_shapes
+def test_more_than_two_to_31(shape):
+    x, places, values, count = zeros_but_five(shape)
+    mean = values.sum() / count
+    var = (values**2).sum() / count - mean**2
+    invstd = 1 / np.sqrt(var + 1e-5)
+    y, saved = nbn.batch_norm_forward(x, np.ones(shape[1]), np.zeros(shape[1]))
+    assert np.abs(saved.var / var - 1).max() <= 1e-6
+    for place, value in zip(places, values, strict=True):
+        assert np.abs(y[place[0], :, *place[1:]] / ((value - mean) * invstd) - 1).max() <= 1e-6
+    somewhere = y.reshape(-1)[1_000_000:-1_000_000:999_983]
+    assert np.abs(somewhere / (-mean * invstd) - 1).max() <= 1e-6
+    del y, somewhere
     dy = np.zeros(shape, np.float32)
-    np.moveaxis(dy, 1, 0)[(slice(None), *where[-1])] = 1
+    last = (places[-1][0], slice(None), *places[-1][1:])
+    dy[last] = 1
     dx, dgamma, dbeta = nbn.batch_norm_backward(dy, saved, out=dy)
     xhat = (values[-1] - mean) * invstd
     assert (dbeta == 1).all()
     assert np.abs(dgamma / xhat - 1).max() <= 1e-6
-    exact = invstd * (1 - 1 / count - xhat * xhat / count)
-    assert np.abs(np.moveaxis(dx, 1, 0)[(slice(None), *where[-1])] / exact - 1).max() <= 1e-6
+    # At the place itself 1 - 1/n - xhat**2/n cancels: xhat**2 is n * 25/55.
+    assert np.abs(dx[last] / (invstd * (1 - 1 / count - xhat * xhat / count)) - 1).max() <= 4e-6

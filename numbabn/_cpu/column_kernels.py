@@ -85,22 +85,24 @@ def collapse(columns, copies, channels, inner):
 def add_column(x, dy, first, stop, width, j, n, shift, s, q):
     """Add sixteen columns, or n < 16, of the rows that begin at first, first + width, ... to s and q.
 
-    d = x - shift, e and their sum over these few rows have shift's dtype. Squares are summed in float64 in
-    any case, see ``row_kernels.sums``; products with dy have no such bias.
+    d = x - shift has shift's dtype, and so have the sums with dy over these few rows. d and its square are
+    summed in float64, see ``row_kernels.sums``; there may be no other rows to average an error out.
     """
     like, wide = shift[0], np.float64(0)
-    k, t, u, v = load(shift, j, like), zeros(like), zeros(like), load(q, j, wide)
+    k, t, u = load(shift, j, like), zeros(like), zeros(like)
+    sum_e, sum_ed = load(s, j, wide), load(q, j, wide)
     for i in range(first + j, stop + j, width):
         prefetch(x, i + AHEAD * width, LANES)
         d = sub(load(x, i, like) if n >= LANES else load_part(x, i, n, k), k)
         if dy is None:
-            t, v = add(t, d), fma(widen(d), widen(d), v)
+            wide_d = widen(d)
+            sum_e, sum_ed = add(sum_e, wide_d), fma(wide_d, wide_d, sum_ed)
         else:
             prefetch(dy, i + AHEAD * width, LANES)
             e = load(dy, i, like) if n >= LANES else load_part(dy, i, n, zeros(like))
             t, u = add(t, e), fma(e, d, u)
-    store(s, j, add(load(s, j, wide), widen(t)))
-    store(q, j, add(v, widen(u)))
+    store(s, j, add(sum_e, widen(t)))
+    store(q, j, add(sum_ed, widen(u)))
 
 
 @helper

@@ -17,12 +17,6 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
-# parallel=True would also look for array expressions to parallelise, which kernels do not have.
-_PRANGE_ONLY = {
-    "prange": True, "comprehension": False, "fusion": False, "inplace_binop": False, "numpy": False,
-    "reduction": False, "setitem": False, "stencil": False,
-}  # fmt: skip
-
 # Below this many bytes of x one thread is faster: entering a parallel region costs 2 to 20 us.
 PARALLEL_BYTES = 512 * 1024
 
@@ -41,15 +35,29 @@ def _package_stamp():
 
 
 class _PackageCache(FunctionCache):
-    """Numba's on-disk cache, stamped with the whole package, and with one file per variant of a function.
+    """Numba's on-disk cache, with files of its own for every version of the package and every variant.
 
-    Numba takes no notice of jit options: serial and parallel code of one function would share a file.
+    Numba takes no notice of jit options: serial and parallel code of one function would share a file. The
+    version is in the name too, because Numba writes the index before the code: of a process killed in
+    between, a new index would be left that names old code. And whatever is wrong with the folder, a full disk
+    or a file cut short, a kernel can still be compiled.
     """
 
     def __init__(self, function, variant):
         super().__init__(function)
-        name = f"{self._impl.filename_base}-{variant}"
-        self._cache_file = IndexDataCacheFile(self.cache_path, name, _package_stamp())
+        stamp = _package_stamp()
+        name = f"{self._impl.filename_base}-{variant}-{stamp[:16]}"
+        self._cache_file = IndexDataCacheFile(self.cache_path, name, stamp)
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling a damaged file raises anything
+            return None
+
+    def save_overload(self, sig, data):
+        with contextlib.suppress(Exception):
+            super().save_overload(sig, data)
 
 
 def helper(function):
@@ -66,7 +74,7 @@ class Kernel:
 
     def __init__(self, function):
         self.serial = _cached(njit(**_OPTIONS)(function), "serial")
-        self.parallel = _cached(njit(parallel=_PRANGE_ONLY, **_OPTIONS)(function), "parallel")
+        self.parallel = _cached(njit(parallel=True, **_OPTIONS)(function), "parallel")
 
     def __call__(self, nbytes, *arguments):
         (self.parallel if use_threads(nbytes) else self.serial)(*arguments)
@@ -85,14 +93,16 @@ def _cached(dispatcher, variant):
     return dispatcher
 
 
-_forked_from_openmp = False
+_forked = False
 
 
 def _note_fork():
-    """In a forked child: OpenMP workers did not survive the fork, and entering a region kills the child."""
-    global _forked_from_openmp
-    with contextlib.suppress(ValueError):  # raised where Numba's pool was not running in the parent
-        _forked_from_openmp = _forked_from_openmp or numba.threading_layer() == "omp"
+    """In a forked child: OpenMP's threads did not survive, and entering a parallel region hangs or kills it.
+
+    Whether they ran in the parent cannot be known: PyTorch's OpenMP may be the one that Numba uses.
+    """
+    global _forked
+    _forked = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -104,7 +114,7 @@ def use_threads(nbytes: int) -> bool:
 
     Numba's workqueue layer aborts the process when two threads enter it at once, so it is never entered.
     """
-    if nbytes < PARALLEL_BYTES or _forked_from_openmp or config.DISABLE_JIT:
+    if nbytes < PARALLEL_BYTES or _forked or config.DISABLE_JIT:
         return False
     # get_num_threads starts the pool, and only a started pool has a layer.
     return numba.get_num_threads() > 1 and numba.threading_layer() in ("omp", "tbb")

@@ -34,6 +34,7 @@ from numbabn._cpu.welford import merge_sums
 STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
 SEGMENT = 8 * STRIDE  # elements whose sums have the dtype of the shift
 MERGE = 4096  # elements summed about one shift; Welford's update for every element runs at 1.2 GB/s
+TINY = 1e-30  # a sum of squares below this may have lost some to underflow of float32
 TASK = 65536  # elements of one task of apply
 
 
@@ -137,7 +138,7 @@ def slab_moments(x, c, lo, hi, channels, inner, like):
         stop = min(t + group, hi)
         shift = np.float64(convert(shift, like))
         n, s, q = sums(x, None, c, t, stop, channels, inner, convert(shift, like))
-        if not np.isfinite(q):  # the data are not finite, or their squares overflow float32
+        if not TINY < q < np.inf:  # squares leave the range of float32, or all is equal, or not finite
             n, s, q = sums(x, None, c, t, stop, channels, inner, shift)
         count, mean, m2 = merge_sums(count, mean, m2, n, shift, s, q)
         shift = mean
