@@ -10,6 +10,7 @@ import numpy as np
 
 from numbabn._arrays import Array, numpy_array
 
+_NOT_NEGATIVE = ("running_var", "num_batches_tracked", "population_count", "population_m2")
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -27,7 +28,7 @@ def data(array: object, name: str) -> Array:
 
 def dtype(kind: np.dtype[Any], name: str) -> None:
     """Raise unless the dtype is float32 or float64, in either byte order."""
-    if kind in _COMPUTE_DTYPES or kind.newbyteorder("=") in _COMPUTE_DTYPES:
+    if kind in _COMPUTE_DTYPES or (kind.kind == "f" and kind.newbyteorder("=") in _COMPUTE_DTYPES):
         return
     if kind.kind == "f":
         raise TypeError(
@@ -87,7 +88,10 @@ def channels(value: object) -> int:
 
 def parameter_dtype(value: Any) -> np.dtype[Any]:
     """Return a floating dtype for parameters and running statistics."""
-    kind: np.dtype[Any] = np.dtype(value)
+    try:
+        kind: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"dtype must be floating point, for example numpy.float32, not {value!r}") from None
     if kind.kind != "f":
         raise TypeError(f"dtype must be floating point, for example numpy.float32, not {kind}")
     return kind
@@ -119,22 +123,25 @@ def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
 
 
 def _state_value(name: str, value: Any, like: Array) -> Array:
-    array = np.asarray(value)
+    label = f"state[{name!r}]"
+    if hasattr(value, "__cuda_array_interface__"):
+        numpy_array(value, label)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{label} is not an array of shape {like.shape}: {error}") from None
     if array.shape != like.shape:
-        raise ValueError(f"state[{name!r}] has shape {array.shape}; it must be {like.shape}")
+        raise ValueError(f"{label} has shape {array.shape}; it must be {like.shape}")
     if array.dtype.kind not in ("iu" if like.dtype.kind == "i" else "f"):
-        raise TypeError(f"state[{name!r}] has dtype {array.dtype}; it must be like {like.dtype}")
+        raise TypeError(f"{label} has dtype {array.dtype}; it must be like {like.dtype}")
+    if name in _NOT_NEGATIVE and (array < 0).any():
+        raise ValueError(f"{label} must not be negative, but is {array.min()} somewhere")
     return array.astype(like.dtype)
 
 
 def per_channel(array: object, name: str, count: int) -> Array:
     """Return a float64 copy of an array with one floating-point value per channel."""
-    if type(array) is np.ndarray:
-        values = array
-    elif hasattr(array, "__cuda_array_interface__"):
-        raise TypeError(f"{name} is on a GPU, but x is a NumPy array; copy {name} to a NumPy array")
-    else:
-        values = np.asarray(array)
+    values = numpy_array(array, name)
     if values.dtype.kind != "f":
         raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point, one value per channel")
     if values.shape != (count,):
@@ -177,13 +184,9 @@ def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Arr
     if array.dtype is not x.dtype and array.dtype != x.dtype.newbyteorder("="):
         native = x.dtype.newbyteorder("=")
         raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
-    if (
-        array.size
-        and 0 in array.strides
-        and any(array.shape[i] > 1 for i, step in enumerate(array.strides) if step == 0)
-    ):
+    if _overlaps_itself(array):
         raise ValueError(
-            "out is a broadcast array, whose elements share memory; pass one made by numpy.empty"
+            "elements of out share memory, as in a broadcast array; pass one made by numpy.empty"
         )
     for name, other in inputs.items():
         if _overlap(array, other) and not (name == inplace and same_memory(array, other)):
@@ -208,6 +211,21 @@ def same_memory(a: Array, b: Array) -> bool:
     )
 
 
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two elements may have one address: not if every stride steps over all shorter strides."""
+    if array.flags.c_contiguous or array.size == 0:
+        return False
+    end = array.itemsize
+    for step, size in sorted(
+        (abs(step), size) for step, size in zip(array.strides, array.shape, strict=True)
+    ):
+        if size > 1:
+            if step < end:
+                return True
+            end += step * (size - 1)
+    return False
+
+
 def _overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
@@ -221,5 +239,8 @@ def _real(value: object, name: str) -> float:
     if type(value) is float:  # isinstance with an abstract class takes longer than a kernel's launch
         return value
     if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer
+            return math.inf
     raise TypeError(f"{name} must be a real number, not {value!r}")

@@ -47,7 +47,7 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _keep(size: int, block: mmap.mmap) -> None:
-    """Keep a block for the system or the next result to take; else it is unmapped with this last reference."""
+    """Keep a block for the next result, or the system, to take; else it is unmapped with this reference."""
     if size + sum(kept * len(blocks) for kept, blocks in list(_kept.items())) > MOST_KEPT:
         return
     with contextlib.suppress(OSError):  # of a system that would not take it

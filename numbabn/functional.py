@@ -304,7 +304,7 @@ def batch_norm_backward(
     >>> dx.sum().round(12), dbeta
     (np.float64(0.0), array([1.]))
     """
-    if not isinstance(saved, Saved):
+    if not (isinstance(saved, Saved) and hasattr(saved, "_x")):
         raise TypeError(f"saved must come from batch_norm_forward, but is {type(saved).__name__}")
     if saved._x is None:
         raise ValueError(

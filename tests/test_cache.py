@@ -234,3 +234,4 @@ def test_file_cut_short(upgradable, suffix):
     for path in paths:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert installation.moments()[SMALL] == before[SMALL]
+    assert installation.moments()["misses"] == 0, "the file was not put right"

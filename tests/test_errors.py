@@ -102,11 +102,6 @@ def bad(name, call, error, fragments, marks=()):
     return pytest.param(call, error, fragments.split(" | "), id=name, marks=marks)
 
 
-def reported(why):
-    """Mark a message that is not good enough yet."""
-    return pytest.mark.xfail(reason=why, strict=True)
-
-
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch")
 
 
@@ -183,10 +178,10 @@ FORWARD_ROWS = [
     bad("eps array", lambda w: forward(w.x, eps=w.mean), TypeError, "eps | real number | array"),
     bad("gamma too long", lambda w: forward(w.x, np.ones(4)), ValueError, "gamma | (4,) | (3,)"),
     bad("gamma of rank 2", lambda w: forward(w.x, np.ones((1, 3))), ValueError, "gamma | (1, 3) | (3,)"),
-    bad("gamma number", lambda w: forward(w.x, 2.0), ValueError, "gamma | () | (3,)"),
+    bad("gamma number", lambda w: forward(w.x, 2.0), TypeError, "gamma | NumPy array | float"),
     bad("gamma int", lambda w: forward(w.x, np.ones(3, int)), TypeError, "gamma | int64 | floating point"),
     bad("gamma complex", lambda w: forward(w.x, np.ones(3, "c8")), TypeError, "gamma | complex64 | floating"),
-    bad("gamma str", lambda w: forward(w.x, "relu"), TypeError, "gamma | <U4 | floating point"),
+    bad("gamma str", lambda w: forward(w.x, "relu"), TypeError, "gamma | NumPy array | str"),
     bad("gamma on a GPU", lambda w: forward(w.x, DeviceArray()), TypeError, "gamma | GPU | NumPy array"),
     bad("beta too short", lambda w: forward(w.x, w.gamma, np.ones(2)), ValueError, "beta | (2,) | (3,)"),
     bad("beta bool", lambda w: forward(w.x, None, w.mean > 0), TypeError, "beta | bool | floating point"),
@@ -483,84 +478,73 @@ REPORTED_ROWS = [
         lambda w: forward(np.array([["a", "b"]], np.dtypes.StringDType())),
         TypeError,
         "x | StringDType | not floating point",
-        marks=reported("NumPy's error about byte order"),
     ),
     bad(
         "gamma needs gradients",
         lambda w: forward(w.x, tensor(3, requires_grad=True)),
         TypeError,
         "gamma | torch | NumPy array",
-        marks=[needs_torch, reported("PyTorch's error")],
+        marks=[needs_torch],
     ),
     bad(
         "gamma masked",
         lambda w: forward(w.x, np.ma.masked_array(w.gamma, [True, False, False])),
         TypeError,
         "gamma | masked array | filled(",
-        marks=reported("accepted, without the mask"),
     ),
     bad(
         "gamma ragged",
         lambda w: forward(w.x, [[1.0], [1.0, 2.0]]),
         TypeError,
         "gamma | NumPy array | list",
-        marks=reported("NumPy's error about inhomogeneous shapes"),
     ),
     bad(
         "eps too large for a float",
         lambda w: forward(w.x, eps=10**400),
         ValueError,
         "eps | finite",
-        marks=reported("OverflowError without the name"),
     ),
     bad(
         "out that overlaps itself",
         lambda w: forward(w.x, out=w.sharing(44, (4, 4))),
         ValueError,
         "out | share memory",
-        marks=reported("accepted, and the result is wrong"),
     ),
     bad(
         "saved made by hand",
         lambda w: backward(w, nbn.Saved()),
         TypeError,
         "saved | batch_norm_forward",
-        marks=reported("AttributeError: no attribute '_x'"),
     ),
     bad(
         "dtype unknown",
         lambda w: nbn.BatchNorm(3, dtype="float23"),
         TypeError,
         "dtype | floating point | float23",
-        marks=reported("NumPy's error: data type 'float23' not understood"),
     ),
     bad(
         "state on a GPU",
         lambda w: load(w, w.state(gamma=DeviceArray())),
         TypeError,
         "state['gamma'] | GPU | NumPy array",
-        marks=reported("the error of the implicit conversion"),
     ),
     bad(
         "state ragged",
         lambda w: load(w, w.state(gamma=[[1.0], [1.0, 2.0]])),
         ValueError,
         "state['gamma'] | (3,)",
-        marks=reported("NumPy's error about inhomogeneous shapes"),
     ),
     bad(
         "running_var negative",
         lambda w: load(w, w.state(running_var=np.array([1.0, -1.0, 1.0]))),
         ValueError,
         "state['running_var'] | negative",
-        marks=reported("accepted; evaluation then refuses an argument var that nobody passed"),
     ),
     bad(
         "batches negative",
         lambda w: load(w, w.state(num_batches_tracked=np.array(-1))),
         ValueError,
         "state['num_batches_tracked'] | negative | -1",
-        marks=reported("accepted"),
     ),
 ]
 
@@ -619,8 +603,8 @@ def test_the_comparison_sees_changes(call):
 def test_refused_within_frozen_stats():
     layer = nbn.BatchNorm(3)
     with pytest.raises(ValueError, match="one value per channel"), layer.frozen_stats():
-        layer(np.ones((1, 3)))
-    layer(np.ones((2, 3)))
+        layer(np.ones((1, 3), F32))
+    layer(np.ones((2, 3), F32))
     assert layer.num_batches_tracked == 1
 
 
