@@ -43,6 +43,8 @@ def dtype(kind: np.dtype[Any], name: str) -> None:
 
 def integer(value: object, name: str) -> int:
     """Return an integer of any kind as an int."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -89,16 +91,18 @@ def channels(value: object) -> int:
 def parameter_dtype(value: Any) -> np.dtype[Any]:
     """Return a floating dtype for parameters and running statistics."""
     try:
-        kind: np.dtype[Any] = np.dtype(value)
+        kind: np.dtype[Any] | None = None if value is None else np.dtype(value)
     except TypeError:
-        raise TypeError(f"dtype must be floating point, for example numpy.float32, not {value!r}") from None
-    if kind.kind != "f":
-        raise TypeError(f"dtype must be floating point, for example numpy.float32, not {kind}")
+        kind = None
+    if kind is None or kind.kind != "f":
+        raise TypeError(f"dtype must be floating point, for example numpy.float32, not {kind or repr(value)}")
     return kind
 
 
 def layer_input(x: object, channel_axis: int, num_channels: int) -> None:
     """Raise unless x has the layer's number of channels on its axis."""
+    if type(x) is np.ndarray and -x.ndim <= channel_axis < x.ndim and x.shape[channel_axis] == num_channels:
+        return  # whatever else may be wrong with x, the function says
     array = data(x, "x")
     on_axis = array.shape[axis(channel_axis, array.ndim)]
     if on_axis != num_channels:
@@ -106,6 +110,13 @@ def layer_input(x: object, channel_axis: int, num_channels: int) -> None:
             f"x has shape {array.shape}, {on_axis} channels on axis {channel_axis}, but the layer has "
             f"num_channels={num_channels}; pass an x with {num_channels} there, or set the layer's axis"
         )
+
+
+def writable_parameters(params: dict[str, Array]) -> None:
+    """Raise unless all parameters of a layer can be written to."""
+    for name, value in params.items():
+        if not value.flags.writeable:
+            raise ValueError(f"params[{name!r}] is read-only; put an array that can be written to there")
 
 
 def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
@@ -181,8 +192,8 @@ def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Arr
     array = numpy_array(out, "out")
     if array.shape != x.shape:
         raise ValueError(f"out has shape {array.shape}; it must be that of the result, {x.shape}")
-    if array.dtype is not x.dtype and array.dtype != x.dtype.newbyteorder("="):
-        native = x.dtype.newbyteorder("=")
+    native = x.dtype.newbyteorder("=")
+    if array.dtype is not x.dtype and array.dtype.newbyteorder("=") != native:
         raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
     if _overlaps_itself(array):
         raise ValueError(

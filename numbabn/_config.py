@@ -43,13 +43,19 @@ def _facts() -> dict[str, str]:
         "threads": f"{threads} of {numba.config.NUMBA_NUM_THREADS}",
         "threading layer": f"{layer} ({parallel})",
         "jit": "off (NUMBA_DISABLE_JIT)" if numba.config.DISABLE_JIT else "on",
-        "kernel cache": str(cache_folder() or "none: no writable folder, kernels compile in every process"),
+        "kernel cache": _kernel_cache(),
         "cuda packages": ", ".join(
             f"{n} {_version(n)}" for n in ("numba-cuda", "cupy", "torch") if _version(n)
         )
         or "none",
         "cuda driver": find_library("cuda") or "not found",
     }
+
+
+def _kernel_cache() -> str:
+    if numba.config.DISABLE_JIT:
+        return "not used: the JIT is off"
+    return cache_folder() or "none: no writable folder, kernels compile in every process"
 
 
 def _version(package: str) -> str:

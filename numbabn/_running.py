@@ -48,6 +48,8 @@ def initial(channels: int, dtype: np.dtype[Any]) -> Running:
     )
 
 
+# Statistics that overflow are infinite, and no warning may come between a result and its statistics.
+@np.errstate(all="ignore")
 def averaged(running: Running, batch: Saved, momentum: float) -> Running:
     """Exponential average with weight ``momentum`` of the batch, its variance made unbiased."""
     unbiased = momentum * (batch.count / (batch.count - 1))
@@ -56,6 +58,7 @@ def averaged(running: Running, batch: Saved, momentum: float) -> Running:
     return Running(mean, var, running.batches + 1, running.population)
 
 
+@np.errstate(all="ignore")
 def pooled(running: Running, batch: Saved) -> Running:
     """Statistics of all values of all batches: Chan, Golub and LeVeque (1979), eq. 2.1."""
     count, mean, m2 = running.population

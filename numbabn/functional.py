@@ -245,6 +245,7 @@ def batch_norm_inference(
     return batch_norm_forward(x, gamma, beta, axis=axis, eps=eps, mean=mean, var=var, out=out)[0]
 
 
+@np.errstate(all="ignore")
 def batch_norm_backward(
     dy: Array,
     saved: Saved,

@@ -248,6 +248,7 @@ class BatchNorm:
         """
         expected = self.state_dict()
         values = _checks.state(state, expected)
+        _checks.writable_parameters(self.params)
         running = None if self._running is None else Running.from_state(values)
         for name, value in self.params.items():
             value[...] = values[name]

@@ -53,6 +53,8 @@ class _PackageCache(FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except Exception:  # unpickling a damaged file raises anything
+            with contextlib.suppress(OSError):
+                self.flush()  # a damaged index would refuse what is compiled now
             return None
 
     def save_overload(self, sig, data):
@@ -123,6 +125,6 @@ def use_threads(nbytes: int) -> bool:
 def cache_folder() -> str | None:
     """Return the folder of compiled kernels, or None where no folder can be written to."""
     try:
-        return None if config.DISABLE_JIT else FunctionCache(cache_folder).cache_path
+        return FunctionCache(cache_folder).cache_path
     except RuntimeError:
         return None
