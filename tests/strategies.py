@@ -305,9 +305,11 @@ SMALL_PATHS = (
     ((1, 2, 63), 1),
     ((2, 1, 4, 16), 1),  # one channel: one long row
     ((16, 4, 31), -2),
-    ((2, 2, 4096), 1),  # a whole segment
-    ((1, 3, 4097), 1),  # one element more: two segments
-    ((2, 2, 9001), 1),  # three segments, the last one shorter
+    ((5, 3, 512), 1),  # a segment of the sums
+    ((1, 3, 513), 1),  # one element more
+    ((2, 2, 4096), 1),  # as many as are summed about one shift
+    ((1, 3, 4097), 1),
+    ((2, 2, 9001), 1),
     ((3, 64, 4, 5), 1),
     ((1, 1, 66_000), 1),  # a task of the second phase ends inside a row
     # columns: fewer than 16 pixels

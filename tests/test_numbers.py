@@ -168,6 +168,34 @@ def test_squares_out_of_range(shape, axis, scale):
     assert (np.abs(moments[1] - mean) <= 1e-12 * np.sqrt(m2 / count)).all()
 
 
+@pytest.mark.parametrize("scale", [1e12, 1e-12])
+@kinds
+def test_gradients_of_any_scale(shape, axis, scale):
+    """Gradients to 2e-6 too, where the variance is far from 1 and from eps, and dy just as far."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal(shape) * scale).astype(np.float32)
+    dy = (rng.standard_normal(shape) / scale).astype(np.float32)
+    _, saved = nbn.batch_norm_forward(x, np.ones(shape[axis]), axis=axis, eps=0.0)
+    dx, dgamma, _ = nbn.batch_norm_backward(dy, saved)
+    exact_dx, exact_dgamma, _ = reference.backward(dy, x, axis=axis, eps=0.0)
+    assert relative_to_largest(dx, exact_dx) <= 2e-6
+    assert relative_to_largest(dgamma, exact_dgamma) <= 2e-6
+
+
+@pytest.mark.parametrize("shape", [(400_000, 4), (1, 4, 400_000), (4000, 4, 100)])
+def test_moments_with_an_outlier_first(shape):
+    """The worst value to sum deviations about: 1e-12 all the same, for it is one of some thousand."""
+    if not JIT:
+        shape = tuple(n // 20 if n > 1000 else n for n in shape)
+    for outlier in (1e3, 1e6):
+        x = np.random.default_rng(0).standard_normal(shape)
+        x[0].reshape(4, -1)[:, 0] = outlier
+        _, mean, m2 = nbn.moments(x)
+        count, exact_mean, exact_m2 = reference.moments(x, 1)
+        assert (np.abs(mean - exact_mean) <= 1e-12 * np.sqrt(exact_m2 / count)).all()
+        assert (np.abs(m2 / exact_m2 - 1) <= 1e-12).all()
+
+
 @given(
     hnp.arrays(
         st.sampled_from([np.float32, np.float64]),
