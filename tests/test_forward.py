@@ -118,12 +118,13 @@ def test_out_anywhere(shape, axis, how):
         problem = Problem(shape, axis, dtype)
         parameters = problem.gamma(), problem.beta()
         mean, var = problem.given()
+        values = problem.x()
         with regime(how):
-            y, saved = nbn.batch_norm_forward(problem.x(), *parameters, **problem.options)
-            inference = nbn.batch_norm_inference(problem.x(), mean, var, *parameters, **problem.options)
+            y, saved = nbn.batch_norm_forward(values, *parameters, **problem.options)
+            inference = nbn.batch_norm_inference(values, mean, var, *parameters, **problem.options)
             for start in STARTS:
                 x, _ = guarded(problem, (5 * start) % 16)
-                x[...] = problem.x()
+                x[...] = values
                 out, check = guarded(problem, start)
                 result, again = nbn.batch_norm_forward(x, *parameters, out=out, **problem.options)
                 check()

@@ -15,6 +15,7 @@ from numbabn._cpu.jit import Kernel, helper, small_kernel
 from numbabn._cpu.simd import (
     LANES,
     add,
+    convert,
     fence,
     fma,
     load,
@@ -28,7 +29,7 @@ from numbabn._cpu.simd import (
 )
 from numbabn._cpu.welford import merge_sums
 
-ROWS = 4096  # summed about one shift before a merge; bounds the cancellation, see merge_sums
+MERGE = 4096  # pixels summed about one shift, or 64 rows of them: bounds the cancellation, see merge_sums
 GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
 PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
 AHEAD = 16  # rows: how far ahead to prefetch
@@ -127,6 +128,20 @@ def column_sums(x, dy, base, rows, copies, channels, inner, shift, s, q):
 
 
 @helper
+def first_estimate(x, first, pixels, channels, inner, like, values):
+    """values[c] = a number of like's dtype near the mean of channel c: that of four pixels.
+
+    One pixel may be an outlier, about which nothing else should be summed.
+    """
+    n = 4 if pixels >= 4 else 1
+    for c in range(channels):
+        value = np.float64(0)
+        for i in range(first + c * inner, first + (c + n * channels) * inner, channels * inner):
+            value += x[i]
+        values[c] = convert(value / n, like)
+
+
+@helper
 def moments_task(k, x, copies, inner, like, count, mean, m2):
     """Moments of chunk k."""
     channels = mean.shape[1]
@@ -139,11 +154,12 @@ def moments_task(k, x, copies, inner, like, count, mean, m2):
         chunk_m2[c] = 0.0
     for part in range(2):
         base, rows, across = tile(k, len(count), part, x, copies, channels * inner)
-        for r in range(0, rows, ROWS):
-            taken = min(ROWS, rows - r)
+        step = max(MERGE // max(across, 1), 64)
+        for r in range(0, rows, step):
+            taken = min(step, rows - r)
             first = base + r * across * channels * inner
-            for c in range(channels):
-                values[c] = x[first + c * inner]
+            if seen == 0.0:
+                first_estimate(x, first, taken * across, channels, inner, like, values)
             expand(values, across, inner, shift)
             column_sums(x, None, first, taken, across, channels, inner, shift, s, q)
             n = np.float64(taken * across * inner)
@@ -151,6 +167,7 @@ def moments_task(k, x, copies, inner, like, count, mean, m2):
                 _, chunk_mean[c], chunk_m2[c] = merge_sums(
                     seen, chunk_mean[c], chunk_m2[c], n, values[c], s[c], q[c]
                 )
+                values[c] = convert(chunk_mean[c], like)
             seen += n
     count[k] = seen
 
