@@ -180,8 +180,7 @@ def batch_norm_forward(
     layout = saved._layout = _views.layout(x, axis)
     y = _memory.empty_like(x) if target is None or not layout.matches(target) else target
     saved._x = None if target is not None and _checks.same_memory(target, array) else x
-    scale = np.ones(channels) if saved._gamma is None else saved._gamma
-    shift = np.zeros(channels) if shift is None else shift
+    scale = saved._gamma
     if x.size == 0:
         if saved.training:
             saved.mean, saved.var = np.full(channels, np.nan), np.full(channels, np.nan)
@@ -320,33 +319,38 @@ def batch_norm_backward(
             raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
         target = _checks.output(out, x, "dy", {"dy": array, "x": x})
     dy = _views.as_layout(array, x, layout)
-    need_dgamma = need_dgamma and saved._gamma_dtype is not None
-    need_dbeta = need_dbeta and saved._beta_dtype is not None
+    dgamma = _gradient(saved._gamma_dtype, len(saved.mean)) if need_dgamma else None
+    dbeta = _gradient(saved._beta_dtype, len(saved.mean)) if need_dbeta else None
     dx = None
     if need_dx:
         dx = _memory.empty_like(x) if target is None or not layout.matches(target) else target
-    sum_dy, sum_dy_xhat = _run_backward(dy, x, dx, saved, need_dgamma or need_dbeta)
-    return (
-        None if dx is None else _deliver(dx, target),
-        sum_dy_xhat.astype(saved._gamma_dtype) if need_dgamma else None,
-        sum_dy.astype(saved._beta_dtype) if need_dbeta else None,
-    )
+    _run_backward(dy, x, dx, saved, dgamma, dbeta)
+    return None if dx is None else _deliver(dx, target), dgamma, dbeta
 
 
-def _run_backward(dy: Array, x: Array, dx: Array | None, saved: Saved, need_sums: bool) -> Any:
-    """Fill dx unless it is None, and return (sum of dy, sum of dy * xhat) where they were needed."""
-    layout, channels = saved._layout, len(saved.mean)
+def _run_backward(
+    dy: Array, x: Array, dx: Array | None, saved: Saved, dgamma: Array | None, dbeta: Array | None
+) -> None:
+    """Fill whichever of dx, dgamma and dbeta are not None."""
     if x.size == 0:
-        return np.zeros(channels), np.zeros(channels)
-    gamma = np.ones(channels) if saved._gamma is None else saved._gamma
-    flat_dy, flat_x = layout.flat(dy), layout.flat(x)
+        for gradient in (dgamma, dbeta):
+            if gradient is not None:
+                gradient.fill(0)
+        return
+    layout = saved._layout
+    shape, flat_dy, flat_x = layout.shape, layout.flat(dy), layout.flat(x)
     statistics = saved.mean, saved.var, saved._eps
     if saved.training and dx is not None:
-        return _cpu.backward(flat_dy, flat_x, layout.flat(dx), layout.shape, gamma, *statistics)
-    sums = _cpu.backward_reduce(flat_dy, flat_x, layout.shape, *statistics) if need_sums else (None, None)
+        _cpu.backward(flat_dy, flat_x, layout.flat(dx), shape, saved._gamma, *statistics, dgamma, dbeta)
+        return
+    if dgamma is not None or dbeta is not None:
+        _cpu.backward_reduce(flat_dy, flat_x, shape, *statistics, dgamma, dbeta)
     if dx is not None:
-        _cpu.scale(flat_dy, layout.flat(dx), layout.shape, gamma / np.sqrt(saved.var + saved._eps))
-    return sums
+        _cpu.scale(flat_dy, layout.flat(dx), shape, saved._gamma, saved.var, saved._eps)
+
+
+def _gradient(kind: np.dtype[Any] | None, channels: int) -> Array | None:
+    return None if kind is None else np.empty(channels, kind)
 
 
 def _parameter(array: Array | None, name: str, channels: int) -> tuple[Array | None, Any]:
