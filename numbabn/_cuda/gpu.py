@@ -1,0 +1,155 @@
+"""Everything that is numba-cuda's own besides `memory`: the module itself, compiling, streams, launching.
+
+Kernels take integers, floats and tuples of integers only. A pointer is an integer: an array object costs more
+host time at a launch than all the rest, and one kernel serves the arrays of every library.
+
+In the CUDA simulator (NUMBA_ENABLE_CUDASIM=1) the functions of `memory_simulated` take the place of the
+intrinsics of `memory`; a kernel cannot tell.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from numbabn._cuda import plan
+from numbabn._cuda.plan import SIMULATED
+
+if SIMULATED:
+    from numbabn._cuda import memory_simulated as memory
+else:
+    if getattr(cuda, "implementation", None) != "NVIDIA":
+        raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
+    from numbabn._cuda import memory
+
+atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
+copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
+load, load4, store, store4 = memory.load, memory.load4, memory.store, memory.store4
+shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load4, memory.shared_store
+load_float16, store_float16 = memory.load_float16, memory.store_float16
+load_bfloat16, store_bfloat16 = memory.load_bfloat16, memory.store_bfloat16
+sqrt = np.sqrt if SIMULATED else math.sqrt  # the latter raises in Python, the former is unknown to numba-cuda
+
+# contract is the default of ptxas; nothing else may be changed: NaN and infinity are data.
+device = cuda.jit(device=True)
+
+
+@device
+def any_thread(condition):
+    """Whether the condition holds for any thread of the block; all must ask, and none goes on before."""
+    return cuda.syncthreads_or(np.int32(1 if condition else 0)) != 0
+
+
+@device
+def load_parameter(parameter, index, default):
+    """Return a value of a parameter in float64; ``parameter`` is (pointer, kind), see `plan`."""
+    pointer, kind = parameter
+    value = np.float64(default)
+    if kind == plan.FLOAT32:
+        value = np.float64(load(pointer, index, np.float32(0)))
+    elif kind == plan.FLOAT64:
+        value = load(pointer, index, np.float64(0))
+    elif kind == plan.FLOAT16:
+        value = np.float64(load_float16(pointer, index))
+    elif kind == plan.BFLOAT16:
+        value = np.float64(load_bfloat16(pointer, index))
+    return value
+
+
+@device
+def store_parameter(parameter, index, value):
+    """Write a float64 to an array of any kind, or nowhere if that is NONE."""
+    pointer, kind = parameter
+    if kind == plan.FLOAT32:
+        store(pointer, index, np.float32(value))
+    elif kind == plan.FLOAT64:
+        store(pointer, index, np.float64(value))
+    elif kind == plan.FLOAT16:
+        store_float16(pointer, index, np.float32(value))
+    elif kind == plan.BFLOAT16:
+        store_bfloat16(pointer, index, np.float32(value))
+
+
+_OPTIONS = {} if SIMULATED else {"max_registers": plan.REGISTERS}
+
+
+class Kernel:
+    """A kernel, compiled on its first launch for each device and each dtype among its arguments."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.dispatcher = cuda.jit(function, **_OPTIONS)
+        self._compiled: dict[Any, Any] = {}
+        self._resident: dict[Any, int] = {}
+
+    def launch(self, array: Any, blocks: int, *arguments: Any) -> None:
+        """Run ``blocks`` blocks on the device of ``array`` and on the current stream of its library."""
+        if SIMULATED:
+            self.dispatcher[blocks, plan.THREADS](*arguments)
+            return
+        with cuda.gpus[array.device]:
+            compiled = self._compile(array.device, signature(arguments))
+            compiled.launch(arguments, (blocks, 1, 1), (plan.THREADS, 1, 1), _stream(array.stream))
+
+    def resident(self, array: Any, *arguments: Any) -> int:
+        """Return how many blocks run at once on the device of ``array``."""
+        if SIMULATED:
+            return plan.RESIDENT_SIMULATED
+        types = signature(arguments)
+        blocks = self._resident.get((array.device, types))
+        if blocks is None:
+            with cuda.gpus[array.device]:
+                compiled = self._compile(array.device, types)
+                blocks = self._resident[array.device, types] = compiled.max_cooperative_grid_blocks(
+                    plan.THREADS
+                )
+        return blocks
+
+    def _compile(self, number: int, types: tuple[Any, ...]) -> Any:
+        compiled = self._compiled.get((number, types))
+        if compiled is None:
+            compiled = self._compiled[number, types] = self.dispatcher.compile(types)
+        return compiled
+
+
+_TYPES = {
+    int: cuda.types.int64,
+    float: cuda.types.float64,
+    np.float32: cuda.types.float32,
+    np.float64: cuda.types.float64,
+}
+
+
+def signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Types of a kernel's arguments."""
+    return tuple(
+        cuda.types.UniTuple(cuda.types.int64, len(a)) if isinstance(a, tuple) else _TYPES[type(a)]
+        for a in arguments
+    )
+
+
+@functools.lru_cache(64)
+def _stream(handle: int) -> Any:
+    """Numba's name for a stream of another library."""
+    return cuda.external_stream(handle)
+
+
+class Memory:
+    """Memory on a device, for as long as this object lives."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.address: int = array.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
+
+
+def device_zeros(number: int, nbytes: int) -> Memory:
+    """Return zeroed memory on a device, ready for every stream. Waits for the device."""
+    zeros = np.zeros(nbytes, np.uint8)
+    if SIMULATED:
+        return Memory(zeros)
+    with cuda.gpus[number]:
+        memory = cuda.to_device(zeros)
+        cuda.synchronize()
+    return Memory(memory)
