@@ -8,16 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from numbabn._arrays import Array, numpy_array
+from numbabn._arrays import (
+    AnyArray,
+    Array,
+    DeviceArray,
+    address,
+    beside,
+    cast,
+    known,
+    maker,
+    of_library,
+    span,
+    where,
+)
+from numbabn._places import HOST, Place, gathered, place_of
 
 _NOT_NEGATIVE = ("running_var", "num_batches_tracked", "population_count", "population_m2")
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def data(array: object, name: str) -> Array:
+def data(array: object, name: str) -> AnyArray:
     """Return a floating-point array of rank two or more."""
-    x = numpy_array(array, name)
-    dtype(x.dtype, name)
+    x = known(array, name)
+    dtype(x, name)
     if x.ndim < 2:
         raise ValueError(
             f"{name} must have a batch axis and a channel axis, but has shape {x.shape}; "
@@ -26,19 +39,17 @@ def data(array: object, name: str) -> Array:
     return x
 
 
-def dtype(kind: np.dtype[Any], name: str) -> None:
+def dtype(x: AnyArray, name: str) -> None:
     """Raise unless the dtype is float32 or float64, in either byte order."""
+    kind = x.dtype
     if kind in _COMPUTE_DTYPES or (kind.kind == "f" and kind.newbyteorder("=") in _COMPUTE_DTYPES):
         return
+    advice = f"pass {cast(x, name, 'float32')}"
     if kind.kind == "f":
-        raise TypeError(
-            f"{name} has dtype {kind}; float32 and float64 are supported: pass {name}.astype(numpy.float32)"
-        )
+        raise TypeError(f"{name} has dtype {kind}; float32 and float64 are supported: {advice}")
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
-    raise TypeError(
-        f"{name} has dtype {kind}, which is not floating point; pass {name}.astype(numpy.float32)"
-    )
+    raise TypeError(f"{name} has dtype {kind}, which is not floating point; {advice}")
 
 
 def integer(value: object, name: str) -> int:
@@ -99,10 +110,15 @@ def parameter_dtype(value: Any) -> np.dtype[Any]:
     return kind
 
 
-def layer_input(x: object, channel_axis: int, num_channels: int) -> None:
-    """Raise unless x has the layer's number of channels on its axis."""
-    if type(x) is np.ndarray and -x.ndim <= channel_axis < x.ndim and x.shape[channel_axis] == num_channels:
-        return  # whatever else may be wrong with x, the function says
+def layer_input(x: object, channel_axis: int, num_channels: int, place: Place) -> Any:
+    """Return x, or the `DeviceArray` of it, if it has the layer's channels and lies where the layer does."""
+    if (
+        type(x) is np.ndarray
+        and place is HOST
+        and -x.ndim <= channel_axis < x.ndim
+        and x.shape[channel_axis] == num_channels
+    ):
+        return x  # whatever else may be wrong with x, the function says
     array = data(x, "x")
     on_axis = array.shape[axis(channel_axis, array.ndim)]
     if on_axis != num_channels:
@@ -110,9 +126,14 @@ def layer_input(x: object, channel_axis: int, num_channels: int) -> None:
             f"x has shape {array.shape}, {on_axis} channels on axis {channel_axis}, but the layer has "
             f"num_channels={num_channels}; pass an x with {num_channels} there, or set the layer's axis"
         )
+    if str(place_of(array)) != str(place):
+        raise TypeError(
+            f"x is {where(array)}, but the layer is on {place}; pass an x there, or move the layer: bn.to(x)"
+        )
+    return array
 
 
-def writable_parameters(params: dict[str, Array]) -> None:
+def writable_parameters(params: Mapping[str, AnyArray]) -> None:
     """Raise unless all parameters of a layer can be written to."""
     for name, value in params.items():
         if not value.flags.writeable:
@@ -135,10 +156,8 @@ def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
 
 def _state_value(name: str, value: Any, like: Array) -> Array:
     label = f"state[{name!r}]"
-    if hasattr(value, "__cuda_array_interface__"):
-        numpy_array(value, label)
     try:
-        array = np.asarray(value)
+        array = gathered(value, label)
     except ValueError as error:
         raise ValueError(f"{label} is not an array of shape {like.shape}: {error}") from None
     if array.shape != like.shape:
@@ -150,46 +169,50 @@ def _state_value(name: str, value: Any, like: Array) -> Array:
     return array.astype(like.dtype)
 
 
-def per_channel(array: object, name: str, count: int) -> Array:
-    """Return a float64 copy of an array with one floating-point value per channel."""
-    values = numpy_array(array, name)
+def per_channel(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
+    """Return an array with one floating-point value per channel, which lies where x does."""
+    values = beside(array, name, x)
     if values.dtype.kind != "f":
         raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point, one value per channel")
     if values.shape != (count,):
         raise ValueError(
             f"{name} has shape {values.shape}, but x has {count} channels: it must be ({count},)"
         )
-    return values.astype(np.float64)
+    return values
 
 
-def variance(array: object, name: str, count: int) -> Array:
-    """Return a float64 copy of variances per channel, none of them negative."""
-    values = per_channel(array, name, count)
-    if values.size and not values[values.argmin()] >= 0 and (values < 0).any():  # argmin is fast
+def variance(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
+    """Return variances as ``per_channel`` does; on a GPU they may be negative: to look would be to wait."""
+    values = per_channel(array, name, count, x)
+    if type(values) is DeviceArray or not count:
+        return values
+    if not values[values.argmin()] >= 0.0 and (values < 0).any():  # argmin is fast
         c = int(np.argmax(values < 0))
         raise ValueError(f"{name} must not be negative, but {name}[{c}] is {values[c]}")
     return values
 
 
-def gradient(dy: object, x: Array) -> Array:
+def gradient(dy: object, x: AnyArray) -> AnyArray:
     """Return dy if it can be the gradient of the output for x."""
-    array = numpy_array(dy, "dy")
+    array = of_library(dy, "dy", x)
     if array.shape != x.shape:
         raise ValueError(
             f"dy has shape {array.shape}, but the forward call that gave saved had x of shape {x.shape}; "
             "pass the saved of the same call"
         )
     if array.dtype != x.dtype and array.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
-        raise TypeError(f"dy has dtype {array.dtype}, but x had {x.dtype}; pass dy.astype({x.dtype.name!r})")
+        raise TypeError(
+            f"dy has dtype {array.dtype}, but x had {x.dtype}; pass {cast(array, 'dy', x.dtype.name)}"
+        )
     return array
 
 
-def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Array:
+def output(out: object, x: AnyArray, inplace: str, inputs: dict[str, AnyArray]) -> AnyArray:
     """Return out if a result for x can be written to it.
 
     It may be the same memory as the input named ``inplace``, and must not overlap any input otherwise.
     """
-    array = numpy_array(out, "out")
+    array = of_library(out, "out", x)
     if array.shape != x.shape:
         raise ValueError(f"out has shape {array.shape}; it must be that of the result, {x.shape}")
     native = x.dtype.newbyteorder("=")
@@ -197,7 +220,7 @@ def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Arr
         raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
     if _overlaps_itself(array):
         raise ValueError(
-            "elements of out share memory, as in a broadcast array; pass one made by numpy.empty"
+            f"elements of out share memory, as in a broadcast array; pass one made by {maker(array)}"
         )
     for name, other in inputs.items():
         if _overlap(array, other) and not (name == inplace and same_memory(array, other)):
@@ -210,19 +233,14 @@ def output(out: object, x: Array, inplace: str, inputs: dict[str, Array]) -> Arr
     return array
 
 
-def same_memory(a: Array, b: Array) -> bool:
+def same_memory(a: AnyArray, b: AnyArray) -> bool:
     """Whether two arrays have the same elements at the same addresses."""
     if a is b:
         return True
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and a.strides == b.strides
-        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
-    )
+    return a.shape == b.shape and a.dtype == b.dtype and a.strides == b.strides and address(a) == address(b)
 
 
-def _overlaps_itself(array: Array) -> bool:
+def _overlaps_itself(array: AnyArray) -> bool:
     """Whether two elements may have one address: not if every stride steps over all shorter strides."""
     if array.flags.c_contiguous or array.size == 0:
         return False
@@ -237,7 +255,9 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
-def _overlap(a: Array, b: Array) -> bool:
+def _overlap(a: AnyArray, b: AnyArray) -> bool:
+    if type(a) is DeviceArray:
+        a, b = span(a), span(b)
     if not np.may_share_memory(a, b):
         return False
     try:

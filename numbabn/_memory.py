@@ -14,7 +14,7 @@ import weakref
 
 import numpy as np
 
-from numbabn._arrays import Array
+from numbabn._arrays import AnyArray, DeviceArray
 
 SMALLEST_BLOCK = 32 << 20  # glibc's largest threshold for memory of its own, DEFAULT_MMAP_THRESHOLD_MAX
 MOST_KEPT = 1 << 30  # bytes in all
@@ -24,8 +24,13 @@ _SUPPORTED = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 _kept: dict[int, list[mmap.mmap]] = {}
 
 
-def empty_like(x: Array) -> Array:
-    """Return an uninitialised array like x, which is dense; in kept memory if a block has its size."""
+def empty_like(x: AnyArray) -> AnyArray:
+    """Return an uninitialised array like x, which is dense; in kept memory if a block has its size.
+
+    Arrays on a GPU come from their library, which keeps memory itself.
+    """
+    if type(x) is DeviceArray:
+        return x.empty_like()
     if x.nbytes <= SMALLEST_BLOCK or not _SUPPORTED:
         return np.empty_like(x)
     size = -(-x.nbytes // _PAGE) * _PAGE

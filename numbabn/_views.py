@@ -7,11 +7,12 @@ order of its strides, as ``numpy.empty_like`` would lay it out.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from numbabn import _memory
+from numbabn._arrays import AnyArray, DeviceArray, assign, memory_order
 
 
 class Layout(NamedTuple):
@@ -20,31 +21,32 @@ class Layout(NamedTuple):
     order: tuple[int, ...] | None  # axes from the slowest to the fastest; None is C order
     shape: tuple[int, int, int]
 
-    def matches(self, array: Array) -> bool:
+    def matches(self, array: AnyArray) -> bool:
         """Whether an array of the right shape has this memory order, so that ``flat`` is a view."""
         flags = (array if self.order is None else array.transpose(self.order)).flags
         return flags.c_contiguous and flags.aligned and array.dtype.isnative
 
-    def flat(self, array: Array) -> Array:
+    def flat(self, array: AnyArray) -> AnyArray:
         """Return the array as one dimension: a view."""
-        return (array if self.order is None else array.transpose(self.order)).reshape(-1)
+        return (array if self.order is None else array.transpose(self.order)).ravel()
 
 
-def dense(x: Array) -> Array:
+def dense(x: AnyArray) -> AnyArray:
     """Return x itself if its elements fill memory without gaps in native byte order, else such a copy."""
     flags = x.flags
     if not (flags.aligned and x.dtype.isnative):
-        return x.astype(x.dtype.newbyteorder("="), order="K")
-    if flags.c_contiguous or flags.f_contiguous or x.transpose(_order(x)).flags.c_contiguous:
+        # Not of a DeviceArray, which cannot be made of such memory.
+        return x.astype(x.dtype.newbyteorder("="), order="K")  # type: ignore[union-attr]
+    if flags.c_contiguous or flags.f_contiguous or x.transpose(memory_order(x.strides)).flags.c_contiguous:
         return x
     return x.copy(order="K")
 
 
-def layout(x: Array, axis: int) -> Layout:
+def layout(x: AnyArray, axis: int) -> Layout:
     """Layout of a dense array with its channels on ``axis``, which is not negative."""
     if x.flags.c_contiguous:
         return _layout(None, x.shape, axis)
-    order = _order(x)
+    order = memory_order(x.strides)
     return _layout(order, tuple(x.shape[i] for i in order), order.index(axis))
 
 
@@ -56,15 +58,15 @@ def _layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axis: int) ->
     return Layout(order, (math.prod(shape[:axis]), channels, math.prod(shape[axis + 1 :])))
 
 
-def as_layout(array: Array, like: Array, target: Layout) -> Array:
+def vector(values: AnyArray) -> AnyArray:
+    """Return one value per channel as backends take them: a float64 copy, on a GPU the dense array itself."""
+    return dense(values) if type(values) is DeviceArray else values.astype(np.float64)
+
+
+def as_layout(array: AnyArray, like: AnyArray, target: Layout) -> AnyArray:
     """Return the array in the memory order of ``like``: itself, or a copy."""
     if target.matches(array):
         return array
-    copy = np.empty_like(like)
-    copy[...] = array
+    copy = _memory.empty_like(like)
+    assign(copy, array)
     return copy
-
-
-def _order(x: Array) -> tuple[int, ...]:
-    """Axes of x from the largest stride to the smallest."""
-    return tuple(sorted(range(x.ndim), key=lambda i: -abs(x.strides[i])))

@@ -1,11 +1,17 @@
 """Batch normalisation as functions: nothing is remembered but what `Saved` holds for the backward pass."""
 
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 
 from numbabn import _checks, _cpu, _memory, _views
-from numbabn._arrays import Array
+from numbabn._arrays import AnyArray, DeviceArray, assign, native, statistics, vector
+from numbabn._backends import cuda_module
+
+# An array of NumPy, CuPy, Numba or PyTorch: results are of the same kind. No static type covers the four, so
+# that the others are Any.
+A = TypeVar("A")
 
 
 class Saved:
@@ -13,34 +19,42 @@ class Saved:
 
     Attributes
     ----------
-    mean, var : ndarray of float64, shape (C,)
-        Mean and biased variance that x was normalised with.
+    mean, var : array, shape (C,)
+        Mean and biased variance that x was normalised with, in float64; arrays that were given on a GPU are
+        these arrays themselves.
     count : int
         Number of values per channel.
     training : bool
         Whether they are the statistics of x itself, through which gradients flow, or were given.
     """
 
-    __slots__ = (
-        "_beta_dtype", "_eps", "_gamma", "_gamma_dtype", "_layout", "_x", "count", "mean", "training", "var",
-    )  # fmt: skip
+    __slots__ = ("_beta", "_eps", "_gamma", "_layout", "_mean", "_scale", "_var", "_x", "count", "training")
 
-    mean: Array
-    var: Array
     count: int
     training: bool
-    _x: Array | None  # dense, or None where y was written over it
+    _mean: AnyArray
+    _var: AnyArray
+    _x: AnyArray | None  # dense, or None where y was written over it
     _layout: _views.Layout
-    _gamma: Array | None
-    _gamma_dtype: np.dtype[Any] | None  # of the gradient
-    _beta_dtype: np.dtype[Any] | None
+    _scale: AnyArray | None  # the values of gamma
+    _gamma: AnyArray | None  # gamma and beta as given: their gradients are like them
+    _beta: AnyArray | None
     _eps: float
 
+    @property
+    def mean(self) -> Any:  # noqa: D102 - see Attributes
+        return native(self._mean)
+
+    @property
+    def var(self) -> Any:  # noqa: D102
+        return native(self._var)
+
     def __repr__(self) -> str:
-        return f"Saved(channels={len(self.mean)}, count={self.count}, training={self.training})"
+        channels = self._mean.shape[0]
+        return f"Saved(channels={channels}, count={self.count}, training={self.training})"
 
 
-def moments(x: Array, *, axis: int = 1) -> tuple[int, Array, Array]:
+def moments(x: A, *, axis: int = 1) -> tuple[int, A, A]:
     r"""Count, mean and sum of squared deviations per channel.
 
     .. math:: \mu_c = \frac1n \sum x, \qquad M_{2,c} = \sum (x - \mu_c)^2
@@ -85,24 +99,24 @@ def moments(x: Array, *, axis: int = 1) -> tuple[int, Array, Array]:
     axis = _checks.axis(axis, array.ndim)
     channels = array.shape[axis]
     if array.size == 0:
-        return 0, np.full(channels, np.nan), np.zeros(channels)
+        return 0, native(statistics(array, channels, np.nan)), native(statistics(array, channels, 0.0))
     array = _views.dense(array)
     layout = _views.layout(array, axis)
-    mean, m2 = _cpu.moments(layout.flat(array), layout.shape)
-    return array.size // channels, mean, m2
+    mean, m2 = _backend(array).moments(layout.flat(array), layout.shape)
+    return array.size // channels, native(mean), native(m2)
 
 
 def batch_norm_forward(
-    x: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
+    x: A,
+    gamma: Any = None,
+    beta: Any = None,
     *,
     axis: int = 1,
     eps: float = 1e-5,
-    mean: Array | None = None,
-    var: Array | None = None,
-    out: Array | None = None,
-) -> tuple[Array, Saved]:
+    mean: Any = None,
+    var: Any = None,
+    out: A | None = None,
+) -> tuple[A, Saved]:
     r"""Normalise every channel of a batch, and keep what the backward pass needs.
 
     .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
@@ -162,13 +176,13 @@ def batch_norm_forward(
     eps = _checks.eps(eps)
     channels = array.shape[axis]
     saved = Saved()
-    saved._gamma, saved._gamma_dtype = _parameter(gamma, "gamma", channels)
-    shift, saved._beta_dtype = _parameter(beta, "beta", channels)
+    saved._gamma = None if gamma is None else _checks.per_channel(gamma, "gamma", channels, array)
+    saved._beta = None if beta is None else _checks.per_channel(beta, "beta", channels, array)
     saved._eps = eps
     saved.count = array.size // channels if channels else 0
     saved.training = mean is None and var is None
     if not saved.training:
-        saved.mean, saved.var = _given_statistics(mean, var, channels)
+        saved._mean, saved._var = _given_statistics(mean, var, channels, array)
     elif saved.count == 1:
         raise ValueError(
             f"x has shape {array.shape}, one value per channel, whose variance is 0; pass a larger batch, "
@@ -176,32 +190,35 @@ def batch_norm_forward(
         )
     target = None if out is None else _checks.output(out, array, "x", {"x": array})
 
-    x = _views.dense(array)
-    layout = saved._layout = _views.layout(x, axis)
-    y = _memory.empty_like(x) if target is None or not layout.matches(target) else target
-    saved._x = None if target is not None and _checks.same_memory(target, array) else x
-    scale = saved._gamma
-    if x.size == 0:
+    source = _views.dense(array)
+    layout = saved._layout = _views.layout(source, axis)
+    y = _memory.empty_like(source) if target is None or not layout.matches(target) else target
+    saved._x = None if target is not None and _checks.same_memory(target, array) else source
+    scale = saved._scale = None if saved._gamma is None else _views.vector(saved._gamma)
+    shift = None if saved._beta is None else _views.vector(saved._beta)
+    if source.size == 0:
         if saved.training:
-            saved.mean, saved.var = np.full(channels, np.nan), np.full(channels, np.nan)
-    elif saved.training:
-        saved.mean, saved.var = _cpu.forward(layout.flat(x), layout.flat(y), layout.shape, scale, shift, eps)
+            saved._mean, saved._var = (statistics(source, channels, np.nan) for _ in range(2))
+        return _deliver(y, target), saved
+    backend, flat_x, flat_y, shape = _backend(source), layout.flat(source), layout.flat(y), layout.shape
+    if saved.training:
+        saved._mean, saved._var = backend.forward(flat_x, flat_y, shape, scale, shift, eps)
     else:
-        _cpu.normalize(layout.flat(x), layout.flat(y), layout.shape, saved.mean, saved.var, scale, shift, eps)
+        backend.normalize(flat_x, flat_y, shape, saved._mean, saved._var, scale, shift, eps)
     return _deliver(y, target), saved
 
 
 def batch_norm_inference(
-    x: Array,
-    mean: Array,
-    var: Array,
-    gamma: Array | None = None,
-    beta: Array | None = None,
+    x: A,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
     *,
     axis: int = 1,
     eps: float = 1e-5,
-    out: Array | None = None,
-) -> Array:
+    out: A | None = None,
+) -> A:
     r"""Normalise every channel with known statistics.
 
     .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
@@ -246,14 +263,14 @@ def batch_norm_inference(
 
 @np.errstate(all="ignore")
 def batch_norm_backward(
-    dy: Array,
+    dy: A,
     saved: Saved,
     *,
-    out: Array | None = None,
+    out: A | None = None,
     need_dx: bool = True,
     need_dgamma: bool = True,
     need_dbeta: bool = True,
-) -> tuple[Array | None, Array | None, Array | None]:
+) -> tuple[A | None, Any, Any]:
     r"""Gradients of a forward call.
 
     With xhat the normalised x and means over a channel's n values:
@@ -318,18 +335,27 @@ def batch_norm_backward(
         if not need_dx:
             raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
         target = _checks.output(out, x, "dy", {"dy": array, "x": x})
-    dy = _views.as_layout(array, x, layout)
-    dgamma = _gradient(saved._gamma_dtype, len(saved.mean)) if need_dgamma else None
-    dbeta = _gradient(saved._beta_dtype, len(saved.mean)) if need_dbeta else None
+    source = _views.as_layout(array, x, layout)
+    dgamma = vector(saved._gamma) if need_dgamma and saved._gamma is not None else None
+    dbeta = vector(saved._beta) if need_dbeta and saved._beta is not None else None
     dx = None
     if need_dx:
         dx = _memory.empty_like(x) if target is None or not layout.matches(target) else target
-    _run_backward(dy, x, dx, saved, dgamma, dbeta)
-    return None if dx is None else _deliver(dx, target), dgamma, dbeta
+    _run_backward(source, x, dx, saved, dgamma, dbeta)
+    return (
+        None if dx is None else _deliver(dx, target),
+        None if dgamma is None else native(dgamma),
+        None if dbeta is None else native(dbeta),
+    )
 
 
 def _run_backward(
-    dy: Array, x: Array, dx: Array | None, saved: Saved, dgamma: Array | None, dbeta: Array | None
+    dy: AnyArray,
+    x: AnyArray,
+    dx: AnyArray | None,
+    saved: Saved,
+    dgamma: AnyArray | None,
+    dbeta: AnyArray | None,
 ) -> None:
     """Fill whichever of dx, dgamma and dbeta are not None."""
     if x.size == 0:
@@ -337,41 +363,35 @@ def _run_backward(
             if gradient is not None:
                 gradient.fill(0)
         return
-    layout = saved._layout
+    backend, layout, scale = _backend(x), saved._layout, saved._scale
     shape, flat_dy, flat_x = layout.shape, layout.flat(dy), layout.flat(x)
-    statistics = saved.mean, saved.var, saved._eps
+    mean, var, eps = saved._mean, saved._var, saved._eps
     if saved.training and dx is not None:
-        _cpu.backward(flat_dy, flat_x, layout.flat(dx), shape, saved._gamma, *statistics, dgamma, dbeta)
+        backend.backward(flat_dy, flat_x, layout.flat(dx), shape, scale, mean, var, eps, dgamma, dbeta)
         return
     if dgamma is not None or dbeta is not None:
-        _cpu.backward_reduce(flat_dy, flat_x, shape, *statistics, dgamma, dbeta)
+        backend.backward_reduce(flat_dy, flat_x, shape, mean, var, eps, dgamma, dbeta)
     if dx is not None:
-        _cpu.scale(flat_dy, layout.flat(dx), shape, saved._gamma, saved.var, saved._eps)
+        backend.scale(flat_dy, layout.flat(dx), shape, scale, var, eps)
 
 
-def _gradient(kind: np.dtype[Any] | None, channels: int) -> Array | None:
-    return None if kind is None else np.empty(channels, kind)
+def _backend(x: AnyArray) -> ModuleType:
+    return cuda_module("") if type(x) is DeviceArray else _cpu
 
 
-def _parameter(array: Array | None, name: str, channels: int) -> tuple[Array | None, Any]:
-    """(float64 copy, dtype of its gradient) of gamma or beta, or (None, None)."""
-    if array is None:
-        return None, None
-    values = _checks.per_channel(array, name, channels)
-    kind = np.asarray(array).dtype
-    return values, kind if kind.isnative else kind.newbyteorder("=")
-
-
-def _given_statistics(mean: Array | None, var: Array | None, channels: int) -> tuple[Array, Array]:
+def _given_statistics(mean: Any, var: Any, channels: int, x: AnyArray) -> tuple[AnyArray, AnyArray]:
     if mean is None or var is None:
         missing, present = ("mean", "var") if mean is None else ("var", "mean")
         raise ValueError(f"{present} is given without {missing}; pass both to use known statistics, or none")
-    return _checks.per_channel(mean, "mean", channels), _checks.variance(var, "var", channels)
+    return (
+        _views.vector(_checks.per_channel(mean, "mean", channels, x)),
+        _views.vector(_checks.variance(var, "var", channels, x)),
+    )
 
 
-def _deliver(result: Array, target: Array | None) -> Array:
+def _deliver(result: AnyArray, target: AnyArray | None) -> Any:
     """Return the result in ``out``, copied there where its memory order is another."""
-    if target is None or target is result:
-        return result
-    target[...] = result
-    return target
+    if target is not None and target is not result:
+        assign(target, result)
+        result = target
+    return native(result)

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbabn import _checks
-from numbabn._arrays import Array
+from numbabn import _checks, _places
+from numbabn._arrays import Array, assign, known, native
 from numbabn._running import Running, averaged, initial, pooled
 from numbabn.functional import Saved, batch_norm_backward, batch_norm_forward
+
+A = TypeVar("A")  # an array of NumPy, CuPy, Numba or PyTorch: results are of the same kind
 
 
 class BatchNorm:
@@ -39,14 +41,18 @@ class BatchNorm:
     track_running_stats : bool, default True
         Without, evaluation mode uses the statistics of the batch too.
     dtype : dtype, default float32
-        Of parameters and running statistics; any floating dtype. x may have another.
+        Of parameters and running statistics; any floating dtype, on a GPU of at most 64 bits. x may have
+        another.
+    device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
+        Where parameters and statistics are, and x must be; see `to`.
 
     Attributes
     ----------
     params, grads : dict
         ``gamma`` and ``beta``, shape (C,); update them in place. `backward` replaces the entries of grads.
-    running_mean, running_var : ndarray of shape (C,), or None
-        Start at 0 and 1. running_var is unbiased, as in PyTorch; normalisation uses the biased variance.
+    running_mean, running_var : array of shape (C,), or None
+        Start at 0 and 1. running_var is unbiased, as in PyTorch; normalisation uses the biased variance. On a
+        GPU they are updated in place, on the CPU replaced by new arrays.
     num_batches_tracked : int
         Training batches seen.
     training : bool
@@ -92,6 +98,7 @@ class BatchNorm:
         center: bool = True,
         track_running_stats: bool = True,
         dtype: DTypeLike = np.float32,
+        device: Any = "cpu",
     ) -> None:
         self.num_channels = _checks.channels(num_channels)
         self.axis = _checks.integer(axis, "axis")
@@ -99,48 +106,50 @@ class BatchNorm:
         self.momentum = _checks.momentum(momentum)
         self.dtype = _checks.parameter_dtype(dtype)
         self.training = True
-        self.params: dict[str, Array] = {}
+        self._place = place = _places.place(device)
+        ones, zeros = np.ones(self.num_channels, self.dtype), np.zeros(self.num_channels, self.dtype)
+        self.params: dict[str, Any] = {}
         if scale:
-            self.params["gamma"] = np.ones(self.num_channels, self.dtype)
+            self.params["gamma"] = place.put(ones)
         if center:
-            self.params["beta"] = np.zeros(self.num_channels, self.dtype)
-        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+            self.params["beta"] = place.put(zeros)
+        self.grads = {name: place.put(zeros) for name in self.params}
         # All running statistics in one tuple, replaced in one assignment: no call can leave half of them.
-        self._running = initial(self.num_channels, self.dtype) if track_running_stats else None
+        self._running = initial(self.num_channels, self.dtype, place) if track_running_stats else None
         self._frozen = 0
         self._saved: Saved | None = None
 
     @property
-    def running_mean(self) -> Array | None:
+    def running_mean(self) -> Any:
         """Running mean, or None without tracking."""
-        return None if self._running is None else self._running.mean
+        return None if self._running is None else native(self._running.mean)
 
     @property
-    def running_var(self) -> Array | None:
+    def running_var(self) -> Any:
         """Running unbiased variance, or None without tracking."""
-        return None if self._running is None else self._running.var
+        return None if self._running is None else native(self._running.var)
 
     @property
     def num_batches_tracked(self) -> int:
         """Number of training batches in the running statistics."""
         return 0 if self._running is None else self._running.batches
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: A, *, out: A | None = None) -> A:
         """Normalise x; in training mode, update the running statistics.
 
         Parameters
         ----------
-        x : ndarray of float32 or float64, rank >= 2
-            With ``num_channels`` along ``axis``.
-        out : ndarray, optional
+        x : array of float32 or float64, rank >= 2
+            With ``num_channels`` along ``axis``, on the device of the layer.
+        out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
         Returns
         -------
-        y : ndarray
-            Shape and dtype of x; ``out`` if given.
+        y : array
+            Shape, dtype and library of x; ``out`` if given.
         """
-        _checks.layer_input(x, self.axis, self.num_channels)
+        x = _checks.layer_input(x, self.axis, self.num_channels, self._place)
         gamma, beta = self.params.get("gamma"), self.params.get("beta")
         running = self._running
         if self.training or running is None:
@@ -159,21 +168,21 @@ class BatchNorm:
         self._saved = saved
         return y
 
-    def backward(self, dy: Array, *, out: Array | None = None, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
         """Gradient of the last call: return dx, and put dgamma and dbeta into `grads`.
 
         Parameters
         ----------
-        dy : ndarray
+        dy : array
             Gradient with respect to the last result: shape and dtype of that x.
-        out : ndarray, optional
+        out : array, optional
             Write dx here; may be dy itself.
         need_dx : bool, default True
             Without, only the gradients of the parameters are computed.
 
         Returns
         -------
-        dx : ndarray or None
+        dx : array or None
 
         Raises
         ------
@@ -199,6 +208,50 @@ class BatchNorm:
         self.training = False
         return self
 
+    def to(self, device: Any) -> Self:
+        """Move parameters, gradients and statistics; return the layer.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda", "cuda:0", ...} or array
+            "cuda" is the current device, and chooses CuPy's arrays where CuPy is installed, else PyTorch's
+            where it can use CUDA, else Numba's. An array stands for its own device and library. x may be of
+            another library than the layer, on the same device.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is none of these, or there is no such device.
+        ImportError, RuntimeError
+            If numba-cuda is not installed, or finds no GPU.
+
+        Notes
+        -----
+        `params` and `grads` get new arrays, unless the layer is there already, and `backward` needs a new
+        forward call.
+
+        Examples
+        --------
+        >>> import numbabn as nbn
+        >>> nbn.BatchNorm(64).to("cpu")
+        BatchNorm(64, axis=1, eps=1e-05, momentum=0.1)
+        """
+        place = _places.place(device)
+        if place != self._place:
+            self.__dict__ |= self._moved(place)
+        return self
+
+    def _moved(self, place: _places.Place) -> dict[str, Any]:
+        """Attributes of this layer at a place, in new arrays; nothing of a batch."""
+        arrays = {
+            name: {key: place.put(_places.to_host(known(value, key))) for key, value in values.items()}
+            for name, values in (("params", self.params), ("grads", self.grads))
+        }
+        running = self._running
+        if running is not None:
+            running = Running.from_state(running.state(population=True), place)
+        return {**arrays, "_running": running, "_place": place, "_saved": None}
+
     @contextmanager
     def frozen_stats(self) -> Iterator[Self]:
         """Within the block no call updates the running statistics; what a call returns is the same.
@@ -221,12 +274,12 @@ class BatchNorm:
             self._frozen -= 1
 
     def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters and statistics, for `load_state_dict`, ``numpy.savez`` or safetensors.
+        """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.
 
         Keys: gamma, beta, running_mean, running_var, num_batches_tracked, as far as the layer has them; with
         ``momentum=None`` also population_count, population_mean and population_m2 in full precision.
         """
-        state = {name: value.copy() for name, value in self.params.items()}
+        state = {name: _places.to_host(known(value, name)) for name, value in self.params.items()}
         if self._running is not None:
             state |= self._running.state(population=self.momentum is None)
         return state
@@ -237,7 +290,8 @@ class BatchNorm:
         Parameters
         ----------
         state : mapping of str to array
-            Exactly the keys of `state_dict` of a layer made with the same options.
+            Exactly the keys of `state_dict` of a layer made with the same options. The arrays may be of any
+            library, on any device.
 
         Raises
         ------
@@ -246,16 +300,26 @@ class BatchNorm:
         TypeError, ValueError
             If a value has the wrong dtype or shape. Whatever is raised, the layer is unchanged.
         """
-        expected = self.state_dict()
-        values = _checks.state(state, expected)
-        _checks.writable_parameters(self.params)
-        running = None if self._running is None else Running.from_state(values)
-        for name, value in self.params.items():
-            value[...] = values[name]
+        values = _checks.state(state, self.state_dict())
+        params = {name: known(value, f"params[{name!r}]") for name, value in self.params.items()}
+        _checks.writable_parameters(params)
+        running = self._running
+        if running is not None:
+            running = running.loaded(Running.from_state(values, self._place))
+        for name, value in params.items():
+            assign(value, known(_places.place_of(value).put(values[name]), name))
         self._running = running
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_saved": None, "_frozen": 0}  # a batch is no part of a layer
+        state = {**self.__dict__, "_saved": None, "_frozen": 0}  # a batch is no part of a layer
+        if self._place != _places.HOST:  # in NumPy, which every process can read
+            state |= {**self._moved(_places.HOST), "_place": self._place}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_place": _places.HOST}
+        if state["_place"] != _places.HOST:
+            self.__dict__ |= self._moved(state["_place"])
 
     def __repr__(self) -> str:
         options = f"axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
@@ -266,4 +330,5 @@ class BatchNorm:
         ):
             options += "" if present else f", {name}=False"
         options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        options += "" if self._place == _places.HOST else f", device='{self._place}'"
         return f"BatchNorm({self.num_channels}, {options})"

@@ -11,10 +11,14 @@ from types import ModuleType
 import numpy as np
 
 from numbabn._arrays import Array
-from numbabn._cpu import columns, plan, rows
+from numbabn._cpu import columns, plan, rows, running
 from numbabn._cpu.affine import affine_coefficients, gradient_coefficients
 from numbabn._cpu.plan import Shape
 from numbabn._cpu.welford import merge_chunks
+
+__all__ = [
+    "backward", "backward_apply", "backward_reduce", "forward", "moments", "normalize", "running", "scale",
+]  # fmt: skip
 
 
 def moments(x: Array, shape: Shape, like: np.floating | None = None) -> tuple[Array, Array]:
