@@ -32,8 +32,8 @@ def forward(
     geometry, like = _geometry(shape, 1, x, y), x.dtype.type(0)
     mean, var = _vector(x, shape), _vector(x, shape)
     arguments = (
-        x.address, y.address, geometry, _parameter(gamma), _parameter(beta), float(eps), mean.address, var.address,
-        *workspace(x, geometry), like,
+        x.address, y.address, geometry, _parameter(gamma), _parameter(beta), float(eps),
+        mean.address, var.address, *workspace(x, geometry), like,
     )  # fmt: skip
     if _meets(kernels.forward, x, geometry, arguments):
         kernels.forward.launch(x, geometry.groups * geometry.parts, *arguments)
@@ -56,7 +56,8 @@ def normalize(
     """Write y = (x - mean) / sqrt(var + eps) * gamma + beta with the statistics given."""
     geometry = _geometry(shape, 1, x, y)
     kernels.normalize.launch(
-        x, geometry.groups * geometry.tiles, x.address, y.address, geometry, _parameter(mean), _parameter(var),
+        x, geometry.groups * geometry.tiles,
+        x.address, y.address, geometry, _parameter(mean), _parameter(var),
         _parameter(gamma), _parameter(beta), float(eps), x.dtype.type(0),
     )  # fmt: skip
 
@@ -78,7 +79,8 @@ def backward(
     sums = x.empty((2, shape[1]), np.dtype(np.float64))
     arguments = (
         x.address, dy.address, dx.address, geometry, _parameter(mean), _parameter(var), _parameter(gamma),
-        float(eps), sums.address, _parameter(dgamma), _parameter(dbeta), *workspace(x, geometry), x.dtype.type(0),
+        float(eps), sums.address, _parameter(dgamma), _parameter(dbeta), *workspace(x, geometry),
+        x.dtype.type(0),
     )  # fmt: skip
     if _meets(kernels.backward, x, geometry, arguments):
         kernels.backward.launch(x, geometry.groups * geometry.parts, *arguments)
@@ -101,8 +103,9 @@ def backward_reduce(
     geometry = _geometry(shape, 2, x, dy)
     sums = x.empty((2, shape[1]), np.dtype(np.float64))
     kernels.products.launch(
-        x, geometry.groups * geometry.parts, x.address, dy.address, geometry, _parameter(mean), _parameter(var),
-        float(eps), sums.address, _parameter(dgamma), _parameter(dbeta), *workspace(x, geometry), x.dtype.type(0),
+        x, geometry.groups * geometry.parts,
+        x.address, dy.address, geometry, _parameter(mean), _parameter(var), float(eps),
+        sums.address, _parameter(dgamma), _parameter(dbeta), *workspace(x, geometry), x.dtype.type(0),
     )  # fmt: skip
     return sums
 
@@ -125,8 +128,9 @@ def backward_apply(
     """
     geometry = _geometry(shape, 2, x, dy, dx)
     kernels.gradient.launch(
-        x, geometry.groups * geometry.tiles, x.address, dy.address, dx.address, geometry, _parameter(mean),
-        _parameter(var), _parameter(gamma), float(eps), _parameter(sums), float(count), x.dtype.type(0),
+        x, geometry.groups * geometry.tiles,
+        x.address, dy.address, dx.address, geometry, _parameter(mean), _parameter(var),
+        _parameter(gamma), float(eps), _parameter(sums), float(count), x.dtype.type(0),
     )  # fmt: skip
 
 
@@ -139,14 +143,15 @@ def _moments(x: Device, shape: Shape, wide: np.floating, divide: int) -> tuple[D
     geometry = _geometry(shape, 1, x)
     mean, m2 = _vector(x, shape), _vector(x, shape)
     kernels.moments.launch(
-        x, geometry.groups * geometry.parts, x.address, geometry, divide, mean.address, m2.address,
+        x, geometry.groups * geometry.parts,
+        x.address, geometry, divide, mean.address, m2.address,
         *workspace(x, geometry), x.dtype.type(0), wide,
     )  # fmt: skip
     return mean, m2
 
 
 def _geometry(shape: Shape, loaded: int, *arrays: Device) -> Geometry:
-    """How to cut up arrays of which the first ``loaded`` are looked at together, and the last may be written."""
+    """How to cut up arrays of which the first ``loaded`` are looked at together."""
     geometry = plan.geometry(shape, arrays[0].itemsize, loaded)
     aligned = all(array.address % plan.ALIGNMENT == 0 for array in arrays)
     return geometry if aligned else geometry._replace(vector=0)

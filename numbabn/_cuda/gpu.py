@@ -124,10 +124,13 @@ _TYPES = {
 
 def signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Types of a kernel's arguments."""
-    return tuple(
-        cuda.types.UniTuple(cuda.types.int64, len(a)) if isinstance(a, tuple) else _TYPES[type(a)]
-        for a in arguments
-    )
+    return tuple(_tuple_type(a) if isinstance(a, tuple) else _TYPES[type(a)] for a in arguments)
+
+
+def _tuple_type(value: tuple[int, ...]) -> Any:
+    if hasattr(value, "_fields"):
+        return cuda.types.NamedUniTuple(cuda.types.int64, len(value), type(value))
+    return cuda.types.UniTuple(cuda.types.int64, len(value))
 
 
 @functools.lru_cache(64)

@@ -17,6 +17,7 @@ from numbabn._cuda.gpu import any_thread, atomic_add, cuda, device, peek, shared
 from numbabn._cuda.tiles import ROW, SCRATCH, quotient
 
 COUNTERS = 2  # before those of the groups
+SLOT = 24  # bytes of three float64
 
 
 @device
@@ -49,7 +50,7 @@ def announce(workspace, flag):
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
         cuda.threadfence()
-        store(workspace, flag, np.int32(1))
+        atomic_add(workspace, flag, np.int32(1))
 
 
 @device
@@ -71,23 +72,26 @@ def leave(workspace, groups):
 
 
 @device
-def slot(partials, g, part, parts, block, c):
-    """Address of the three partial sums of a channel."""
-    return partials + ((g * parts + part) * block + c) * 24
+def slot(partials, geometry, g, part, c):
+    """Address of the three partial sums of channel c of a group."""
+    return partials + ((g * geometry.parts + part) * geometry.block + c) * SLOT
 
 
 @device
-def put_partial(address, a, b, c):
-    """Leave partial sums for the last block."""
-    store(address, 0, a)
-    store(address, 1, b)
-    store(address, 2, c)
+def put_partial(partials, geometry, g, part, across, a, b, c):
+    """Leave the partial sums of thread c < across for the last block."""
+    t = np.int64(cuda.threadIdx.x)
+    if t < across:
+        address = slot(partials, geometry, g, part, t)
+        store(address, 0, a)
+        store(address, 1, b)
+        store(address, 2, c)
 
 
 @device
-def get_partial(address):
+def get_partial(partials, geometry, g, part, c):
     """Return the partial sums of another block."""
-    zero = np.float64(0)
+    address, zero = slot(partials, geometry, g, part, c), np.float64(0)
     return peek(address, 0, zero), peek(address, 1, zero), peek(address, 2, zero)
 
 
@@ -103,43 +107,36 @@ def merge(count, mean, m2, n, other, other_m2):
 
 
 @device
-def add(count, s, q, n, other, other_q):
-    """Sums of both; the counts are not looked at."""
-    return count + n, s + other, q + other_q
+def combine(chan, count, a, b, n, other, other_b):
+    """Merge as moments if ``chan``, else add."""
+    if chan:
+        return merge(count, a, b, n, other, other_b)
+    return count + n, a + other, b + other_b
 
 
 @device
-def merge_parts(partials, g, parts, block, across, chan):
-    """Merge the partial sums of a group, as moments if ``chan``: the result is thread c's < across.
+def merge_parts(partials, geometry, g, across, chan):
+    """Merge the partial sums of a group, as moments if ``chan``; the result is thread c's < across.
 
     Thread (p, c) merges every ``height``-th part, then a tree over p.
     """
     t = np.int64(cuda.threadIdx.x)
     height = quotient(np.int64(cuda.blockDim.x), across)
     p = quotient(t, across)
-    c = t - p * across
-    zero = np.float64(0)
-    count, a, b = zero, zero, zero
+    count, a, b = np.float64(0), np.float64(0), np.float64(0)
     if p < height:
-        for part in range(p, parts, height):
-            n, other, other_b = get_partial(slot(partials, g, part, parts, block, c))
-            if chan:
-                count, a, b = merge(count, a, b, n, other, other_b)
-            else:
-                count, a, b = add(count, a, b, n, other, other_b)
+        for part in range(p, geometry.parts, height):
+            n, other, other_b = get_partial(partials, geometry, g, part, t - p * across)
+            count, a, b = combine(chan, count, a, b, n, other, other_b)
         put_scratch(t, count, a, b)
     while height > 1:
         half = (height + 1) // 2
         cuda.syncthreads()
         if p < height - half:
             n, other, other_b = get_scratch(t + half * across)
-            if chan:
-                count, a, b = merge(count, a, b, n, other, other_b)
-            else:
-                count, a, b = add(count, a, b, n, other, other_b)
+            count, a, b = combine(chan, count, a, b, n, other, other_b)
             put_scratch(t, count, a, b)
         height = half
-    cuda.syncthreads()
     return count, a, b
 
 

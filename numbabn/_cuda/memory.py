@@ -1,8 +1,8 @@
 """Memory access of the GPU kernels, as intrinsics: what decides the instructions, spelled out.
 
-A pointer is an int64 address of device memory; in shared memory, an int64 offset from its beginning. ``like`` is a scalar of the
-element's dtype, float32 or float64 or an integer type. Four elements move as 16-byte accesses, which need a
-16-byte-aligned address.
+A pointer is an int64 address of device memory; in shared memory, an int64 offset from its beginning.
+``like`` is a scalar of the element's dtype, float32 or float64 or an integer type. Four elements move as
+16-byte accesses, which need a 16-byte-aligned address.
 """
 
 from llvmlite import ir
@@ -22,7 +22,7 @@ def _kind(dtype):
 
 
 def _shared_memory(builder):
-    """Address of the block's shared memory, `plan.SHARED_BYTES`: one variable for all functions of a kernel."""
+    """Address of the block's shared memory: one variable for all functions of a kernel."""
     module, name = builder.module, "numbabn_shared_memory"
     if name not in module.globals:
         kind = ir.ArrayType(ir.IntType(8), plan.SHARED_BYTES)

@@ -15,12 +15,10 @@ Shape = tuple[int, int, int]  # outer, channels, inner
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-# In the simulator a thread costs some 50 us, and everything is smaller, so that small arrays, too, are cut up.
+# In the simulator a thread costs some 50 us; everything is smaller, so that small arrays, too, are cut up.
 THREADS = 32 if SIMULATED else 256  # of a block
 REGISTERS = 64  # of a thread at most: ptxas takes up to 104 unasked, and none spills with 64
-TILE_BYTES = (
-    512 if SIMULATED else 32768
-)  # of a block's shared memory; 5 blocks then fit in the 227 KB of an SM
+TILE_BYTES = 512 if SIMULATED else 32768  # of a block's shared memory: 5 blocks fit in 227 KB
 ROW_BYTES = THREADS * 8  # of a row of coefficients per column, or of a sum per thread
 SHARED_BYTES = TILE_BYTES + 4 * ROW_BYTES
 MIN_TILE_BYTES = 256 if SIMULATED else 4096  # a smaller tile is not worth a block

@@ -1,16 +1,14 @@
 """Memory in which the blocks of a launch meet: counters that are zero between launches, and partial sums.
 
-One for every stream, since launches on one stream follow each other. It grows, and is never given back; a call
-that finds it large enough allocates nothing here and can be captured in a CUDA graph.
+There is one for every stream, since launches on one stream follow each other. It grows, and is never given
+back; a call that finds it large enough allocates nothing here and can be captured in a CUDA graph.
 """
 
 import threading
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from numbabn._cuda.gpu import device_zeros
-from numbabn._cuda.groups import COUNTERS
+from numbabn._cuda.groups import COUNTERS, SLOT
 from numbabn._cuda.plan import Geometry
 
 
@@ -21,7 +19,6 @@ class Workspace(NamedTuple):
     partials: int
 
 
-_SLOT = 24  # bytes: three float64
 _lock = threading.Lock()
 _memory: dict[tuple[int, int], tuple[int, int, Any, Any]] = {}
 
@@ -40,6 +37,6 @@ def workspace(array: Any, geometry: Geometry) -> Workspace:
             have = _memory[key] = (
                 *sizes,
                 device_zeros(array.device, 4 * sizes[0]),
-                device_zeros(array.device, _SLOT * sizes[1]),
+                device_zeros(array.device, SLOT * sizes[1]),
             )
     return Workspace(have[2].address, have[3].address)
