@@ -1,14 +1,18 @@
 """What a bug report needs."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
-from ctypes.util import find_library
 
 import numba
 from llvmlite import binding
 
+from numbabn._backends import INSTALL
 from numbabn._cpu.jit import cache_folder
+
+_CUDA_PACKAGES = ("numba-cuda", "cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "torch")
+_DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 
 
 def show_config() -> None:
@@ -44,12 +48,30 @@ def _facts() -> dict[str, str]:
         "threading layer": f"{layer} ({parallel})",
         "jit": "off (NUMBA_DISABLE_JIT)" if numba.config.DISABLE_JIT else "on",
         "kernel cache": _kernel_cache(),
-        "cuda packages": ", ".join(
-            f"{n} {_version(n)}" for n in ("numba-cuda", "cupy", "torch") if _version(n)
-        )
-        or "none",
-        "cuda driver": find_library("cuda") or "not found",
+        "cuda packages": ", ".join(f"{n} {_version(n)}" for n in _CUDA_PACKAGES if _version(n)) or "none",
+        "cuda": _cuda(),
     }
+
+
+def _cuda() -> str:
+    """Whether arrays on a GPU can be used, as far as that is seen without starting CUDA."""
+    if numba.config.ENABLE_CUDASIM:
+        return "the simulator (NUMBA_ENABLE_CUDASIM)"
+    if not _version("numba-cuda"):
+        return f"not usable without numba-cuda: {INSTALL}"
+    version = _driver_version()
+    return f"driver for CUDA {version}" if version else "not usable without an NVIDIA driver"
+
+
+def _driver_version() -> str:
+    for name in _DRIVERS:
+        try:
+            number = ctypes.c_int()
+            ctypes.CDLL(name).cuDriverGetVersion(ctypes.byref(number))  # needs no cuInit
+        except (AttributeError, OSError):
+            continue
+        return f"{number.value // 1000}.{number.value % 1000 // 10}"
+    return ""
 
 
 def _kernel_cache() -> str:

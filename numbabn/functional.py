@@ -1,4 +1,10 @@
-"""Batch normalisation as functions: nothing is remembered but what `Saved` holds for the backward pass."""
+"""Batch normalisation as functions: nothing is remembered but what `Saved` holds for the backward pass.
+
+Arrays are in NumPy, or on a GPU: of CuPy, of Numba, or CUDA tensors of PyTorch. Results are of the library of
+x, gradients of parameters of that of the parameter. On a GPU all arrays of a call are on one device; nothing
+is copied to the host and nothing waits: work goes to the current stream of the library of x, for Numba to the
+stream that its array was made with.
+"""
 
 from types import ModuleType
 from typing import Any, TypeVar
@@ -63,7 +69,7 @@ def moments(x: A, *, axis: int = 1) -> tuple[int, A, A]:
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, rank >= 2
+    x : array of float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``.
     axis : int, default 1
         Channel axis.
@@ -72,13 +78,13 @@ def moments(x: A, *, axis: int = 1) -> tuple[int, A, A]:
     -------
     count : int
         Values per channel.
-    mean, m2 : ndarray of float64, shape (C,)
+    mean, m2 : array of float64, shape (C,)
         NaN and 0 where there are no values.
 
     Raises
     ------
     TypeError
-        If x is not a NumPy array of float32 or float64.
+        If x is not an array of float32 or float64.
     ValueError
         If x has rank below 2, or no such axis.
 
@@ -125,40 +131,45 @@ def batch_norm_forward(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, rank >= 2
+    x : array of float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``: NC, NCL, NCHW and NCDHW have 1, NHWC has -1.
-    gamma, beta : ndarray of any float dtype, shape (C,), optional
+    gamma, beta : array of any float dtype, shape (C,), optional
         Scale and shift; 1 and 0 without.
     axis : int, default 1
         Channel axis.
     eps : float, default 1e-5
         Added to the variance; not negative. With 0, a constant channel gives NaN.
-    mean, var : ndarray of any float dtype, shape (C,), optional
+    mean, var : array of any float dtype, shape (C,), optional
         Use these statistics, constants for the backward pass, in place of those of x. Both or none.
-    out : ndarray, optional
+    out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
         may not overlap x in any other way.
 
     Returns
     -------
-    y : ndarray
+    y : array
         Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
     saved : Saved
-        For `batch_norm_backward`. Holds x, not a copy: do not change x before going backward.
+        For `batch_norm_backward`. Holds x, not a copy: do not change x before going backward; on a GPU, nor
+        gamma, mean and var.
 
     Raises
     ------
     TypeError
-        If an array is no NumPy array or has the wrong dtype.
+        If an array is of no library that is supported or has the wrong dtype, if some arrays are on a GPU and
+        others are not, or if ``out`` is of another library than x.
     ValueError
-        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, or a channel has just one value
-        to take statistics of.
+        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, a channel has just one value to
+        take statistics of, or arrays are on different GPUs.
+    ImportError, RuntimeError
+        If x is on a GPU, and numba-cuda is not installed or finds none.
 
     Notes
     -----
     Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
     covariate shift". An empty batch gives an empty result. NaN and infinity stay in their channel. A constant
-    channel gives exactly beta.
+    channel gives exactly beta. A negative variance is refused on the CPU; on a GPU, where to look at it would
+    be to wait for it, its channel becomes NaN, unless eps makes it positive.
 
     Examples
     --------
@@ -225,22 +236,22 @@ def batch_norm_inference(
 
     Parameters
     ----------
-    x : ndarray of float32 or float64, rank >= 2
+    x : array of float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``.
-    mean, var : ndarray of any float dtype, shape (C,)
+    mean, var : array of any float dtype, shape (C,)
         Statistics of the population, usually running averages.
-    gamma, beta : ndarray of any float dtype, shape (C,), optional
+    gamma, beta : array of any float dtype, shape (C,), optional
         Scale and shift; 1 and 0 without.
     axis : int, default 1
         Channel axis.
     eps : float, default 1e-5
         Added to the variance; not negative.
-    out : ndarray, optional
+    out : array, optional
         Write the result here; may be x itself.
 
     Returns
     -------
-    y : ndarray
+    y : array
         Shape and dtype of x; ``out`` if given.
 
     Raises
@@ -285,26 +296,26 @@ def batch_norm_backward(
 
     Parameters
     ----------
-    dy : ndarray
+    dy : array
         Gradient of the loss with respect to y: shape and dtype of x, any memory layout.
     saved : Saved
         From the `batch_norm_forward` call that made y.
-    out : ndarray, optional
+    out : array, optional
         Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
     need_dx, need_dgamma, need_dbeta : bool, default True
         What to compute; the rest is None.
 
     Returns
     -------
-    dx : ndarray or None
+    dx : array or None
         Shape and dtype of x; ``out`` if given.
-    dgamma, dbeta : ndarray or None, shape (C,)
+    dgamma, dbeta : array or None, shape (C,)
         In the dtypes of gamma and beta; None where the forward call had no such parameter.
 
     Raises
     ------
     TypeError
-        If dy is not a NumPy array of the dtype of x, or saved is not a `Saved`.
+        If dy is not an array of the library and dtype of x, or saved is not a `Saved`.
     ValueError
         If a shape is wrong, ``out`` overlaps an input partly, or the forward call overwrote x (``out=x``).
 
