@@ -102,14 +102,19 @@ class Kernel:
         if blocks is None:
             with cuda.gpus[array.device]:
                 compiled = self._compile(array.device, types)
-                blocks = self._resident[array.device, types] = compiled.max_cooperative_grid_blocks(
-                    plan.THREADS
-                )
+                blocks = int(compiled.max_cooperative_grid_blocks(plan.THREADS))
+                self._resident[array.device, types] = blocks
         return blocks
 
     def _compile(self, number: int, types: tuple[Any, ...]) -> Any:
         compiled = self._compiled.get((number, types))
         if compiled is None:
+            capability = cuda.gpus[number].compute_capability
+            if tuple(capability) < plan.CAPABILITY:
+                raise RuntimeError(
+                    f"cuda:{number} has compute capability {capability[0]}.{capability[1]}; "
+                    "numbabn needs 8.0 (Ampere, 2020) or newer"
+                )
             compiled = self._compiled[number, types] = self.dispatcher.compile(types)
         return compiled
 

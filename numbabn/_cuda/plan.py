@@ -15,6 +15,8 @@ Shape = tuple[int, int, int]  # outer, channels, inner
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
+CAPABILITY = (8, 0)  # the least, for asynchronous copies to shared memory and for bfloat16
+
 # In the simulator a thread costs some 50 us; everything is smaller, so that small arrays, too, are cut up.
 THREADS = 32 if SIMULATED else 256  # of a block
 REGISTERS = 64  # of a thread at most: ptxas takes up to 104 unasked, and none spills with 64
