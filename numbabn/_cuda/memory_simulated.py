@@ -1,7 +1,7 @@
 """`memory` for the CUDA simulator: the same functions in Python, on addresses of host memory.
 
-They end in the few accesses of ``machine``. That below is for Numba's own simulator, where blocks run one after
-the other; the tests put one in its place that runs them at once and checks every access.
+They end in the few accesses of ``machine``. That below is for Numba's own simulator, where blocks run one
+after the other; the tests put one in its place that runs them at once and checks every access.
 """
 
 import ctypes

@@ -1,0 +1,239 @@
+"""The memory that simulated threads see: what they may read, and when others see what they write.
+
+Memory is weak: what a thread writes is seen by its block after a barrier, and by other blocks after a fence,
+or perhaps at once, or only when the block has ended, as drawn. Values of type int32 are taken for flags and
+counters, by which blocks tell each other what they have done; everything else is data.
+"""
+
+import numpy as np
+
+from numbabn._cuda import plan
+from tests.cuda.allocations import Allocations
+
+ALL = -1  # threads
+allocations = Allocations()
+
+
+class SimulationError(Exception):
+    """What would be undefined, or hang, on a GPU."""
+
+
+class Dim3:
+    """As numba.cuda has it."""
+
+    __slots__ = ("x", "y", "z")
+
+    def __init__(self, x, y=1, z=1):
+        self.x, self.y, self.z = x, y, z
+
+
+class Thread:
+    """A thread, what it has written and nobody else has seen yet, and what it knows of others."""
+
+    __slots__ = (
+        "acquired", "at", "block", "copies", "greenlet", "index", "lazy", "number", "seen", "spins", "stores",
+        "vote",
+    )  # fmt: skip
+
+    def __init__(self, block, number):
+        self.block = block
+        self.number = number
+        self.index = Dim3(number, 0, 0)
+        self.at = None  # the barrier where it waits
+        self.vote = 0
+        self.spins = False  # it has slept
+        self.lazy = False  # its stores wait for a fence
+        self.stores = {}
+        self.copies = []  # begun and not waited for
+        self.seen = 0  # the time of the latest flag that it has read
+        self.acquired = 0  # writes of other blocks before this time may be read
+
+
+class Block:
+    """A block and its shared memory."""
+
+    def __init__(self, number, threads, pace):
+        self.index = Dim3(number, 0, 0)
+        self.number = number
+        self.threads = [Thread(self, t) for t in range(threads)]
+        self.ready = list(self.threads)
+        self.waiting = []
+        self.ended = 0
+        self.pace = pace
+        self.stores = {}  # of all its threads, before the last barrier
+        self.epoch = 0  # barriers so far
+        memory = np.full(plan.SHARED_BYTES, 0xFF, np.uint8)
+        self.views = {kind: memory.view(kind) for kind in (np.float32, np.float64, np.int32)}
+        words = plan.SHARED_BYTES // 4
+        self.written_at, self.written_by = [-1] * words, [0] * words
+        self.read_at, self.read_by = [-1] * words, [0] * words
+
+
+class Memory:
+    """The machine of `memory_simulated`, for the threads that `simulator.Machine` runs."""
+
+    def __init__(self):
+        self.thread = None  # the one that runs
+        self._views = {}
+        self._written = {}  # address: (block, time) of its last write that others can see
+        self._time = 0
+
+    # Device memory ------------------------------------------------------------------------------------------
+
+    def load(self, base, index, kind):
+        """Read data that nobody writes, or this block has."""
+        view, position, address = self._place(base, index, kind)
+        thread = self.thread
+        for stores in (thread.stores, thread.block.stores):
+            if stores:
+                value = stores.get(address)
+                if value is not None:
+                    return value
+        self._check(address, "reads")
+        return view[position]
+
+    def peek(self, base, index, kind):
+        """Read data as `load` does, or a flag."""
+        if kind is not np.int32:
+            return self.load(base, index, kind)
+        thread = self.thread
+        self._pause(thread)
+        view, position, address = self._place(base, index, kind)
+        self._see(address)
+        return view[position]
+
+    def store(self, base, index, value):
+        """Write, for others to see now or after a fence."""
+        _, _, address = self._place(base, index, type(value))
+        self._check(address, "overwrites")
+        thread = self.thread
+        thread.stores[address] = value
+        if not thread.lazy:
+            self._write_out(thread.block, thread.stores)
+
+    def atomic_add(self, base, index, value):
+        """Add to a counter: all see it at once."""
+        thread = self.thread
+        self._pause(thread)
+        view, position, address = self._place(base, index, np.int32)
+        self._see(address)
+        old = view[position]
+        view[position] = old + value
+        self._note(address, thread.block)
+        self._progress()
+        return old
+
+    def _place(self, base, index, kind):
+        found = self._views.get((base, kind))
+        if found is None:
+            found = self._views[base, kind] = *allocations.view(int(base), kind), kind().itemsize
+        view, first, itemsize = found
+        position = first + index
+        if not 0 <= position < len(view):
+            raise SimulationError(
+                f"element {index} from {int(base):#x} on, a {kind.__name__}, is outside of its array, "
+                f"which has {first} such elements before and {len(view) - first} from there on"
+            )
+        return view, position, base + index * itemsize
+
+    def _check(self, address, does):
+        written = self._written.get(address)
+        if written is not None and written[0] is not self.thread.block and written[1] > self.thread.acquired:
+            raise SimulationError(
+                f"block {self.thread.block.number} {does} {int(address):#x}, which block {written[0].number} "
+                "has written; nothing says that this was before"
+            )
+
+    def _see(self, address):
+        written = self._written.get(address)
+        if written is not None:
+            self.thread.seen = max(self.thread.seen, written[1])
+
+    def _note(self, address, block):
+        self._time += 1
+        self._written[address] = block, self._time
+
+    def _write_out(self, block, stores):
+        for address, value in stores.items():
+            view, position, _ = self._place(address, 0, type(value))
+            view[position] = value
+            self._note(address, block)
+        if stores:
+            stores.clear()
+            self._progress()
+
+    def _publish(self, block):
+        """Write what the block has not yet; tell whether there was anything."""
+        found = False
+        for stores in (block.stores, *(thread.stores for thread in block.threads)):
+            found = found or bool(stores)
+            self._write_out(block, stores)
+        return found
+
+    def _publish_all(self):
+        return sum(self._publish(block) for block in self._resident) > 0
+
+    # Shared memory ------------------------------------------------------------------------------------------
+
+    def shared_load(self, offset, index, kind):
+        """Read, if no other thread writes there before the next barrier."""
+        thread = self.thread
+        block = thread.block
+        view, position, words = self._shared_place(block, offset, index, kind)
+        for word in words:
+            at = block.written_at[word]
+            if at < 0:
+                raise SimulationError(f"shared memory at byte {4 * word} is read before it is written")
+            if at == block.epoch and block.written_by[word] != thread.number:
+                raise SimulationError(
+                    f"threads {block.written_by[word]} and {thread.number} write and read shared memory at "
+                    f"byte {4 * word} with no barrier between"
+                )
+            if block.read_at[word] != block.epoch:
+                block.read_at[word], block.read_by[word] = block.epoch, thread.number
+            elif block.read_by[word] != thread.number:
+                block.read_by[word] = ALL
+        return view[position]
+
+    def shared_store(self, offset, index, value):
+        """Write, if no other thread reads or writes there before the next barrier."""
+        thread = self.thread
+        view, position, words = self._shared_place(thread.block, offset, index, type(value))
+        self._claim(thread, words)
+        view[position] = value
+
+    def _shared_place(self, block, offset, index, kind):
+        itemsize = kind().itemsize
+        start = int(offset + index * itemsize)
+        if start % itemsize or not 0 <= start <= plan.SHARED_BYTES - itemsize:
+            raise SimulationError(f"there is no {kind.__name__} at byte {start} of shared memory")
+        return block.views[kind], start // itemsize, range(start // 4, (start + itemsize) // 4)
+
+    def _claim(self, thread, words):
+        block = thread.block
+        for word in words:
+            for at, by in ((block.written_at, block.written_by), (block.read_at, block.read_by)):
+                if at[word] == block.epoch and by[word] != thread.number:
+                    others = "others have" if by[word] == ALL else f"thread {by[word]} has"
+                    raise SimulationError(
+                        f"thread {thread.number} writes shared memory at byte {4 * word}, which {others} "
+                        "used since the last barrier"
+                    )
+            block.written_at[word], block.written_by[word] = block.epoch, thread.number
+
+    def copy(self, offset, index, base, position, kind):
+        """Begin a copy: it lands when it is waited for, and the place is taken from now on."""
+        value = self.load(base, position, kind)
+        thread = self.thread
+        _, _, words = self._shared_place(thread.block, offset, index, kind)
+        self._claim(thread, words)
+        for word in words:
+            thread.block.written_at[word] = -1
+        thread.copies.append((offset, index, value))
+
+    def copy_wait(self):
+        """Let this thread's copies land."""
+        thread = self.thread
+        for offset, index, value in thread.copies:
+            self.shared_store(offset, index, value)
+        thread.copies.clear()
