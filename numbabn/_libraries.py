@@ -307,7 +307,7 @@ def _from_torch(dtype: Any, name: str) -> Any:
     kind = str(dtype).removeprefix("torch.")
     if kind == "bfloat16":
         return BFLOAT16
-    try:
-        return np.dtype(kind)
-    except TypeError:
-        raise TypeError(f"{name} has dtype {dtype}; pass {name}.to(torch.float32)") from None
+    known = getattr(np, kind, None)  # not np.dtype(kind), which may know more once ml_dtypes is imported
+    if known is None:
+        raise TypeError(f"{name} has dtype {dtype}; pass {name}.to(torch.float32)")
+    return np.dtype(known)

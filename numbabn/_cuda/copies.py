@@ -7,6 +7,7 @@ from numbabn._cuda import plan
 from numbabn._cuda.gpu import Kernel, cuda, device, load, load_parameter, store, store_parameter
 from numbabn._cuda.tiles import quotient
 
+SMALL = 2**32  # elements of arrays whose indices are divided in 32 bits
 _LIKE = {np.dtype(np.float32): np.float32(0), np.dtype(np.float64): np.float64(0)}
 
 
@@ -15,7 +16,7 @@ def copy(target: DeviceArray, source: DeviceArray) -> None:
     shape, to, start = _axes(target, source)
     size = target.size
     blocks = -(-size // plan.THREADS)
-    how = size, int(size < 2**32), shape, to, start
+    how = size, int(size < SMALL), shape, to, start
     if target.dtype == source.dtype and target.dtype in _LIKE:
         _copy.launch(target, blocks, target.address, source.address, *how, _LIKE[target.dtype])
     else:
@@ -52,7 +53,7 @@ def _axes(target: DeviceArray, source: DeviceArray) -> tuple[tuple[int, ...], ..
 
 @device
 def offset(i, shape, strides, small):
-    """Where element i, counted with the last axis fastest, lies in an array; small: i is below 2**32."""
+    """Where element i, counted with the last axis fastest, lies in an array; small: i is below `SMALL`."""
     place = np.int64(0)
     for k in range(len(shape)):
         axis = len(shape) - 1 - k

@@ -617,9 +617,11 @@ def scattered(values, rng):
 
 
 @simulated
+@pytest.mark.parametrize("small", [2**32, 1])
 @pytest.mark.parametrize("dtype", [np.float16, F32, np.float64])
-def test_strided_copies(cupy, dtype):
-    """Any strides to any; float16 by the kernel that converts, nothing but the elements."""
+def test_strided_copies(cupy, dtype, small, monkeypatch):
+    """Any strides to any, float16 by the kernel that converts; nothing else is written."""
+    monkeypatch.setattr("numbabn._cuda.copies.SMALL", small)
     rng = np.random.default_rng(0)
     for shape in ((1,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 2, 3)):
         source, target = (scattered(normal(*shape, dtype=dtype, seed=s), rng) for s in (0, 1))
