@@ -4,6 +4,8 @@ import contextlib
 
 import numpy as np
 
+from tests import reference
+
 
 def assert_close(actual, expected, error, name):
     """Every element within its own error; both of the same shape."""
@@ -57,3 +59,66 @@ def _memory(array):
 def assert_apart(result, *arrays):
     """No memory in common."""
     assert not any(np.may_share_memory(result, a) for a in arrays if a is not None)
+
+
+# Results against the reference ------------------------------------------------------------------------------
+
+NAMES = ("dx", "dgamma", "dbeta")
+
+
+def check_forward(y, saved, problem, x):
+    gamma, beta, options = problem.gamma(), problem.beta(), problem.options
+    expected = reference.forward(x, gamma, beta, **options)
+    assert_close(y, expected, reference.forward_error(x, gamma, beta, **options), "y")
+    count, mean, m2 = reference.moments(x, problem.axis)
+    var = m2 / count
+    # The statistics are float64, but the sums of a float32 x within a segment of some thousand values are
+    # float32: the mean to some eps of the standard deviation, and the variance to some eps of the mean square
+    # about the value that sums are taken about, which may be far out.
+    tiny = reference.roundings(x.dtype)
+    farthest = np.abs(reference.by_channel(x, problem.axis) - mean[:, None]).max(axis=1)
+    error = reference.moments_error(x, problem.axis)
+    assert saved.count == count
+    assert saved.training
+    assert_close(saved.mean, mean, tiny * np.sqrt(var) + error[0], "saved.mean")
+    assert_close(saved.var, var, tiny * (var + farthest**2 / 4) + error[1] / count, "saved.var")
+    assert (saved.var >= 0).all()
+
+
+def check_inference(y, problem, x, mean, var):
+    gamma, beta, options = problem.gamma(), problem.beta(), problem.options
+    expected = reference.forward(x, gamma, beta, mean=mean, var=var, **options)
+    error = reference.forward_error(x, gamma, beta, mean=mean, var=var, **options)
+    assert_close(y, expected, error, "y")
+
+
+def known_statistics(problem, frozen):
+    """Return the arguments mean and var of a forward call."""
+    return dict(zip(("mean", "var"), problem.given(), strict=True)) if frozen else {}
+
+
+def check_backward(results, problem, frozen, x, dy):
+    gamma, beta = problem.gamma(), problem.beta()
+    options = {**problem.options, **known_statistics(problem, frozen)}
+    expected = reference.backward(dy, x, gamma, **options)
+    errors = reference.backward_error(dy, x, gamma, beta, **options)
+    for name, result, value, error, parameter in zip(
+        NAMES, results, expected, errors, (x, gamma, beta), strict=True
+    ):
+        if parameter is None:
+            assert result is None, name
+        elif result is not None:
+            assert result.dtype == parameter.dtype.newbyteorder("="), name
+            assert_close(result, value, error, name)
+
+
+def check_moments(result, x, axis, exact=reference.moments):
+    count, mean, m2 = result
+    expected = exact(x, axis)
+    errors = reference.moments_error(x, axis)
+    assert type(count) is int
+    assert count == expected[0]
+    assert mean.dtype == m2.dtype == np.float64
+    assert_close(mean, expected[1], errors[0], "mean")
+    assert_close(m2, expected[2], errors[1], "m2")
+    assert (m2 >= 0).all()

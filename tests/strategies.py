@@ -1,8 +1,7 @@
-"""Arrays to test with: nasty memory layouts, generated problems, shapes for every path of the kernels."""
+"""Generated problems, and shapes for every path of the kernels."""
 
 import contextlib
 import math
-from dataclasses import dataclass
 from unittest import mock
 
 import numba
@@ -10,180 +9,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from numbabn._cpu import jit, plan
+from tests.problems import FLOAT_DTYPES, LAYOUTS, Problem
 
 # With NUMBA_DISABLE_JIT=1 kernels are plain Python, a thousand times slower: the same tests, smaller arrays.
 JIT = not numba.config.DISABLE_JIT
 
-FLOAT_DTYPES = (np.float16, np.float32, np.float64, np.longdouble)
-
-
-# Memory layouts: functions from an array and a random generator to an array of the same shape --------------
-
-
-def contiguous(x, rng):
-    return np.ascontiguousarray(x)
-
-
-def fortran(x, rng):
-    return np.asfortranarray(x)
-
-
-def transposed(x, rng):
-    order = rng.permutation(x.ndim)
-    return np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
-
-
-def sliced(x, rng):
-    """Gaps between the elements, in one or more axes."""
-    steps = rng.integers(1, 4, x.ndim)
-    steps[rng.integers(x.ndim)] = 2
-    starts = rng.integers(0, 3, x.ndim)
-    big = np.full([start + n * step for start, n, step in zip(starts, x.shape, steps, strict=True)], np.nan)
-    part = tuple(
-        slice(start, start + n * step, step) for start, n, step in zip(starts, x.shape, steps, strict=True)
-    )
-    big = big.astype(x.dtype)
-    big[part] = x
-    return big[part]
-
-
-def negative(x, rng):
-    """Backwards in memory, along one or more axes."""
-    flip = rng.integers(0, 2, x.ndim)
-    flip[rng.integers(x.ndim)] = 1
-    back = tuple(slice(None, None, -1 if f else 1) for f in flip)
-    return np.ascontiguousarray(x[back])[back]
-
-
-def broadcast(x, rng):
-    """Stride 0 along one axis: other values than x, the same ones all along it."""
-    axes = [i for i, n in enumerate(x.shape) if n > 1]
-    return np.broadcast_to(x.take([0], rng.choice(axes)), x.shape) if axes and x.size else x
-
-
-def read_only(x, rng):
-    x = np.array(x, order="C")
-    x.flags.writeable = False
-    return x
-
-
-def misaligned(x, rng):
-    """At an address that is no multiple of the item size."""
-    memory = np.zeros(x.nbytes + x.itemsize, np.uint8)
-    start = int(rng.integers(1, x.itemsize))
-    y = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
-    y[...] = x
-    return y
-
-
-def offset(x, rng):
-    """Aligned, but not at a cache line."""
-    memory = np.empty(x.size + 16, x.dtype)
-    start = int(rng.integers(1, 16))
-    y = memory[start : start + x.size].reshape(x.shape)
-    y[...] = x
-    return y
-
-
-def swapped(x, rng):
-    return x.astype(x.dtype.newbyteorder())
-
-
-def loose(x, rng):
-    """Axes of length 1 with strides that mean nothing, as NumPy allows."""
-    x = np.array(x, order="C")
-    strides = [int(rng.integers(0, 1000)) if n == 1 else s for n, s in zip(x.shape, x.strides, strict=True)]
-    return np.lib.stride_tricks.as_strided(x, strides=strides)
-
-
-LAYOUTS = {
-    f.__name__: f
-    for f in (
-        contiguous, fortran, transposed, sliced, negative, broadcast,
-        read_only, misaligned, offset, swapped, loose,
-    )
-}  # fmt: skip
-# Those that out= accepts.
-WRITABLE = tuple(name for name in LAYOUTS if name not in ("broadcast", "read_only", "swapped"))
-
-
-def arrange(x, layout, rng):
-    """Return x in one of the `LAYOUTS`."""
-    y = LAYOUTS[layout](x, rng)
-    assert y.shape == x.shape
-    return y
-
-
 # Generated problems -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A batch normalisation in a few numbers, so that a failing one is read at a glance."""
-
-    shape: tuple[int, ...]
-    axis: int = 1
-    dtype: type = np.float32
-    layout: str = "contiguous"
-    dy_layout: str = "contiguous"
-    offset: float = 0.0
-    spread: float = 1.0
-    gamma_dtype: type | None = np.float32
-    beta_dtype: type | None = np.float32
-    eps: float = 1e-5
-    seed: int = 0
-
-    @property
-    def channels(self):
-        return self.shape[self.axis]
-
-    @property
-    def options(self):
-        return {"axis": self.axis, "eps": self.eps}
-
-    def _rng(self, purpose):
-        return np.random.default_rng((self.seed, purpose))
-
-    def _along(self, values):
-        shape = [1] * len(self.shape)
-        shape[self.axis] = -1
-        return np.reshape(values, shape)
-
-    def x(self):
-        """Every channel has a mean and a spread of its own, around those of the problem."""
-        rng = self._rng(0)
-        values = rng.standard_normal(self.shape, self.dtype)
-        values *= self._along(rng.uniform(0.5, 2, self.channels) * self.spread)
-        values += self._along(rng.standard_normal(self.channels) * self.spread + self.offset)
-        return arrange(values, self.layout, rng)
-
-    def dy(self):
-        """Gradients with a mean, and part of them along x, so that no term of dx is small."""
-        rng = self._rng(1)
-        values = rng.standard_normal(self.shape, self.dtype)
-        values += self._along(rng.standard_normal(self.channels))
-        values += self._rng(0).standard_normal(self.shape, self.dtype)
-        return arrange(values, self.dy_layout, rng)
-
-    def out(self, layout="contiguous"):
-        """Return an array of the dtype and shape of a result, full of NaN."""
-        return arrange(np.full(self.shape, np.nan, self.dtype), layout, self._rng(2))
-
-    def gamma(self):
-        rng = self._rng(3)
-        values = rng.uniform(0.5, 2, self.channels) * rng.choice([-1, 1], self.channels)
-        return None if self.gamma_dtype is None else values.astype(self.gamma_dtype)
-
-    def beta(self):
-        values = self._rng(4).standard_normal(self.channels)
-        return None if self.beta_dtype is None else values.astype(self.beta_dtype)
-
-    def given(self):
-        """Statistics that are near those of x, but not the same."""
-        rng = self._rng(5)
-        mean = self.offset + rng.standard_normal(self.channels) * self.spread
-        return mean, rng.uniform(0.5, 2, self.channels) * self.spread**2
-
 
 # One, primes, whole vectors of 16, one more and one less, longer than a block of the kernels.
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 31, 32, 33, 49, 64, 67, 100, 127, 257, 1021, 4099, 8200)
@@ -242,20 +73,6 @@ def empty_problems(draw):
 
 
 # Results at every address -----------------------------------------------------------------------------------
-
-
-def guarded(problem, start):
-    """Return an array that begins ``start`` elements into a buffer full of -7, and a check of the rest."""
-    size = int(np.prod(problem.shape))
-    memory = np.full(size + 64, -7, problem.dtype)
-    out = memory[start : start + size].reshape(problem.shape)
-
-    def check():
-        assert (memory[:start] == -7).all(), "something was written before out"
-        assert (memory[start + size :] == -7).all(), "something was written after out"
-
-    return out, check
-
 
 # The address of out decides where streamed vectors begin: every position within a cache line, and the next.
 STARTS = range(18) if JIT else (0, 5)

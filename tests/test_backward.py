@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 import numbabn as nbn
 from tests import reference
 from tests.cases import CASES
-from tests.checks import assert_apart, assert_close, assert_result_of, assert_same_bits, unchanged
+from tests.checks import (
+    NAMES,
+    assert_apart,
+    assert_close,
+    assert_result_of,
+    assert_same_bits,
+    check_backward,
+    known_statistics,
+    unchanged,
+)
+from tests.problems import Problem, guarded
 from tests.strategies import (
     JIT,
     PATH_NAMES,
@@ -18,19 +28,10 @@ from tests.strategies import (
     SERIAL_REGIMES,
     SMALL_PATHS,
     STARTS,
-    Problem,
     empty_problems,
-    guarded,
     problems,
     regime,
 )
-
-NAMES = ("dx", "dgamma", "dbeta")
-
-
-def statistics(problem, frozen):
-    """Return the arguments mean and var of a forward call."""
-    return dict(zip(("mean", "var"), problem.given(), strict=True)) if frozen else {}
 
 
 def forward(problem, frozen, x=None):
@@ -40,23 +41,8 @@ def forward(problem, frozen, x=None):
         problem.gamma(),
         problem.beta(),
         **problem.options,
-        **statistics(problem, frozen),
+        **known_statistics(problem, frozen),
     )[1]
-
-
-def check_backward(results, problem, frozen, x, dy):
-    gamma, beta = problem.gamma(), problem.beta()
-    options = {**problem.options, **statistics(problem, frozen)}
-    expected = reference.backward(dy, x, gamma, **options)
-    errors = reference.backward_error(dy, x, gamma, beta, **options)
-    for name, result, value, error, parameter in zip(
-        NAMES, results, expected, errors, (x, gamma, beta), strict=True
-    ):
-        if parameter is None:
-            assert result is None, name
-        elif result is not None:
-            assert result.dtype == parameter.dtype.newbyteorder("="), name
-            assert_close(result, value, error, name)
 
 
 @given(problems(), st.booleans())
@@ -172,7 +158,7 @@ def test_no_backward_after_forward_in_place(layout):
 @given(empty_problems(), st.booleans())
 def test_empty(problem, frozen):
     x, gamma, beta = problem.x(), problem.gamma(), problem.beta()
-    _, saved = nbn.batch_norm_forward(x, gamma, beta, **problem.options, **statistics(problem, frozen))
+    _, saved = nbn.batch_norm_forward(x, gamma, beta, **problem.options, **known_statistics(problem, frozen))
     dx, dgamma, dbeta = nbn.batch_norm_backward(problem.dy(), saved)
     assert_result_of(dx, x, "dx")
     for gradient, parameter in ((dgamma, gamma), (dbeta, beta)):
@@ -192,7 +178,7 @@ def complex_step(problem, frozen, x, dy):
     """Derivatives of sum(dy * y) of the reference, exact to the last bits: a step into the imaginary."""
     step = 1e-30
     arguments = [x, problem.gamma(), problem.beta()]
-    options = {**problem.options, **statistics(problem, frozen)}
+    options = {**problem.options, **known_statistics(problem, frozen)}
     gradients = []
     for i, argument in enumerate(arguments):
         gradient = np.empty(argument.shape)
@@ -230,7 +216,7 @@ def test_complex_step(problem, frozen):
     x, dy = problem.x(), problem.dy()
     expected = complex_step(problem, frozen, x, dy)
     results = nbn.batch_norm_backward(dy, forward(problem, frozen, x))
-    options = {**problem.options, **statistics(problem, frozen)}
+    options = {**problem.options, **known_statistics(problem, frozen)}
     formula = reference.backward(dy, x, problem.gamma(), **options)
     # Two values of a channel may be close: 1 / sqrt(var + eps) then amplifies what float64 rounds.
     for name, result, value, exact in zip(NAMES, results, formula, expected, strict=True):
@@ -245,7 +231,7 @@ def test_finite_differences(problem, frozen):
     """The library's backward is the derivative of the library's own forward."""
     x, dy, gamma, beta = problem.x(), problem.dy(), problem.gamma(), problem.beta()
     # A small variance with a small eps would need small steps.
-    options = {**problem.options, **statistics(problem, frozen), "eps": 0.1}
+    options = {**problem.options, **known_statistics(problem, frozen), "eps": 0.1}
     results = nbn.batch_norm_backward(dy, nbn.batch_norm_forward(x, gamma, beta, **options)[1])
     step = 1e-5
     for name, result, argument in zip(NAMES, results, (x, gamma, beta), strict=True):

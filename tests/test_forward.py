@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 import numbabn as nbn
 from tests import reference
 from tests.cases import CASES
-from tests.checks import assert_apart, assert_close, assert_result_of, assert_same_bits, unchanged
+from tests.checks import (
+    assert_apart,
+    assert_close,
+    assert_result_of,
+    assert_same_bits,
+    check_forward,
+    check_inference,
+    unchanged,
+)
+from tests.problems import Problem, guarded
 from tests.strategies import (
     JIT,
     PATH_NAMES,
@@ -18,38 +27,10 @@ from tests.strategies import (
     SERIAL_REGIMES,
     SMALL_PATHS,
     STARTS,
-    Problem,
     empty_problems,
-    guarded,
     problems,
     regime,
 )
-
-
-def check_forward(y, saved, problem, x):
-    gamma, beta, options = problem.gamma(), problem.beta(), problem.options
-    expected = reference.forward(x, gamma, beta, **options)
-    assert_close(y, expected, reference.forward_error(x, gamma, beta, **options), "y")
-    count, mean, m2 = reference.moments(x, problem.axis)
-    var = m2 / count
-    # The statistics are float64, but the sums of a float32 x within a segment of some thousand values are
-    # float32: the mean to some eps of the standard deviation, and the variance to some eps of the mean square
-    # about the value that sums are taken about, which may be far out.
-    tiny = reference.roundings(x.dtype)
-    farthest = np.abs(reference.by_channel(x, problem.axis) - mean[:, None]).max(axis=1)
-    error = reference.moments_error(x, problem.axis)
-    assert saved.count == count
-    assert saved.training
-    assert_close(saved.mean, mean, tiny * np.sqrt(var) + error[0], "saved.mean")
-    assert_close(saved.var, var, tiny * (var + farthest**2 / 4) + error[1] / count, "saved.var")
-    assert (saved.var >= 0).all()
-
-
-def check_inference(y, problem, x, mean, var):
-    gamma, beta, options = problem.gamma(), problem.beta(), problem.options
-    expected = reference.forward(x, gamma, beta, mean=mean, var=var, **options)
-    error = reference.forward_error(x, gamma, beta, mean=mean, var=var, **options)
-    assert_close(y, expected, error, "y")
 
 
 @given(problems())

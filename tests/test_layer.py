@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import numbabn as nbn
 from tests import reference
 from tests.checks import assert_close, assert_same_bits, unchanged
-from tests.strategies import JIT, LAYOUTS, Problem
+from tests.problems import LAYOUTS, Problem
+from tests.strategies import JIT
 
 FLOATS = (np.float16, np.float32, np.float64)
 

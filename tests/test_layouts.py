@@ -12,11 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests.checks import assert_result_of, assert_same_bits, unchanged
-from tests.strategies import JIT, LAYOUTS, WRITABLE, Problem, arrange, problems
-from tests.test_backward import check_backward, forward
-from tests.test_forward import check_forward, check_inference
-from tests.test_moments import check_moments
+from tests.checks import (
+    assert_result_of,
+    assert_same_bits,
+    check_backward,
+    check_forward,
+    check_inference,
+    check_moments,
+    unchanged,
+)
+from tests.problems import LAYOUTS, WRITABLE, Problem, arrange
+from tests.strategies import JIT, problems
+from tests.test_backward import forward
 
 SHAPES = [((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((7, 1, 40), 1), ((2, 40, 1, 3), 2), ((17, 6), 0)]
 OPTIONS = list(itertools.product(SHAPES, [np.float32, np.float64]))
@@ -195,7 +202,8 @@ BETWEEN_PAGES = """
 import ctypes, mmap
 import numpy as np
 import numbabn as nbn
-from tests.strategies import SERIAL_REGIMES, SMALL_PATHS, Problem, regime
+from tests.problems import Problem
+from tests.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
 
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

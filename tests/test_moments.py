@@ -9,32 +9,19 @@ from hypothesis.extra import numpy as hnp
 import numbabn as nbn
 from tests import reference
 from tests.cases import CASES
-from tests.checks import assert_apart, assert_close, assert_same_bits, unchanged
+from tests.checks import assert_apart, assert_close, assert_same_bits, check_moments, unchanged
+from tests.problems import Problem, guarded
 from tests.strategies import (
     JIT,
     PATH_NAMES,
     PATHS,
     SMALL_PATHS,
     STARTS,
-    Problem,
     empty_problems,
-    guarded,
     problems,
     regime,
     shapes,
 )
-
-
-def check_moments(result, x, axis, exact=reference.moments):
-    count, mean, m2 = result
-    expected = exact(x, axis)
-    errors = reference.moments_error(x, axis)
-    assert type(count) is int
-    assert count == expected[0]
-    assert mean.dtype == m2.dtype == np.float64
-    assert_close(mean, expected[1], errors[0], "mean")
-    assert_close(m2, expected[2], errors[1], "m2")
-    assert (m2 >= 0).all()
 
 
 @given(problems(training=False))

@@ -22,7 +22,8 @@ import numbabn as nbn
 from numbabn._cpu import column_kernels, jit, plan, row_kernels
 from tests import reference
 from tests.checks import assert_same_bits
-from tests.strategies import JIT, PATHS, SMALL_PATHS, Problem, regime
+from tests.problems import Problem
+from tests.strategies import JIT, PATHS, SMALL_PATHS, regime
 
 # Interpreted kernels are NumPy scalars, which warn where the compiled ones are silent, as they should be.
 quiet = contextlib.nullcontext if JIT else lambda: np.errstate(all="ignore")
