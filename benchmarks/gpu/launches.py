@@ -1,0 +1,122 @@
+"""What the verbs of the GPU backend launch, found by letting them launch into a list.
+
+No GPU and no driver are needed, only numba-cuda: the arrays are addresses that nobody looks at. The decisions
+are those of the library itself, so that nothing here has to be kept in step with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from numbabn import _cuda
+from numbabn._cuda import gpu, plan
+
+Shape = tuple[int, int, int]  # outer, channels, inner
+
+_PAGE = 4096
+_addresses = itertools.count(_PAGE, _PAGE)
+
+
+class Array:
+    """A stand-in for a device array: all that a verb asks of one, and no memory."""
+
+    device = 0
+    stream = 0
+
+    def __init__(
+        self, shape: tuple[int, ...], dtype: Any = np.float32, strides: tuple[int, ...] | None = None
+    ):
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.itemsize = self.dtype.itemsize
+        self.strides = strides or tuple(self.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
+        self.kind = plan.KINDS[self.dtype.name]
+        self.address = next(_addresses)
+
+    @property
+    def parameter(self) -> tuple[int, int]:
+        """Address and kind, as kernels take a parameter."""
+        return self.address, self.kind
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Return another one."""
+        return Array(shape, dtype)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel, how many blocks, and what it is given."""
+
+    kernel: gpu.Kernel
+    blocks: int
+    arguments: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the kernel."""
+        return self.kernel.dispatcher.py_func.__name__
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Return the arguments by the names that the kernel has for them."""
+        return inspect.signature(self.kernel.dispatcher.py_func).bind(*self.arguments).arguments
+
+
+@contextmanager
+def recorded(resident: int) -> Iterator[list[Launch]]:
+    """Let all launches end in a list, on a device that runs ``resident`` blocks of any kernel at once."""
+    launches: list[Launch] = []
+
+    def launch(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any) -> None:
+        launches.append(Launch(kernel, blocks, arguments))
+
+    memory = SimpleNamespace(address=next(_addresses))
+    workspace = sys.modules["numbabn._cuda.workspace"]  # the package has a function of this name
+    with (
+        mock.patch.object(gpu.Kernel, "launch", launch),
+        mock.patch.object(gpu.Kernel, "resident", return_value=resident),
+        mock.patch.object(workspace, "device_zeros", return_value=memory),
+        mock.patch.dict(workspace._memory, clear=True),
+    ):
+        yield launches
+
+
+def forward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
+    """Return the launches of a training forward."""
+    x, gamma, beta = Array(shape, dtype), Array(shape[1:2]), Array(shape[1:2])
+    with recorded(resident) as launches:
+        _cuda.forward(x, Array(shape, dtype), shape, gamma, beta, 1e-5)
+    return launches
+
+
+def inference(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
+    """Return the launches of a forward with running statistics."""
+    mean, var, gamma, beta = (Array(shape[1:2]) for _ in range(4))
+    with recorded(resident) as launches:
+        _cuda.normalize(Array(shape, dtype), Array(shape, dtype), shape, mean, var, gamma, beta, 1e-5)
+    return launches
+
+
+def backward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
+    """Return the launches of a training backward."""
+    dy, x, dx = (Array(shape, dtype) for _ in range(3))
+    mean, var = (Array(shape[1:2], np.float64) for _ in range(2))
+    gamma, dgamma, dbeta = (Array(shape[1:2]) for _ in range(3))
+    with recorded(resident) as launches:
+        _cuda.backward(dy, x, dx, shape, gamma, mean, var, 1e-5, dgamma, dbeta)
+    return launches

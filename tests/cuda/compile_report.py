@@ -1,0 +1,271 @@
+"""Registers, spills and SASS of every kernel of the library: ``python -m tests.cuda.compile_report``.
+
+Compiles as numba-cuda does at a launch, LTO-IR linked by nvJitLink with the library's limit on registers, and
+needs neither a GPU nor a driver: ``python -m pip install "numba-cuda[cu13]" nvidia-cuda-nvdisasm``.
+
+The loops over the elements of an array are found in the source: those whose variable is ``e``. Each kernel is
+compiled a second time with line numbers, which change a few instructions, to find them in the machine code;
+for one architecture only, since the arithmetic is that of LLVM's code, which is the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import pkgutil
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numba.cuda.dispatcher
+import numpy as np
+from cuda.bindings import nvjitlink
+from numba import cuda
+from numba.cuda.dispatcher import CUDADispatcher
+
+from benchmarks.gpu import launches
+from numbabn import _cuda
+from numbabn._cuda import copies, gpu, plan, running
+from tests.cuda import sass
+
+ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
+# Of a multiprocessor: registers, threads, bytes of shared memory, of which every block takes 1 KB more.
+REGISTERS, THREADS = 65536, 2048
+WITH_LINES = "sm_90"
+SLOW = re.compile(sass.FP64.pattern + "|CALL")
+SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
+RESERVED = 1024
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one kernel for one signature and architecture."""
+
+    kernel: str
+    dtype: str
+    architecture: str
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+    blocks: int  # resident on a multiprocessor
+    instructions: int
+    counts: dict[str, int]  # of memory instructions and of float64 arithmetic
+    element_loops: list[str]  # functions whose loops over elements are among the innermost loops; WITH_LINES
+    slow_in_loops: list[str]  # float64 arithmetic and calls (of 64-bit divisions) there, by file and line
+
+
+def kernels() -> dict[str, gpu.Kernel]:
+    """Return every `Kernel` of the backend, by module and name."""
+    found = {}
+    for module in _modules():
+        for name, value in vars(module).items():
+            if isinstance(value, gpu.Kernel) and value.dispatcher.py_func.__module__ == module.__name__:
+                found[f"{module.__name__.rsplit('.')[-1]}.{name}"] = value
+    return found
+
+
+def launched() -> list[launches.Launch]:
+    """Return a launch of every kernel with every signature that the library has for it."""
+    made: list[launches.Launch] = []
+    shape = (32, 64, 3136)
+    for dtype in (np.float32, np.float64):
+        for resident in (0, 10**6):  # in two launches and in one
+            made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
+        made += launches.inference(shape, dtype, 0)
+        with launches.recorded(0) as more:
+            _cuda.moments(launches.Array(shape, dtype), shape)
+            for rank in (1, 4):
+                array = launches.Array((3,) * rank, dtype)
+                for of in (dtype, np.float16):
+                    copies.copy(array, launches.Array((3,) * rank, of, array.strides[::-1]))
+            copies.fill(launches.Array((3,), dtype), 0.0)
+        made += more
+    with launches.recorded(0) as more:
+        vectors = [launches.Array((64,), np.float64) for _ in range(6)]
+        running.average(*vectors[:4], 0.1, 1.0)
+        running.pool(*vectors, 100, 10)
+    made += more
+    return list({(id(launch.kernel), gpu.signature(launch.arguments)): launch for launch in made}.values())
+
+
+def reports(architectures: tuple[str, ...] = tuple(ARCHITECTURES)) -> Iterator[Report]:
+    """Compile everything; linking and disassembling take most of the time, and run beside each other."""
+    every = launched()
+    with ThreadPoolExecutor() as pool:
+        waiting = []
+        for architecture in architectures:
+            for lines in (False, True) if architecture == WITH_LINES else (False,):
+                _prepare(architecture, lines)
+                for launch in every:
+                    if not lines or _has_loops(launch):
+                        compiled = _compile(launch, architecture, lines)
+                        waiting.append((launch, architecture, pool.submit(_examine, *compiled, lines)))
+        found: dict[Any, dict[str, Any]] = {}
+        for launch, architecture, result in waiting:
+            row = found.setdefault((architecture, id(launch)), _names(launch, architecture))
+            row |= result.result()
+    for row in found.values():
+        yield Report(**{"element_loops": [], "slow_in_loops": [], **row})
+
+
+def _modules() -> list[Any]:
+    names = [info.name for info in pkgutil.iter_modules(_cuda.__path__) if "simulated" not in info.name]
+    return [importlib.import_module(f"numbabn._cuda.{name}") for name in names]
+
+
+def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
+    dtype = next((type(a).__name__ for a in launch.arguments if isinstance(a, np.floating)), "any")
+    module = launch.kernel.dispatcher.py_func.__module__.rsplit(".")[-1]
+    wide = launch.named.get("wide")
+    name = f"{module}.{launch.name}" + (f" ({type(wide).__name__} sums)" if wide is not None else "")
+    ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
+    return {
+        "kernel": name + "".join(f" (rank {n})" for n in ranks),
+        "dtype": dtype,
+        "architecture": architecture,
+    }
+
+
+def _has_loops(launch: launches.Launch) -> bool:
+    """Whether float64 arithmetic would be a mistake in some loop of this kernel: float32 is in and out."""
+    return (
+        "geometry" in launch.named
+        and isinstance(launch.named["like"], np.float32)
+        and not isinstance(launch.named.get("wide"), np.float64)
+    )
+
+
+def _prepare(architecture: str, lines: bool) -> None:
+    """Compile device functions for an architecture from now on, as if its device were there.
+
+    What is kept of them is LLVM's code, the same for all architectures.
+    """
+    device = SimpleNamespace(compute_capability=ARCHITECTURES[architecture])
+    numba.cuda.dispatcher.get_current_device = lambda: device
+    for module in _modules():
+        for value in vars(module).values():
+            if isinstance(value, CUDADispatcher) and value.targetoptions["lineinfo"] != lines:
+                value.targetoptions["lineinfo"] = lines
+                value.overloads.clear()
+
+
+def _compile(launch: launches.Launch, architecture: str, lines: bool) -> tuple[bytes, list[str], str]:
+    function = launch.kernel.dispatcher.py_func
+    code, _ = cuda.compile(
+        function, gpu.signature(launch.arguments), cc=ARCHITECTURES[architecture], device=False,
+        abi="numba", output="ltoir", lineinfo=lines,
+    )  # fmt: skip
+    limit = launch.kernel.dispatcher.targetoptions["max_registers"]
+    options = [f"-arch={architecture}", "-lto", "-Xptxas=-v", f"-maxrregcount={limit}"]
+    return code, options + ["-lineinfo"] * lines, function.__name__
+
+
+def _examine(code: bytes, options: list[str], name: str, lines: bool) -> dict[str, Any]:
+    handle = nvjitlink.create(len(options), options)
+    try:
+        nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, code, len(code), name)
+        nvjitlink.complete(handle)
+        cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, cubin)
+        log = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, log)
+    finally:
+        nvjitlink.destroy(handle)
+    listing = sass.disassemble(bytes(cubin), lines)
+    return _of_loops(listing) if lines else _of_log(log.decode(), options) | _of_listing(listing)
+
+
+def _of_log(log: str, options: list[str]) -> dict[str, int]:
+    def number(pattern: str) -> int:
+        return max((int(n) for n in re.findall(pattern, log)), default=0)
+
+    registers, shared = number(r"Used (\d+) registers"), number(r"(\d+) bytes smem")
+    if not registers:
+        raise RuntimeError(f"the linker says nothing of registers:\n{log}")
+    return {
+        "registers": registers,
+        "spill_bytes": number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+        "stack_bytes": number(r"(\d+) bytes stack frame"),
+        "shared_bytes": shared,
+        "blocks": resident(registers, shared, options[0].removeprefix("-arch=")),
+    }
+
+
+def resident(registers: int, shared: int, architecture: str) -> int:
+    """Return how many blocks a multiprocessor holds; registers are dealt out by 8 to a thread."""
+    of_block = -(-registers // 8) * 8 * plan.THREADS
+    return min(REGISTERS // of_block, THREADS // plan.THREADS, SHARED[architecture] // (shared + RESERVED))
+
+
+def _of_listing(listing: str) -> dict[str, Any]:
+    opcodes = [i.opcode for block in sass.blocks(listing) for i in block.instructions]
+    shown = re.compile(r"(LD|ST|ATOM|RED|CALL|LDGSTS)|" + sass.FP64.pattern)
+    counts = Counter(opcode for opcode in opcodes if shown.match(opcode) and not opcode.startswith("LDC"))
+    return {"instructions": len(opcodes), "counts": dict(sorted(counts.items()))}
+
+
+def _of_loops(listing: str) -> dict[str, list[str]]:
+    """The innermost loops that hold instructions of a loop over elements, and what is slow in them.
+
+    Or comes from a line of such a loop, wherever it is.
+    """
+    source = element_loops()
+    graph = sass.blocks(listing)
+    functions, leaks = set(), set()
+    for body in sass.loops(graph):
+        instructions = [i for k in body for i in graph[k].instructions]
+        here = {source[line] for i in instructions for line in i.lines if line in source}
+        functions |= here
+        if here:
+            leaks |= {i for i in instructions if SLOW.match(i.opcode)}
+    everywhere = (i for block in graph for i in block.instructions)
+    leaks |= {i for i in everywhere if SLOW.match(i.opcode) and any(line in source for line in i.lines)}
+    if not any(i.lines for block in graph for i in block.instructions):
+        raise RuntimeError("the listing has no line numbers")
+    return {"element_loops": sorted(functions), "slow_in_loops": sorted({_described(leak) for leak in leaks})}
+
+
+def _described(leak: sass.Instruction) -> str:
+    first = leak.lines[0] if leak.lines else sass.Line("unknown", 0)
+    return f"{leak.opcode} of {Path(first.path).name}:{first.number}"
+
+
+def element_loops() -> dict[sass.Line, str]:
+    """Return the function of every line within a loop over elements."""
+    found = {}
+    for module in _modules():
+        path = module.__file__
+        for function in ast.walk(ast.parse(Path(path).read_text())):
+            for loop in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
+                if isinstance(loop, ast.For) and isinstance(loop.target, ast.Name) and loop.target.id == "e":
+                    lines = range(loop.body[0].lineno, loop.end_lineno + 1)
+                    found |= {sass.Line(path, number): function.name for number in lines}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.cuda.compile_report", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), action="append")
+    options = parser.parse_args()
+    found = list(reports(tuple(options.architecture or ARCHITECTURES)))
+    if options.json:
+        everything = {"kernels": sorted(kernels()), "reports": [asdict(report) for report in found]}
+        options.json.write_text(json.dumps(everything, indent=1) + "\n")
+    print(f"{'kernel':38} {'dtype':8} {'arch':5} registers spills stack shared blocks instructions")
+    for r in found:
+        figures = f"{r.registers:9} {r.spill_bytes:6} {r.stack_bytes:5} {r.shared_bytes:6} {r.blocks:6}"
+        line = f"{r.kernel:38} {r.dtype:8} {r.architecture:5} {figures} {r.instructions:12}"
+        print(" ".join([line, *r.slow_in_loops]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Every kernel that the library launches, compiled for two architectures as at a launch: what came out.
+
+Compiled once, in a process of its own: the CUDA simulator and a disabled JIT leave nothing to compile, and
+the compiler is told of devices that are not there. ``python -m tests.cuda.compile_report`` prints it all.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from numba import config
+
+from tests.cuda import sass
+
+ROOT = Path(__file__).parents[2]
+MAX_REGISTERS = 64  # of a thread: with 256 threads a block, 4 blocks fit
+MIN_BLOCKS = 4  # resident on a multiprocessor, of the kernels that wait for memory
+STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
+# The loops over elements of each kernel: what must be found in its machine code, or nothing has been checked.
+ELEMENT_LOOPS = {
+    "kernels.moments (float32 sums)": ["deviations", "load_tile"],
+    "kernels.products": ["load_tile", "tile_products"],
+    "kernels.normalize": ["load_tile", "write_tile"],
+    "kernels.gradient": ["load_tile", "write_tile"],
+    "kernels.forward": ["deviations", "load_tile", "write_tile"],
+    "kernels.backward": ["load_tile", "tile_products", "write_tile"],
+}
+WRITERS = ("kernels.normalize", "kernels.gradient", "kernels.forward", "kernels.backward")
+
+
+def missing():
+    """What cannot be imported or found, or nothing."""
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed"
+    try:
+        from cuda.bindings import nvjitlink
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        load_nvidia_dynamic_lib("nvJitLink")
+        load_nvidia_dynamic_lib("nvvm")
+        del nvjitlink
+    except Exception as error:  # of several libraries, none of which may be there to name it
+        return f"{type(error).__name__}: {error}"
+    return None if sass.nvdisasm() else "nvdisasm is not installed"
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    if config.DISABLE_JIT:
+        pytest.skip("the JIT is off: the other run of CI compiles")
+    if reason := missing():
+        pytest.skip(f'{reason}: python -m pip install "numba-cuda[cu13]" nvidia-cuda-nvdisasm')
+    path = tmp_path_factory.mktemp("compile") / "reports.json"
+    hidden = {"NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_JIT"}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.cuda.compile_report", "--json", path],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name not in hidden},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def reports(everything):
+    return everything["reports"]
+
+
+def wrong(reports, value, allowed):
+    """The reports whose value is not allowed, as lines to read."""
+    return [
+        f"{r['kernel']} of {r['dtype']} for {r['architecture']}: {value(r)}"
+        for r in reports
+        if not allowed(value(r))
+    ]
+
+
+def count(report, opcode):
+    """Number of instructions of a kind, whatever its further modifiers."""
+    return sum(n for name, n in report["counts"].items() if (name + ".").startswith(opcode + "."))
+
+
+def of_tiles(reports):
+    return [r for r in reports if r["kernel"].startswith("kernels.")]
+
+
+@pytest.mark.compile
+def test_every_kernel_is_compiled(everything, reports):
+    compiled = {(r["kernel"].split(" ")[0], r["architecture"]) for r in reports}
+    assert len(everything["kernels"]) >= 6
+    assert compiled == {(name, arch) for name in everything["kernels"] for arch in ("sm_80", "sm_90")}
+    dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)}
+    assert dtypes == {(kernel, dtype) for kernel, _ in dtypes for dtype in ("float32", "float64")}
+
+
+@pytest.mark.compile
+def test_registers(reports):
+    assert not wrong(reports, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS)
+
+
+@pytest.mark.compile
+def test_nothing_is_spilled(reports):
+    assert not wrong(reports, lambda r: r["spill_bytes"], lambda n: n == 0)
+
+
+@pytest.mark.compile
+def test_no_local_memory(reports):
+    assert not wrong(reports, lambda r: r["stack_bytes"], lambda n: n == 0)
+    assert not wrong(reports, lambda r: count(r, "LDL") + count(r, "STL"), lambda n: n == 0)
+
+
+@pytest.mark.compile
+def test_shared_memory_and_blocks(reports):
+    assert not wrong(reports, lambda r: r["shared_bytes"], lambda n: n <= STATIC_SHARED)
+    assert not wrong(of_tiles(reports), lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("opcode", ["LDGSTS.E.BYPASS.128", "LDS.128", "STG.E.128"])
+def test_accesses_of_16_bytes(reports, opcode):
+    # Tiles are read by asynchronous copies to shared memory, which take the place of LDG.E.128.
+    chosen = [r for r in of_tiles(reports) if opcode.startswith("LDGSTS") or r["kernel"] in WRITERS]
+    assert chosen
+    assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
+
+
+@pytest.mark.compile
+def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
+    found = {r["kernel"]: r["element_loops"] for r in reports if r["element_loops"]}
+    assert found == ELEMENT_LOOPS
+    assert not wrong(reports, lambda r: r["slow_in_loops"], lambda leaks: not leaks)
+
+
+def test_loops_of_a_listing():
+    listing = """
+kernel:
+    //## File "/a.py", line 1
+        /*0000*/    MOV R1, RZ ;
+.L_outer:
+    //## File "/a.py", line 2 inlined at "/b.py", line 9
+    //## File "/b.py", line 9
+        /*0010*/    DADD R2, R2, R4 ;
+.L_inner:
+    //## File "/a.py", line 3
+        /*0020*/    LDS.128 R4, [R1] ;
+        /*0030*/    @P0 BRA `(.L_skip) ;
+        /*0040*/    DFMA.RM R2, R2, R4, R6 ;
+.L_skip:
+        /*0050*/    BRA.U UP0, `(.L_inner) ;
+        /*0060*/    @!P1 BRA `(.L_outer) ;
+        /*0070*/    EXIT ;
+.L_end:
+        /*0080*/    BRA `(.L_end) ;
+"""
+    graph = sass.blocks(listing)
+    inner, end = sorted(sass.loops(graph), key=min)
+    opcodes = [i.opcode for k in sorted(inner) for i in graph[k].instructions]
+    assert opcodes == ["LDS.128", "BRA", "DFMA.RM", "BRA.U"]
+    assert [graph[k].instructions[0].opcode for k in end] == ["BRA"]
+    outside = graph[min(inner) - 1].instructions[-1]
+    assert outside.lines == (sass.Line("/a.py", 2), sass.Line("/b.py", 9))
+    assert graph[min(inner)].instructions[0].lines == (sass.Line("/a.py", 3),)
+    for opcode in ("DADD", "DFMA.RM", "DSETP.GT.AND"):
+        assert sass.FP64.match(opcode)
+    for opcode in ("FADD", "DEPBAR", "DADDX"):
+        assert not sass.FP64.match(opcode)
