@@ -74,17 +74,7 @@ class DeviceArray:
     @property
     def flags(self) -> Flags:
         """As ``ndarray.flags``."""
-        axes = [(n, step) for n, step in zip(self.shape, self.strides, strict=True) if n != 1]
-        return Flags(self._packed(axes[::-1]), self._packed(axes))
-
-    def _packed(self, axes: list[tuple[int, int]]) -> bool:
-        """Whether the axes, from the fastest to the slowest, leave no gaps."""
-        step = self.itemsize
-        for n, stride in axes:
-            if stride != step:
-                return 0 in self.shape
-            step *= n
-        return True
+        return _flags(self.shape, self.strides, self.itemsize)
 
     def transpose(self, order: tuple[int, ...]) -> "DeviceArray":
         """Return a view with the axes in another order."""
@@ -102,18 +92,17 @@ class DeviceArray:
         self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None
     ) -> "DeviceArray":
         """Return a new array of the same library and device: in C order, or with strides without gaps."""
-        native = self.library.empty(shape, strides, dtype, self.device, self.native)
-        return DeviceArray(native, self.library, self.library.describe(native, "result"))
+        library, device = self.library, self.device
+        native = library.empty(shape, strides, dtype, device, self.native)
+        steps = strides or _steps(shape, range(len(shape)), dtype.itemsize)
+        return DeviceArray(native, library, Description(library.address(native), shape, steps, dtype, device))
 
     def empty_like(self) -> "DeviceArray":
         """Return a new array without gaps, its axes in the same order in memory."""
         if self.flags.c_contiguous:
             return self.empty(self.shape, self.dtype)
-        steps, step = [0] * self.ndim, self.itemsize
-        for axis in reversed(memory_order(self.strides)):
-            steps[axis] = step
-            step *= self.shape[axis]
-        return self.empty(self.shape, self.dtype, tuple(steps))
+        steps = _steps(self.shape, memory_order(self.strides), self.itemsize)
+        return self.empty(self.shape, self.dtype, steps)
 
     def copy(self, order: str = "K") -> "DeviceArray":
         """Return a copy as `empty_like` lays it out; ``order`` can only be "K"."""
@@ -128,6 +117,31 @@ class DeviceArray:
 
 
 AnyArray: TypeAlias = Array | DeviceArray
+
+
+@functools.lru_cache(1024)
+def _flags(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> Flags:
+    axes = [(n, step) for n, step in zip(shape, strides, strict=True) if n != 1]
+    return Flags(_packed(axes[::-1], itemsize), _packed(axes, itemsize))
+
+
+def _packed(axes: list[tuple[int, int]], step: int) -> bool:
+    """Whether the axes, from the fastest to the slowest, leave no gaps."""
+    for n, stride in axes:
+        if stride != step:
+            return any(n == 0 for n, _ in axes)
+        step *= n
+    return True
+
+
+@functools.lru_cache(1024)
+def _steps(shape: tuple[int, ...], order: tuple[int, ...] | range, itemsize: int) -> tuple[int, ...]:
+    """Strides of an array without gaps; ``order`` is that of the axes in memory, the slowest first."""
+    steps = [0] * len(shape)
+    for axis in reversed(order):
+        steps[axis] = itemsize
+        itemsize *= shape[axis]
+    return tuple(steps)
 
 
 @functools.cache
@@ -279,10 +293,11 @@ class _Interface:
 
 def _on_device(array: Any, library: Library, name: str) -> DeviceArray:
     description = library.describe(array, name)
-    dtype, itemsize = description.dtype, description.dtype.itemsize
-    if not dtype.isnative or (dtype.kind == "f" and itemsize > 8):
+    _, _, strides, dtype, _ = description
+    if not _has_readable_dtype(dtype):
         raise TypeError(f"{name} has dtype {dtype}, which GPUs cannot read; pass float32")
-    if any(n % itemsize for n in (description.address, *description.strides)):
+    itemsize = dtype.itemsize
+    if description.address % itemsize or not _are_multiples(strides, itemsize):
         raise ValueError(
             f"{name} has elements at addresses that are no multiples of {itemsize} bytes, which GPUs cannot "
             f"read; copy it to an array made by {library.maker}"
@@ -293,3 +308,13 @@ def _on_device(array: Any, library: Library, name: str) -> DeviceArray:
 def type_name(array: object) -> str:
     """Name of the type, with its module, for messages."""
     return f"{type(array).__module__}.{type(array).__qualname__}"
+
+
+@functools.cache
+def _has_readable_dtype(dtype: Any) -> bool:
+    return bool(dtype.isnative and (dtype.kind != "f" or dtype.itemsize <= 8))
+
+
+@functools.lru_cache(1024)
+def _are_multiples(strides: tuple[int, ...], itemsize: int) -> bool:
+    return all(step % itemsize == 0 for step in strides)

@@ -55,6 +55,10 @@ class Library:
         """Return where an array lies, or raise a TypeError that says what to pass instead."""
         raise NotImplementedError
 
+    def address(self, native: Any) -> int:
+        """Return the address of an array of this library's that `describe` would not refuse."""
+        raise NotImplementedError
+
     def on_gpu(self, native: Any) -> bool:
         """Whether an array is on a GPU."""
         return True
@@ -106,6 +110,9 @@ class CuPy(Library):
         return Description(
             memory.ptr, native.shape, native.strides, _described(native.dtype), memory.device_id
         )
+
+    def address(self, native: Any) -> int:
+        return int(native.data.ptr)
 
     def stream(self, native: Any, device: int) -> int:
         return int(self._load().cuda.get_current_stream(device).ptr)
@@ -164,6 +171,9 @@ class Torch(Library):
             device.index,
         )
 
+    def address(self, native: Any) -> int:
+        return int(native.data_ptr())
+
     def on_gpu(self, native: Any) -> bool:
         return bool(native.device.type == "cuda")
 
@@ -205,12 +215,15 @@ class Numba(Library):
 
     def describe(self, native: Any, name: str) -> Description:
         return Description(
-            native.device_ctypes_pointer.value or 0,
+            self.address(native),
             native.shape,
             native.strides,
             _described(native.dtype),
             native.gpu_data.context.device.id,
         )
+
+    def address(self, native: Any) -> int:
+        return native.device_ctypes_pointer.value or 0  # None of an empty array
 
     def stream(self, native: Any, device: int) -> int:
         return int(getattr(native.stream, "handle", 0))
@@ -249,8 +262,10 @@ class Simulated(Numba):
 
     def describe(self, native: Any, name: str) -> Description:
         array = native._ary
-        address = array.__array_interface__["data"][0]
-        return Description(address, array.shape, array.strides, _described(array.dtype), 0)
+        return Description(self.address(native), array.shape, array.strides, _described(array.dtype), 0)
+
+    def address(self, native: Any) -> int:
+        return int(native._ary.__array_interface__["data"][0])
 
     def stream(self, native: Any, device: int) -> int:
         return 0
