@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from numbabn._cuda import kernels, plan
+from numbabn._cuda.gpu import Kernel
 from numbabn._cuda.plan import Geometry, Shape
 from numbabn._cuda.workspace import workspace
 
@@ -157,7 +158,7 @@ def _geometry(shape: Shape, loaded: int, *arrays: Device) -> Geometry:
     return geometry if aligned else geometry._replace(vector=0)
 
 
-def _meets(kernel: kernels.Kernel, x: Device, geometry: Geometry, arguments: tuple[Any, ...]) -> bool:
+def _meets(kernel: Kernel, x: Device, geometry: Geometry, arguments: tuple[Any, ...]) -> bool:
     """Whether all blocks of a group are resident at once, each with one tile, so that x is read once."""
     if geometry.parts == 1:
         return geometry.step == 1

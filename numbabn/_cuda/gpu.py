@@ -10,20 +10,18 @@ intrinsics of `memory`; a kernel cannot tell.
 import functools
 import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import cuda
+from numba import cuda as cuda  # for the other modules, too
 
 from numbabn._cuda import plan
 from numbabn._cuda.plan import SIMULATED
 
-if SIMULATED:
-    from numbabn._cuda import memory_simulated as memory
-else:
-    if getattr(cuda, "implementation", None) != "NVIDIA":
-        raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
-    from numbabn._cuda import memory
+if not SIMULATED and getattr(cuda, "implementation", None) != "NVIDIA":
+    raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
+memory: Any = import_module("numbabn._cuda.memory_simulated" if SIMULATED else "numbabn._cuda.memory")
 
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
 copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
