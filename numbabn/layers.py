@@ -72,6 +72,10 @@ class BatchNorm:
     right result, but of calls at the same moment just one may be counted in the running statistics, and
     `backward` belongs to the last call: train with one thread per layer.
 
+    On a GPU the running statistics are updated in place, so that a replayed CUDA graph goes on updating them;
+    counts are kept on the host, so that ``num_batches_tracked`` stands still then and ``momentum=None`` must
+    not be captured.
+
     Examples
     --------
     >>> import numpy as np, numbabn as nbn
