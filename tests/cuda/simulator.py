@@ -14,6 +14,7 @@ others. Threads are interrupted at barriers, fences, atomics, flags and sleep. E
 
 import contextlib
 import functools
+import operator
 import os
 import random
 import sys
@@ -25,6 +26,9 @@ from greenlet import greenlet
 from numbabn._cuda import gpu, memory_simulated, plan
 from tests.cuda.weak_memory import Block, Dim3, Memory, SimulationError, allocations
 
+PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
+_clock = operator.attrgetter("clock")
+
 
 class Machine(Memory):
     """A launch: what kernels call ``cuda``, and who runs when."""
@@ -35,10 +39,10 @@ class Machine(Memory):
         self.gridDim, self.blockDim = Dim3(blocks), Dim3(threads)
         self.threadIdx = self.blockIdx = None
         self._hub = greenlet.getcurrent()
+        self._now = 0.0
         order = list(range(blocks))
         self.random.shuffle(order)
-        paces = (1.0, 1.0, 0.3, 0.01)
-        self._pending = [Block(b, threads, self.random.choice(paces)) for b in order]
+        self._pending = [Block(b, threads, self.random.choice(PACES)) for b in order]
         self._resident = []
 
     # Who runs -----------------------------------------------------------------------------------------------
@@ -46,33 +50,36 @@ class Machine(Memory):
     def run(self, function, arguments, resident):
         """Run all blocks, at most ``resident`` of them at once."""
         self._target = functools.partial(self._run_thread, function, arguments)
+        draw = self.random.random
         while self._pending or self._resident:
             while self._pending and len(self._resident) < resident:
                 self._resident.append(self._pending.pop())
             block = self._choose()
             ready = block.ready
-            i = int(self.random.random() * len(ready))
-            thread = ready[i]
-            ready[i] = ready[-1]
-            ready.pop()
-            self._resume(thread)
-        if self._views:
-            self._publish_all()
+            for _ in range(1 + int(draw() * len(ready))):
+                i = int(draw() * len(ready))
+                ready[i], ready[-1] = ready[-1], ready[i]
+                self._resume(ready.pop())
+                ready = block.ready
+                if not ready:
+                    break
 
     def _choose(self):
+        """Return the block whose clock is first: each goes at a pace of its own, a little irregularly."""
         candidates = [block for block in self._resident if block.ready]
         if not candidates:
-            raise SimulationError("no thread can go on: " + self._where())
-        if all(thread.spins for block in candidates for thread in block.ready) and not self._publish_all():
-            raise SimulationError("all wait for each other: " + self._where())
-        while True:
-            block = candidates[int(self.random.random() * len(candidates))]
-            if self.random.random() < block.pace:
-                return block
+            if self.sleeping and any(self._publish(block) for block in self._resident):
+                return self._choose()
+            raise SimulationError(f"no thread can go on: {self._where()}")
+        block = min(candidates, key=_clock)
+        self._now = max(self._now, block.clock)
+        block.clock = self._now + self.random.random() / block.pace
+        return block
 
     def _where(self):
         blocks = [
-            f"of block {block.number}, {len(block.ready)} threads spin, {len(block.waiting)} are at a barrier"
+            f"of block {block.number}, {len(block.waiting)} threads are at a barrier and "
+            f"{sum(thread.block is block for thread in self.sleeping)} wait for a flag"
             for block in self._resident
         ]
         return "; ".join([*blocks, f"{len(self._pending)} blocks have not begun"])
@@ -100,7 +107,6 @@ class Machine(Memory):
             raise SimulationError("a thread has ended and not waited for its copies")
         block.stores.update(thread.stores)
         block.ended += 1
-        self._progress()
         if block.waiting:
             raise SimulationError(f"a thread has ended while others wait at {block.waiting[0].at[0]}")
         if block.ended == len(block.threads):
@@ -111,12 +117,6 @@ class Machine(Memory):
         """Let others run."""
         thread.block.ready.append(thread)
         self._hub.switch()
-
-    def _progress(self):
-        """Whoever waits for a flag may now find it."""
-        for block in self._resident:
-            for thread in block.ready:
-                thread.spins = False
 
     # What kernels call --------------------------------------------------------------------------------------
 
@@ -153,13 +153,11 @@ class Machine(Memory):
             thread.vote, thread.acquired = result, acquired
         block.ready, block.waiting = block.waiting, []
         block.epoch += 1
-        self._progress()
 
     def nanosleep(self, nanoseconds):
-        """Let others run, and say that this one only waits."""
-        thread = self.thread
-        thread.spins = True
-        self._pause(thread)
+        """Wait until something is written that this thread may wait for."""
+        self.sleeping.append(self.thread)
+        self._hub.switch()
 
     def threadfence(self):
         """Publish what this thread has written or could read; acquire what flags it has read stand for."""

@@ -31,8 +31,7 @@ class Thread:
     """A thread, what it has written and nobody else has seen yet, and what it knows of others."""
 
     __slots__ = (
-        "acquired", "at", "block", "copies", "greenlet", "index", "lazy", "number", "seen", "spins", "stores",
-        "vote",
+        "acquired", "at", "block", "copies", "greenlet", "index", "lazy", "number", "seen", "stores", "vote",
     )  # fmt: skip
 
     def __init__(self, block, number):
@@ -41,7 +40,6 @@ class Thread:
         self.index = Dim3(number, 0, 0)
         self.at = None  # the barrier where it waits
         self.vote = 0
-        self.spins = False  # it has slept
         self.lazy = False  # its stores wait for a fence
         self.stores = {}
         self.copies = []  # begun and not waited for
@@ -59,7 +57,7 @@ class Block:
         self.ready = list(self.threads)
         self.waiting = []
         self.ended = 0
-        self.pace = pace
+        self.pace, self.clock = pace, 0.0
         self.stores = {}  # of all its threads, before the last barrier
         self.epoch = 0  # barriers so far
         memory = np.full(plan.SHARED_BYTES, 0xFF, np.uint8)
@@ -74,6 +72,7 @@ class Memory:
 
     def __init__(self):
         self.thread = None  # the one that runs
+        self.sleeping = []  # threads that wait for a flag
         self._views = {}
         self._written = {}  # address: (block, time) of its last write that others can see
         self._time = 0
@@ -120,7 +119,7 @@ class Memory:
         old = view[position]
         view[position] = old + value
         self._note(address, thread.block)
-        self._progress()
+        self._wake()
         return old
 
     def _place(self, base, index, kind):
@@ -145,6 +144,11 @@ class Memory:
             )
 
     def _see(self, address):
+        """Take note of when a flag or counter was last written; others see what this block has written to it."""
+        block = self.thread.block
+        for stores in (block.stores, self.thread.stores):
+            if address in stores:
+                self._write_out(block, stores)
         written = self._written.get(address)
         if written is not None:
             self.thread.seen = max(self.thread.seen, written[1])
@@ -154,24 +158,29 @@ class Memory:
         self._written[address] = block, self._time
 
     def _write_out(self, block, stores):
+        if not stores:
+            return
         for address, value in stores.items():
             view, position, _ = self._place(address, 0, type(value))
             view[position] = value
             self._note(address, block)
-        if stores:
-            stores.clear()
-            self._progress()
+            if stores is not block.stores:
+                block.stores.pop(address, None)
+        stores.clear()
+        self._wake()
+
+    def _wake(self):
+        """Whoever waits for a flag may now find it."""
+        for thread in self.sleeping:
+            thread.block.ready.append(thread)
+        self.sleeping.clear()
 
     def _publish(self, block):
         """Write what the block has not yet; tell whether there was anything."""
-        found = False
-        for stores in (block.stores, *(thread.stores for thread in block.threads)):
-            found = found or bool(stores)
+        pending = [stores for stores in (block.stores, *(t.stores for t in block.threads)) if stores]
+        for stores in pending:
             self._write_out(block, stores)
-        return found
-
-    def _publish_all(self):
-        return sum(self._publish(block) for block in self._resident) > 0
+        return bool(pending)
 
     # Shared memory ------------------------------------------------------------------------------------------
 

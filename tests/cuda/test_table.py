@@ -1,0 +1,21 @@
+"""The table of all backends: on the CPU, in the simulator, and on a GPU where there is one."""
+
+import pytest
+
+from tests.backends import BACKENDS, SIMULATED, MissingError, has_gpu
+from tests.table import rows
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request):
+    if SIMULATED and request.param == "cpu":
+        pytest.skip("without NUMBA_ENABLE_CUDASIM=1")
+    try:
+        return BACKENDS[request.param]()
+    except MissingError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("row", rows(large=has_gpu()), ids=lambda row: row.name)
+def test_table(backend, row):
+    row.check(backend, *row.arguments)
