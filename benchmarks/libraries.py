@@ -131,7 +131,13 @@ def pytorch(case: Case, data: Data, wrap: Callable = lambda function: function) 
         tensor = torch.from_numpy(array).clone()  # clone: PyTorch's own, 64-byte aligned memory
         return tensor.movedim(-1, 1) if array.ndim == 4 and case.layout == "NHWC" else tensor  # channels_last
 
-    x, dy, gamma, beta, mean, var = map(own, (data.x, data.dy, data.gamma, data.beta, data.mean, data.var))
+    tensors = map(own, (data.x, data.dy, data.gamma, data.beta, data.mean, data.var))
+    return torch_operations(*tensors, wrap=wrap)
+
+
+def torch_operations(x, dy, gamma, beta, mean, var, wrap: Callable = lambda function: function) -> Operations:
+    """Return the operations on tensors of any device."""
+    import torch
 
     @wrap
     def forward(x, gamma, beta):

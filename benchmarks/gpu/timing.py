@@ -1,0 +1,103 @@
+"""Times on the device by events, and times of the host for calls that it does not wait for."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from benchmarks.measure import Record
+from tests.cases import Case
+
+BURST = 10  # calls between two waits
+PLUG_BYTES = 256_000_000
+HEAD_START = 1.5  # times the host's own time for a burst
+
+Calls = Sequence[Callable[[], object]]
+
+
+class Clock:
+    """CUDA events on the default stream, where every library launches unless told otherwise.
+
+    A burst of calls is enqueued behind copies that keep the device busy until the host has enqueued them all:
+    what the events then measure is the device alone.
+    """
+
+    def __init__(self):
+        self._from, self._to = (cuda.device_array(PLUG_BYTES, np.uint8) for _ in range(2))
+        self._plug_seconds = 0.0
+        self._plug_seconds = self._calibrate()
+
+    def burst(self, calls: Calls) -> list[float]:
+        """Return the milliseconds of each call."""
+        start = perf_counter()
+        for call in calls:  # also to warm up
+            call()
+        host_seconds = perf_counter() - start
+        cuda.synchronize()
+        pairs = [(cuda.event(), cuda.event()) for _ in calls]
+        self._plug(math.ceil(HEAD_START * host_seconds / self._plug_seconds))
+        for call, (begin, end) in zip(calls, pairs, strict=True):
+            begin.record()
+            call()
+            end.record()
+        pairs[-1][1].synchronize()
+        return [cuda.event_elapsed_time(begin, end) for begin, end in pairs]
+
+    def nothing(self) -> float:
+        """Return the milliseconds between two events with nothing in between."""
+        return statistics.median(self.burst([lambda: None] * BURST))
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        cuda.synchronize()
+
+    def _plug(self, times: int) -> None:
+        for _ in range(times):
+            self._to.copy_to_device(self._from)
+
+    def _calibrate(self) -> float:
+        self._plug(2)
+        cuda.synchronize()
+        start = perf_counter()
+        self._plug(10)
+        cuda.synchronize()
+        return (perf_counter() - start) / 10
+
+
+def device_times(calls: Calls, clock: Any, seconds: float, fewest: int) -> list[float]:
+    """Return milliseconds of calls made in turn, burst by burst, until there are enough."""
+    times: list[float] = []
+    end, position = perf_counter() + seconds, 0
+    while len(times) < fewest or perf_counter() < end:
+        chosen = [calls[(position + k) % len(calls)] for k in range(BURST)]
+        times += clock.burst(chosen)
+        position += BURST
+    return times
+
+
+def host_times(call: Callable[[], object], clock: Any, bursts: int = 30, calls: int = 50) -> list[float]:
+    """Return the host's milliseconds per call, one figure for each burst of calls nobody waits for."""
+    times = []
+    for burst in range(bursts + 2):
+        clock.wait()
+        start = perf_counter_ns()
+        for _ in range(calls):
+            call()
+        elapsed = perf_counter_ns() - start
+        if burst >= 2:  # the first compile, allocate and warm up
+            times.append(elapsed / calls / 1e6)
+    clock.wait()
+    return times
+
+
+def record(operation: str, case: Case, library: str, times: Sequence[float]) -> Record:
+    """Return the median and the 90th percentile."""
+    return Record(
+        operation, case, library, statistics.median(times), float(np.percentile(times, 90)), len(times)
+    )
