@@ -47,3 +47,6 @@ class Allocations:
         count = (end - start) // itemsize
         memory = (ctypes.c_uint8 * (count * itemsize)).from_address(start)
         return np.frombuffer(memory, kind), (pointer - start) // itemsize
+
+
+allocations = Allocations()

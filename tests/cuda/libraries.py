@@ -10,6 +10,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
+from tests.cuda.allocations import allocations
+
 DEVICES = 2
 
 
@@ -26,6 +28,12 @@ def module(name):
     made.__spec__ = ModuleSpec(name, None)
     made.current = Current()
     return made
+
+
+def noted(values):
+    """Return the array, whose memory the simulator shall let kernels touch."""
+    allocations.add(values)
+    return values
 
 
 def unwritten(shape, dtype):
@@ -73,7 +81,7 @@ def cupy():
 
     def array(host):
         result = ndarray.__new__(ndarray)
-        result.values = np.array(host, order="C")
+        result.values = noted(np.array(host, order="C"))
         address = result.values.__array_interface__["data"][0]
         memory = result.values.reshape(-1).view(np.uint8)
         result.data = SimpleNamespace(ptr=address, device_id=current.device, memory=memory)
@@ -96,7 +104,7 @@ def cupy():
 def _cupy_view(ndarray, whole, values):
     """Array over part of the memory of another: ``values`` is a view of ``whole.values``."""
     result = ndarray.__new__(ndarray)
-    result.values, result.dtype = values, values.dtype
+    result.values, result.dtype = noted(values), values.dtype
     result.shape, result.strides = values.shape, values.strides
     address = values.__array_interface__["data"][0]
     result.data = SimpleNamespace(ptr=address, device_id=whole.data.device_id, memory=whole.data.memory)
@@ -128,7 +136,7 @@ def torch():
         negated = False
 
         def __init__(self, values, dtype, device, layout=made.strided):
-            self.values, self.dtype, self.device, self.layout = values, dtype, device, layout
+            self.values, self.dtype, self.device, self.layout = noted(values), dtype, device, layout
             self.shape = values.shape
 
         def stride(self):
@@ -205,7 +213,7 @@ def numba():
         __module__ = "numba.cuda.cudadrv.devicearray"
 
         def __init__(self, values, stream=0):
-            self.values, self.stream = values, stream
+            self.values, self.stream = noted(values), stream
             self.shape, self.strides, self.dtype = values.shape, values.strides, values.dtype
             self.device_ctypes_pointer = SimpleNamespace(value=values.__array_interface__["data"][0] or None)
             device = SimpleNamespace(id=current.device)

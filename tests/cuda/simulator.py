@@ -24,7 +24,8 @@ import numpy as np
 from greenlet import greenlet
 
 from numbabn._cuda import gpu, memory_simulated, plan
-from tests.cuda.weak_memory import Block, Dim3, Memory, SimulationError, allocations
+from tests.cuda.allocations import allocations
+from tests.cuda.weak_memory import Block, Dim3, Memory, SimulationError
 
 PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
 _clock = operator.attrgetter("clock")

@@ -8,10 +8,9 @@ counters, by which blocks tell each other what they have done; everything else i
 import numpy as np
 
 from numbabn._cuda import plan
-from tests.cuda.allocations import Allocations
+from tests.cuda.allocations import allocations
 
 ALL = -1  # threads
-allocations = Allocations()
 
 
 class SimulationError(Exception):
@@ -144,7 +143,7 @@ class Memory:
             )
 
     def _see(self, address):
-        """Take note of when a flag or counter was last written; others see what this block has written to it."""
+        """Note when a flag or counter was last written; others see what this block has written to it."""
         block = self.thread.block
         for stores in (block.stores, self.thread.stores):
             if address in stores:
