@@ -16,12 +16,14 @@ import contextlib
 import functools
 import operator
 import os
-import random
 import sys
 import threading
+from unittest import mock
 
 import numpy as np
 from greenlet import greenlet
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+from numba.cuda.simulator.kernel import FakeCUDAKernel
 
 from numbabn._cuda import gpu, memory_simulated, plan
 from tests.cuda.allocations import allocations
@@ -35,8 +37,7 @@ class Machine(Memory):
     """A launch: what kernels call ``cuda``, and who runs when."""
 
     def __init__(self, blocks, threads, seed):
-        super().__init__()
-        self.random = random.Random(seed)
+        super().__init__(seed)
         self.gridDim, self.blockDim = Dim3(blocks), Dim3(threads)
         self.threadIdx = self.blockIdx = None
         self._hub = greenlet.getcurrent()
@@ -87,7 +88,6 @@ class Machine(Memory):
 
     def _resume(self, thread):
         self.thread, self.threadIdx, self.blockIdx = thread, thread.index, thread.block.index
-        thread.lazy = self.random.random() < 0.5
         if not hasattr(thread, "greenlet"):
             thread.greenlet = greenlet(self._target, self._hub)
         try:
@@ -184,10 +184,12 @@ class Simulator:
         with self._lock:
             self.launches += 1
             machine = Machine(blocks, threads, f"{self.seed} {self.launches}")
-            modules = [module for name, module in sys.modules.items() if name.startswith("numbabn._cuda")]
-            scopes = [vars(module) for module in modules if getattr(module, "cuda", None) is gpu.cuda]
-            plain, self.machine, memory_simulated.machine = memory_simulated.machine, machine, machine
+            modules = [
+                vars(module) for name, module in sys.modules.items() if name.startswith("numbabn._cuda")
+            ]
             original = gpu.cuda
+            scopes = [s for s in (*modules, function.__globals__) if s.get("cuda") is original]
+            plain, self.machine, memory_simulated.machine = memory_simulated.machine, machine, machine
             for scope in scopes:
                 scope["cuda"] = machine
             try:
@@ -204,6 +206,7 @@ class Simulator:
 
 
 simulator = Simulator()
+numbas_call = FakeCUDAKernel.__call__
 
 
 @contextlib.contextmanager
@@ -220,8 +223,6 @@ def seeded(seed):
 @contextlib.contextmanager
 def installed():
     """Within the block, this simulator takes the place of Numba's."""
-    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-    from numba.cuda.simulator.kernel import FakeCUDAKernel
 
     def call(kernel, *arguments):
         if simulator.machine is not None:
@@ -229,25 +230,18 @@ def installed():
         (blocks, *_), (threads, *_) = kernel.grid_dim, kernel.block_dim
         return simulator.launch(kernel.fn, blocks, threads, arguments)
 
-    def remember(array, *arguments, **options):
-        initialise(array, *arguments, **options)
-        allocations.add(array._ary)
+    def remembering(initialise):
+        def remember(self, array, *arguments, **options):
+            initialise(self, array, *arguments, **options)
+            allocations.add(array)
 
-    def remember_memory(memory, array):
-        initialise_memory(memory, array)
-        allocations.add(array)
+        return remember
 
-    launch, initialise, initialise_memory = (
-        FakeCUDAKernel.__call__,
-        FakeCUDAArray.__init__,
-        gpu.Memory.__init__,
-    )
-    FakeCUDAKernel.__call__, FakeCUDAArray.__init__, gpu.Memory.__init__ = call, remember, remember_memory
-    try:
+    with contextlib.ExitStack() as stack:
+        for place, name, replacement in (
+            (FakeCUDAKernel, "__call__", call),
+            (FakeCUDAArray, "__init__", remembering(FakeCUDAArray.__init__)),
+            (gpu.Memory, "__init__", remembering(gpu.Memory.__init__)),
+        ):
+            stack.enter_context(mock.patch.object(place, name, replacement))
         yield
-    finally:
-        FakeCUDAKernel.__call__, FakeCUDAArray.__init__, gpu.Memory.__init__ = (
-            launch,
-            initialise,
-            initialise_memory,
-        )

@@ -5,6 +5,8 @@ or perhaps at once, or only when the block has ended, as drawn. Values of type i
 counters, by which blocks tell each other what they have done; everything else is data.
 """
 
+import random
+
 import numpy as np
 
 from numbabn._cuda import plan
@@ -30,7 +32,7 @@ class Thread:
     """A thread, what it has written and nobody else has seen yet, and what it knows of others."""
 
     __slots__ = (
-        "acquired", "at", "block", "copies", "greenlet", "index", "lazy", "number", "seen", "stores", "vote",
+        "acquired", "at", "block", "copies", "greenlet", "index", "number", "seen", "stores", "vote",
     )  # fmt: skip
 
     def __init__(self, block, number):
@@ -39,7 +41,6 @@ class Thread:
         self.index = Dim3(number, 0, 0)
         self.at = None  # the barrier where it waits
         self.vote = 0
-        self.lazy = False  # its stores wait for a fence
         self.stores = {}
         self.copies = []  # begun and not waited for
         self.seen = 0  # the time of the latest flag that it has read
@@ -69,7 +70,8 @@ class Block:
 class Memory:
     """The machine of `memory_simulated`, for the threads that `simulator.Machine` runs."""
 
-    def __init__(self):
+    def __init__(self, seed):
+        self.random = random.Random(seed)
         self.thread = None  # the one that runs
         self.sleeping = []  # threads that wait for a flag
         self._views = {}
@@ -105,9 +107,11 @@ class Memory:
         _, _, address = self._place(base, index, type(value))
         self._check(address, "overwrites")
         thread = self.thread
-        thread.stores[address] = value
-        if not thread.lazy:
-            self._write_out(thread.block, thread.stores)
+        if self.random.random() < 0.5:
+            thread.stores.pop(address, None)
+            self._write_out(thread.block, {address: value})
+        else:
+            thread.stores[address] = value
 
     def atomic_add(self, base, index, value):
         """Add to a counter: all see it at once."""
