@@ -1,4 +1,4 @@
-"""The pieces of a small neural network in NumPy: layers, loss and optimiser.
+"""The pieces of a small neural network in NumPy or CuPy: layers, loss and optimiser.
 
 Every layer is an object with four things, the same four that ``numbabn.BatchNorm`` has::
 
@@ -7,13 +7,20 @@ Every layer is an object with four things, the same four that ``numbabn.BatchNor
     layer.params              {name: array}, which an optimiser changes in place
     layer.grads               {name: array}, the gradients by the parameters of the last backward
 
+and with ``layer.to(x)`` its parameters go where the array x is: NumPy's memory, or CuPy's GPU.
+
 ``dy`` always stands for the derivative of the loss by ``y``, and has the shape of ``y``. Images are
 arrays of shape (N, C, H, W): batch, channels, height, width.
 """
 
+import sys
+
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from scipy.special import log_softmax
+
+
+def library(x):
+    """Return the module that an array comes from, NumPy or CuPy: they have the same functions."""
+    return sys.modules[type(x).__module__.partition(".")[0]]
 
 
 def he_normal(rng, shape, fan_in, dtype):
@@ -33,6 +40,10 @@ class Layer:
 
     def eval(self):
         """Switch to evaluation mode."""
+
+    def to(self, x):
+        """Move the parameters to where the array x is."""
+        self.params = {name: library(x).asarray(p) for name, p in self.params.items()}
 
 
 class Dense(Layer):
@@ -68,7 +79,7 @@ class Conv2d(Layer):
     Shapes: x (N, C, H, W), W (O, C, K, K), b (O,), y (N, O, H', W') with
     ``H' = (H + 2*padding - K) // stride + 1``, and W' likewise.
 
-    All windows of x are copied into the columns of one matrix (im2col), so that the convolution
+    The pixels under every weight are copied into the rows of one matrix (im2col), so that the convolution
     becomes a single matrix product, and both gradients become one more each.
     """
 
@@ -87,14 +98,15 @@ class Conv2d(Layer):
         self.x_shape = x.shape
         weight = self.params["weight"]
         p, s, k = self.padding, self.stride, weight.shape[-1]
-        x = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
-        windows = sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::s, ::s]  # (N, C, H', W', K, K)
-        n, _, h, w = windows.shape[:4]
-        self.cols = windows.transpose(1, 4, 5, 0, 2, 3).reshape(-1, n * h * w)  # (C*K*K, N*H'*W')
+        xp = library(x)
+        x = xp.pad(x, ((0, 0), (0, 0), (p, p), (p, p))).transpose(1, 0, 2, 3)  # (C, N, H + 2P, W + 2P)
+        n, h, w = x.shape[1], (x.shape[2] - k) // s + 1, (x.shape[3] - k) // s + 1
+        pixels = [x[:, :, i : i + s * h : s, j : j + s * w : s] for i in range(k) for j in range(k)]
+        self.cols = xp.stack(pixels, axis=1).reshape(-1, n * h * w)  # (C*K*K, N*H'*W')
         y = weight.reshape(len(weight), -1) @ self.cols  # (O, N*H'*W')
         if "bias" in self.params:
             y += self.params["bias"][:, None]
-        return np.ascontiguousarray(y.reshape(-1, n, h, w).transpose(1, 0, 2, 3))
+        return xp.ascontiguousarray(y.reshape(-1, n, h, w).transpose(1, 0, 2, 3))
 
     def backward(self, dy):
         """Return dx; fill ``dW = dy cols^T`` and ``db = sum_nhw dy``."""
@@ -111,11 +123,12 @@ class Conv2d(Layer):
         h, w = dy_shape[2:]
         p, s, k = self.padding, self.stride, self.params["weight"].shape[-1]
         dcols = dcols.reshape(c, k, k, n, h, w)
-        dx = np.zeros((c, n, height + 2 * p, width + 2 * p), dcols.dtype)
+        xp = library(dcols)
+        dx = xp.zeros((c, n, height + 2 * p, width + 2 * p), dcols.dtype)
         for i in range(k):
             for j in range(k):
                 dx[:, :, i : i + s * h : s, j : j + s * w : s] += dcols[:, i, j]
-        return np.ascontiguousarray(dx[:, :, p : p + height, p : p + width].transpose(1, 0, 2, 3))
+        return xp.ascontiguousarray(dx[:, :, p : p + height, p : p + width].transpose(1, 0, 2, 3))
 
 
 class MaxPool2d(Layer):
@@ -131,7 +144,7 @@ class MaxPool2d(Layer):
     def __call__(self, x):
         """Return y, keeping the K*K pixels of every patch on the first axis."""
         k = self.kernel_size
-        self.pixels = np.stack([x[:, :, i::k, j::k] for i in range(k) for j in range(k)])
+        self.pixels = library(x).stack([x[:, :, i::k, j::k] for i in range(k) for j in range(k)])
         self.y = self.pixels.max(axis=0)
         return self.y
 
@@ -150,7 +163,7 @@ class ReLU(Layer):
     def __call__(self, x):
         """Return ``y = max(x, 0)``."""
         self.positive = x > 0
-        return np.maximum(x, 0)
+        return library(x).maximum(x, 0)
 
     def backward(self, dy):
         """Return ``dx = dy`` where x > 0, else 0."""
@@ -211,6 +224,11 @@ class Sequential:
         for layer in self.layers:
             layer.eval()
 
+    def to(self, x):
+        """Move the parameters of all layers to where the array x is."""
+        for layer in self.layers:
+            layer.to(x)
+
 
 def softmax_cross_entropy(logits, labels):
     """Loss ``-1/N sum_n log p[n, labels[n]]`` with ``p = softmax(logits)``, and its gradient.
@@ -222,14 +240,16 @@ def softmax_cross_entropy(logits, labels):
 
     Returns
     -------
-    loss : float
+    loss : array of one value, where the logits are
     dlogits : (N, K) array, ``(p - onehot(labels)) / N``
     """
-    rows = np.arange(len(labels))
-    log_p = log_softmax(logits, axis=1)
-    dlogits = np.exp(log_p)
+    xp = library(logits)
+    rows = xp.arange(len(labels))
+    shifted = logits - logits.max(axis=1, keepdims=True)  # so that exp does not overflow
+    log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+    dlogits = xp.exp(log_p)
     dlogits[rows, labels] -= 1
-    return -float(log_p[rows, labels].mean()), dlogits / len(labels)
+    return -log_p[rows, labels].mean(), dlogits / len(labels)
 
 
 class SGD:
@@ -237,7 +257,7 @@ class SGD:
 
     def __init__(self, net, *, lr, momentum=0.9):
         self.net, self.lr, self.momentum = net, lr, momentum
-        self.velocity = {name: np.zeros_like(p) for name, p in net.params.items()}
+        self.velocity = {name: library(p).zeros_like(p) for name, p in net.params.items()}
 
     def step(self):
         """Update every parameter with the gradients of the last backward pass."""

@@ -5,17 +5,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import numbabn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+STRICT_CUPY = Path(__file__).with_name("strict_cupy.py")
+NO_CUPY = (
+    "import sys; sys.modules['cupy'] = None; import runpy; del sys.argv[0]; sys.path.insert(0, {folder!r}); "
+)
+RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def run_example(name, *arguments, cwd):
-    """Run a script in a fresh interpreter that imports the same numbabn as the tests."""
+    """Run a script and return what it prints."""
+    result = run_python(EXAMPLES / name, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run_python(*arguments, cwd):
+    """Run a fresh interpreter that imports the same numbabn as the tests."""
     package_parent = str(Path(numbabn.__file__).parents[1])
     python_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
-    result = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / name, *arguments],
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
         cwd=cwd,
         env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": python_path},
         capture_output=True,
@@ -23,8 +37,19 @@ def run_example(name, *arguments, cwd):
         timeout=120,
         check=False,
     )
+
+
+def run_on_strict_cupy(name, *arguments, cwd):
+    """Run a script with a module in place of CuPy that refuses what CuPy would; return what it prints."""
+    result = run_python(STRICT_CUPY, EXAMPLES / name, *arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def run_without_cupy(name, *arguments, cwd):
+    """Run a script where CuPy cannot be imported; return how it ends."""
+    code = NO_CUPY.format(folder=str(EXAMPLES)) + RUN
+    return run_python("-c", code, EXAMPLES / name, *arguments, cwd=cwd)
 
 
 def is_png(path):
@@ -57,3 +82,32 @@ def test_train_digits_options(tmp_path):
     assert "batches of 64" in output
     assert "Learning rate 0.01" in output
     assert is_png(figure)
+
+
+def test_train_digits_on_a_gpu(tmp_path):
+    """The same source on CuPy's arrays learns the same."""
+    options = ["--quick", "--seed", "3"]
+    rows = {}
+    for device, run in (("cpu", run_example), ("cuda", run_on_strict_cupy)):
+        output = run("train_digits.py", *options, "--device", device, cwd=tmp_path)
+        rows[device] = [
+            line.split("%")[1] for line in output.splitlines() if line.startswith(("MLP", "CNN "))
+        ]
+    assert len(rows["cpu"]) >= 4
+    assert rows["cuda"] == rows["cpu"]
+
+
+def test_cupy_batch_norm(tmp_path):
+    output = run_on_strict_cupy("cupy_batch_norm.py", cwd=tmp_path)
+    assert "y: cupy.ndarray, mean 0.000, std 1.000" in output
+    assert "near 0.3: 0.30" in output
+
+
+@pytest.mark.parametrize("command", [["cupy_batch_norm.py"], ["train_digits.py", "--device", "cuda"]])
+def test_what_is_missing_on_a_gpu(command, tmp_path):
+    result = run_without_cupy(*command, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "cannot run: import of cupy halted" in result.stderr
+    assert 'python -m pip install "numbabn[cuda]" cupy-cuda13x' in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
