@@ -1,0 +1,97 @@
+"""Results depend neither on the order of blocks and threads, nor on how many run at once."""
+
+import numba
+import numpy as np
+import pytest
+
+if not numba.config.ENABLE_CUDASIM:
+    pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numbabn._cuda import kernels, plan
+from tests.backends import Numba
+from tests.checks import assert_same_bits
+from tests.cuda import simulator
+from tests.problems import Problem
+from tests.strategies import problems, shapes
+from tests.table import everything, values
+
+# One part a group; several; several groups; several tiles a part, which two kernels do.
+CASES = [((5, 3), 1), ((24, 8), 1), ((2, 2, 70), 1), ((2, 520), 0)]
+# Blocks at once are a fourth of it: one kernel for any group, for groups of two parts or fewer, of one part.
+RESIDENT = (4 * plan.CONCURRENT_LAUNCHES, 2 * plan.CONCURRENT_LAUNCHES, 0)
+
+
+def count_launches(monkeypatch, kernel):
+    """Return a list that grows with every launch of the kernel."""
+    launches, launch = [], kernel.launch
+
+    def counted(*arguments):
+        launches.append(arguments)
+        launch(*arguments)
+
+    monkeypatch.setattr(kernel, "launch", counted)
+    return launches
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "axis"), CASES)
+def test_same_bits(shape, axis, dtype, monkeypatch):
+    """For any seed, and whether x is read once or twice."""
+    problem, backend, expected = Problem(shape, axis, dtype, offset=3.0), Numba(), None
+    for resident in RESIDENT:
+        monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)
+        for seed in range(2):
+            with simulator.seeded(seed):
+                found = everything(backend, problem)
+            expected = expected or found
+            for name, value in found.items():
+                assert_same_bits(value, expected[name], f"{name}, {resident} resident blocks, seed {seed}")
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_one_kernel_or_two(name, monkeypatch):
+    """The residents decide, as the test above supposes."""
+    for (shape, axis), resident, expected in (
+        (CASES[0], RESIDENT[2], 1),
+        (CASES[1], RESIDENT[0], 1),
+        (CASES[1], RESIDENT[2], 0),
+        (CASES[3], RESIDENT[0], 0),
+    ):
+        monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)
+        with monkeypatch.context() as patch:
+            launches = count_launches(patch, getattr(kernels, name))
+            everything(Numba(), Problem(shape, axis))
+        assert len(launches) == expected, (shape, resident)
+
+
+def test_launches_of_a_small_array(monkeypatch):
+    """Forward and backward of (32, 64) are one launch each; statistics and parameters are not copied."""
+    backend, problem = Numba(), Problem((32, 64))
+    x, dy = problem.x(), problem.dy()
+    before = simulator.simulator.launches
+    _, saved = backend.forward(x, problem.gamma(), problem.beta())
+    assert simulator.simulator.launches == before + 1
+    backend.backward(dy, saved)
+    assert simulator.simulator.launches == before + 2
+
+
+@settings(max_examples=30)
+@given(problems(shapes(elements=260)))
+def test_any_problem(problem):
+    """Of any rank, in any layout that is on GPUs."""
+    backend = Numba()
+    usable = [name for name in (problem.layout, problem.dy_layout) if name in backend.layouts]
+    dtypes = {problem.gamma_dtype, problem.beta_dtype} - {None, *backend.dtypes}
+    if len(usable) == 2 and not dtypes:
+        values(backend, problem)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=10)
+def test_any_order(seed):
+    """Groups of several parts, that is, with blocks that wait for each other."""
+    with simulator.seeded(seed):
+        values(Numba(), Problem((40, 8), 1))

@@ -1,0 +1,162 @@
+"""How arrays are cut up, with the sizes of a GPU: every element once, in the memory that there is."""
+
+import itertools
+import math
+
+import numba
+import numpy as np
+import pytest
+
+if not numba.config.ENABLE_CUDASIM:
+    pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
+
+from numbabn._cuda import plan, tiles
+from tests.test_environment import run_python
+
+# As plan.py has them where CUDA is not simulated.
+REAL = {
+    "THREADS": 256,
+    "TILE_BYTES": 32768,
+    "ROW_BYTES": 256 * 8,
+    "MIN_TILE_BYTES": 4096,
+    "SPREAD": 512,
+    "MAX_PARTS": 256,
+    "LINE": 32,
+}
+SHAPES = [
+    (32, 64, 1), (1, 7, 1), (5000, 3, 1), (4096, 32, 1), (9, 33, 1), (2, 4097, 1),
+    (64, 50, 49), (16, 64, 49), (3, 70, 16), (33, 5, 4), (2, 9, 63), (5, 3, 64), (7, 30, 15), (12, 31, 3),
+    (3, 2, 9001), (1, 1, 66_001), (2, 3, 40_000), (1, 2, 8192), (70_000, 1, 1),
+]  # fmt: skip
+HUGE = 2**31 + 3000
+
+
+@pytest.fixture
+def _real(monkeypatch):
+    plan.geometry.cache_clear()
+    for name, value in REAL.items():
+        monkeypatch.setattr(plan, name, value)
+    yield
+    plan.geometry.cache_clear()
+
+
+@pytest.fixture(params=["simulated", "real"])
+def _constants(request):
+    if request.param == "real":
+        request.getfixturevalue("_real")
+
+
+def offsets(tile):
+    """Positions of a tile's elements in its array."""
+    e = np.arange(tile.size)
+    return tile.first + e // tile.width * tile.stride + e % tile.width
+
+
+@pytest.fixture(autouse=True)
+def _plain_functions(monkeypatch):
+    """Device functions call each other as functions of Python, without a launch."""
+    for name in ("quotient", "tile_at", "place"):
+        monkeypatch.setattr(tiles, name, getattr(tiles, name).fn)
+
+
+@pytest.mark.usefixtures("_constants")
+@pytest.mark.parametrize(("itemsize", "arrays"), list(itertools.product([4, 8], [1, 2])))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_element_once(shape, itemsize, arrays):
+    cut = plan.geometry(shape, itemsize, arrays)
+    _, channels, inner = shape
+    seen = np.zeros(math.prod(shape), np.int8)
+    for g in range(cut.groups):
+        first = g * cut.block
+        members = range(first, min(first + cut.block, channels))
+        for t in range(cut.tiles):
+            tile = tiles.tile_at(cut, g, t)
+            assert 0 < tile.size * itemsize <= plan.TILE_BYTES // arrays
+            assert tile.across == len(members)
+            if cut.block > 1:
+                assert 0 < tile.width <= plan.THREADS
+            found = offsets(tile)
+            assert [tiles.place(e, tile) for e in (0, tile.size - 1)] == [found[0], found[-1]]
+            assert set(np.unique(found // inner % channels)) == set(members)
+            # Column j of a narrow tile belongs to channel j // inner % across.
+            columns = np.arange(tile.size) % tile.width // inner % tile.across
+            if cut.block > 1:
+                assert (first + columns == found // inner % channels).all()
+            seen[found] += 1
+            if cut.vector:
+                assert tile.first % plan.VECTOR == 0
+                assert tile.width % plan.VECTOR == tile.stride % plan.VECTOR == 0 or cut.pieces > 1
+    assert (seen == 1).all()
+    assert (cut.parts - 1) * cut.step < cut.tiles <= cut.parts * cut.step
+    assert cut.parts <= plan.MAX_PARTS
+
+
+@pytest.mark.usefixtures("_real")
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, HUGE), (1, 3, HUGE), (HUGE // 2, 2, 1), (HUGE // 8, 5, 20), (2, HUGE, 1), (3, HUGE // 64, 70)],
+)
+def test_beyond_two_to_31(shape, itemsize):
+    """No index is 32 bits wide, and no grid is larger than there are."""
+    if REAL["THREADS"] != plan.THREADS:
+        pytest.skip("nothing that large is simulated")
+    cut = plan.geometry(shape, itemsize, 2)
+    size = math.prod(shape)
+    assert cut.groups * cut.tiles < 2**31
+    last = tiles.tile_at(cut, cut.groups - 1, cut.tiles - 1)
+    assert tiles.place(last.size - 1, last) == size - 1
+    for g, t in itertools.product((0, cut.groups // 2, cut.groups - 1), (0, cut.tiles // 3, cut.tiles - 2)):
+        if 0 <= t < cut.tiles - 1:
+            tile, following = (tiles.tile_at(cut, g, k) for k in (t, t + 1))
+            end = tiles.place(tile.size - 1, tile)
+            assert 0 <= tile.first <= end < following.first < size
+            if cut.channels == 1:
+                assert following.first == end + 1
+
+
+REAL_SIZES = """
+    import sys
+    from types import ModuleType
+
+    import numba
+
+    import numbabn
+
+    # plan.py decides when it is imported, and gpu.py later, which is to find a simulator.
+    package = ModuleType("numbabn._cuda")
+    package.__path__ = [f"{path}/_cuda" for path in numbabn.__path__]
+    sys.modules["numbabn._cuda"] = package
+    numba.config.ENABLE_CUDASIM = 0
+    from numbabn._cuda import plan
+    numba.config.ENABLE_CUDASIM = 1
+    plan.SIMULATED = True
+    del sys.modules["numbabn._cuda"]
+
+    import numpy as np
+    from tests.backends import Numba
+    from tests.checks import check_backward, check_forward
+    from tests.cuda.simulator import installed, seeded
+    from tests.cuda.test_tiles import REAL
+    from tests.problems import Problem
+
+    assert {name: getattr(plan, name) for name in REAL} == REAL
+    with installed(), seeded(0):
+        for shape, axis, dtype in (
+            ((65, 3), 1, np.float32),
+            ((5, 33), 1, np.float32),
+            ((2, 1, 1030), 1, np.float64),
+            ((5, 2, 7, 7), 1, np.float32),
+        ):
+            problem, backend = Problem(shape, axis, dtype, offset=3.0), Numba()
+            x, dy = problem.x(), problem.dy()
+            y, saved = backend.forward(x, problem.gamma(), problem.beta(), **problem.options)
+            check_forward(y, saved, problem, x)
+            check_backward(backend.backward(dy, saved), problem, False, x, dy)
+    print("as expected")
+"""
+
+
+def test_real_sizes():
+    """The kernels with the constants of a GPU, on arrays of few blocks."""
+    assert run_python(REAL_SIZES) == "as expected\n"
