@@ -51,19 +51,24 @@ def test_bytes_of_one_and_of_two_launches(dtype):
     assert kernels == ("normalize",)
     assert (read, written) == (whole + 4 * 4 * channels, whole)  # mean, var, gamma, beta of float32
 
-    # Besides the arrays: parameters, statistics, and 24 bytes a channel for every tile of 12 KB or more.
-    for operation, arrays, fused, two in (
-        (FORWARD, 1, ("forward",), ("moments", "normalize")),
-        (BACKWARD, 2, ("backward",), ("products", "gradient")),
+    # Besides the arrays, per channel: gamma and beta of float32, statistics and sums of float64, read or
+    # written; and 24 bytes for every part of it, written and read.
+    for operation, arrays, fused, two, given, made in (
+        (FORWARD, 1, ("forward",), ("moments", "normalize"), 4 + 4, 8 + 8),
+        (BACKWARD, 2, ("backward",), ("products", "gradient"), 4 + 8 + 8, 4 + 4 + 16),
     ):
         kernels, read, written = moved(operation, MANY)
         assert kernels == fused
-        partials = [read - arrays * whole, written - whole]
-        assert all(0 < p < 0.01 * whole for p in partials), partials
+        partials = read - arrays * whole - given * channels
+        assert partials == written - whole - made * channels
+        parts, rest = divmod(partials, 24 * channels)
+        assert rest == 0
+        assert 2 <= parts <= 64
         kernels, read, written = moved(operation, 0)
         assert kernels == two
-        assert 2 * arrays * whole < read < 2.01 * arrays * whole
-        assert whole < written < 1.01 * whole
+        # The second launch reads the parameters, and what the first has written of statistics or sums.
+        assert read == 2 * arrays * whole + partials + (given + 16 + (operation == BACKWARD) * 16) * channels
+        assert written == whole + partials + made * channels
 
 
 def test_a_single_part_has_no_partial_sums():
