@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import pytest
 
-from tests import reference
+from tests import reference, table
 from tests.cases import CASES, Case
 from tests.strategies import JIT
 
@@ -22,7 +22,7 @@ SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: python -m pip install "numbabn[cuda]"')
 
 from benchmarks.gpu import __main__ as program  # noqa: E402
-from benchmarks.gpu import peers, tables, targets, traffic  # noqa: E402
+from benchmarks.gpu import checks, peers, tables, targets, traffic  # noqa: E402
 from benchmarks.gpu.arrays import ArrayLibrary  # noqa: E402
 from benchmarks.gpu.results import Results  # noqa: E402
 from benchmarks.gpu.sections import SECTIONS  # noqa: E402
@@ -82,6 +82,7 @@ def test_a_single_part_has_no_partial_sums():
     assert (found.read, found.written) == (2 * 240 + 12 + 48, 240 + 24 + 48)
 
 
+@pytest.mark.skipif(SIMULATED, reason="the simulator cuts arrays up for itself")
 @pytest.mark.parametrize("resident", [0, 132 * 4, MANY])
 @pytest.mark.parametrize("operation", peers.OPERATIONS)
 def test_never_more_than_two_reads_and_one_write(operation, resident):
@@ -235,6 +236,33 @@ def test_flow_in_the_simulator():
     assert "CuPy is left out: it needs cupy" in messages
     assert "cupy is not checked" in messages
     assert [row["passed"] for row in results.of("check")] == [True]
+
+
+@pytest.mark.skipif(not JIT or SIMULATED, reason="the other runs of CI do it")
+def test_checks_on_the_cpu():
+    """The same sections on NumPy's arrays: they pass, and a row that fails is told."""
+    rows = [*checks.shared_table(("cpu",), large=False), *checks.whole_cases([NHWC], ("cpu",))]
+    rows += checks.repeat([NC], ("cpu",))
+    assert [row["name"] for row in rows] == [
+        "cpu: shared table",
+        "cpu: cases of the benchmark",
+        "cpu: cases with the same bits in 20 runs",
+    ]
+    assert all(row["passed"] for row in rows)
+    assert int(rows[0]["detail"].split(" of ")[0]) > 100
+    assert [row["detail"] for row in rows[1:]] == ["1 of 1", "1 of 1"]
+
+
+def test_a_check_that_fails(monkeypatch):
+    def check(backend, which):
+        assert which != "bad", "bits differ"
+
+    table_rows = [table.Row("good row", check, ("good",)), table.Row("bad row", check, ("bad",))]
+    monkeypatch.setattr(table, "rows", lambda large: table_rows)
+    failed, total = checks.shared_table(("cpu",))
+    assert (failed["name"], failed["passed"]) == ("cpu: bad row", False)
+    assert "AssertionError: bits differ" in failed["detail"]
+    assert (total["passed"], total["detail"]) == (False, "1 of 2")
 
 
 def script(tmp_path, body):

@@ -32,9 +32,9 @@ class Job(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def shared_table(libraries: Iterable[str] = LIBRARIES) -> Iterator[Row]:
+def shared_table(libraries: Iterable[str] = LIBRARIES, large: bool = True) -> Iterator[Row]:
     """Check the table that the tests have for all backends, with arrays of every library."""
-    rows = table.rows()
+    rows = table.rows(large)
     yield from _run([Job(library, *row) for library in _usable(libraries) for row in rows], "shared table")
 
 
@@ -47,9 +47,9 @@ def whole_cases(cases: Iterable[Case] = CASES, libraries: Iterable[str] = LIBRAR
         yield from _run(jobs, "cases of the benchmark")
 
 
-def repeat(libraries: Iterable[str] = LIBRARIES) -> Iterator[Row]:
+def repeat(cases: Iterable[Case] = CASES, libraries: Iterable[str] = LIBRARIES) -> Iterator[Row]:
     """Compare the bits of many runs, which differ in what else the device does."""
-    chosen = [case for case in CASES if case.name in REPEATED]
+    chosen = [case for case in cases if case.name in REPEATED]
     jobs = [Job(library, case.name, _repeat, (case,)) for library in _usable(libraries) for case in chosen]
     yield from _run(jobs, f"cases with the same bits in {REPEATS} runs")
 
