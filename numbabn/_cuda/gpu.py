@@ -71,14 +71,15 @@ def store_parameter(parameter, index, value):
         store_bfloat16(pointer, index, np.float32(value))
 
 
-_OPTIONS = {} if SIMULATED else {"max_registers": plan.REGISTERS}
-
-
 class Kernel:
-    """A kernel, compiled on its first launch for each device and each dtype among its arguments."""
+    """A kernel, compiled on its first launch for each device and each dtype among its arguments.
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.dispatcher = cuda.jit(function, **_OPTIONS)
+    A limit on registers helps only where ptxas takes too many of its own accord: given one, it uses up all
+    of it, and spills in kernels that need less.
+    """
+
+    def __init__(self, function: Callable[..., None], max_registers: int | None = None) -> None:
+        self.dispatcher = cuda.jit(function, **({} if SIMULATED else {"max_registers": max_registers}))
         self._compiled: dict[Any, Any] = {}
         self._resident: dict[Any, int] = {}
 
@@ -117,7 +118,7 @@ class Kernel:
         return compiled
 
 
-_TYPES = {
+_TYPES = {} if SIMULATED else {  # which Numba without numba-cuda has, too, but calls otherwise
     int: cuda.types.int64,
     float: cuda.types.float64,
     np.float32: cuda.types.float32,

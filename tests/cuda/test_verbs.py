@@ -79,7 +79,7 @@ CALLS = """
         try:
             call()
         except (ImportError, RuntimeError) as error:
-            print(type(error).__name__, error)
+            print(type(error).__name__, *str(error).split())
 """
 
 
