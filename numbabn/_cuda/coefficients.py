@@ -52,8 +52,9 @@ def fill_gradient(tile, geometry, g, mean, var, gamma, eps, sum_dy, sum_dy_xhat,
     if t < tile.across:
         center, invstd = convert(mean, like), 1.0 / sqrt(var + eps)
         weight = load_parameter(gamma, g * geometry.block + t, 1.0) * invstd
-        scale = -weight * invstd * (sum_dy_xhat / count)
-        shift = -weight * (sum_dy / count) - scale * (mean - np.float64(center))
+        share = -weight / count
+        scale = share * invstd * sum_dy_xhat
+        shift = share * sum_dy - scale * (mean - np.float64(center))
         spread(CENTER, t, tile, geometry, center)
         spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
         spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))

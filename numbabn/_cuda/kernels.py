@@ -5,13 +5,18 @@ pointers to float64. ``like`` is a zero of the dtype of x. ``workspace`` and ``p
 `groups`, and are not looked at where a group has one part.
 """
 
+import functools
+
 import numpy as np
 
+from numbabn._cuda import plan
 from numbabn._cuda.coefficients import fill_affine, fill_gradient, load_pair, peek_pair
 from numbabn._cuda.gpu import Kernel, cuda, device, store
 from numbabn._cuda.groups import COUNTERS, announce, await_flag, leave, take_ticket
 from numbabn._cuda.reductions import finish_moments, finish_products, part_moments, part_products
 from numbabn._cuda.tiles import HALF, NO_TILE, TILE, finish_loads, load_tile, quotient, tile_at, write_tile
+
+limited = functools.partial(Kernel, max_registers=plan.REGISTERS)
 
 # Two phases -------------------------------------------------------------------------------------------------
 
@@ -30,7 +35,7 @@ def clear_counter(workspace, g, geometry, last):
         store(workspace, COUNTERS + g, np.int32(0))
 
 
-@Kernel
+@limited
 def moments(x, geometry, divide, means, variances, workspace, partials, like, wide):
     """Mean and m2 of every channel, or the variance if ``divide``; sums of a tile in wide's dtype."""
     g, part = deal(np.int64(cuda.blockIdx.x), geometry)
@@ -39,7 +44,7 @@ def moments(x, geometry, divide, means, variances, workspace, partials, like, wi
     clear_counter(workspace, g, geometry, last)
 
 
-@Kernel
+@limited
 def products(x, dy, geometry, mean, var, eps, sums, dgamma, dbeta, workspace, partials, like):
     """Sums of dy and dy * xhat of every channel, float64 [2, channels], and as gradients."""
     g, part = deal(np.int64(cuda.blockIdx.x), geometry)
@@ -110,7 +115,7 @@ def part_ways(geometry, workspace):
         leave(workspace, geometry.groups)
 
 
-@Kernel
+@limited
 def forward(x, y, geometry, gamma, beta, eps, means, variances, workspace, partials, like):
     """Training forward: x is read once. A part is one tile, and all parts of a group are resident."""
     g, part = take_part(geometry, workspace)

@@ -164,7 +164,9 @@ def _compile(launch: launches.Launch, architecture: str, lines: bool) -> tuple[b
         abi="numba", output="ltoir", lineinfo=lines,
     )  # fmt: skip
     limit = launch.kernel.dispatcher.targetoptions["max_registers"]
-    options = [f"-arch={architecture}", "-lto", "-Xptxas=-v", f"-maxrregcount={limit}"]
+    options = [f"-arch={architecture}", "-lto", "-Xptxas=-v"]
+    if limit:
+        options.append(f"-maxrregcount={limit}")
     return code, options + ["-lineinfo"] * lines, function.__name__
 
 
