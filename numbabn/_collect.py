@@ -69,11 +69,11 @@ def _place(piece: Piece, shape: tuple[int, ...], kept: Sequence[int]) -> Any:
 
 def _add_integers(exact: Exact, piece: Piece, place: Any, weight: Array | None) -> tuple[Array, Array]:
     """Add a piece to the sums; return the least and greatest value of its channels."""
-    count, total, squares, low, high = statistics.integers(piece.x, piece.shape, weight)
-    exact.count[place] += count
-    exact.total[:, place] = carried(exact.total[:, place] + total)
-    exact.squares[:, place] = carried(exact.squares[:, place] + squares)
-    return low, high
+    sums = statistics.integers(piece.x, piece.shape, weight)
+    exact.count[place] += sums.number
+    exact.total[:, place] = carried(exact.total[:, place] + sums.total)
+    exact.squares[:, place] = carried(exact.squares[:, place] + sums.squares)
+    return sums.low, sums.high
 
 
 def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit: bool) -> tuple[Array, Array]:
@@ -81,11 +81,11 @@ def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit:
     chunks = statistics.moments(piece.x, piece.shape, weight, omit)
     moments = real.weight, real.mean, real.m2
     parts = [part[:, place] for part in moments]  # views, or copies of some channels
-    doubled.absorb(*parts, chunks.weight, chunks.mean, chunks.mean_low, chunks.m2)
+    doubled.absorb(*parts, chunks)
     if not isinstance(place, slice):
         for part, new in zip(moments, parts, strict=True):
             part[:, place] = new
-    return chunks.low.min(axis=0), chunks.high.max(axis=0)
+    return chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0)
 
 
 def _refuse_nan(x: Array, kept: Sequence[int], weights: Array | None, where: Array | None) -> None:

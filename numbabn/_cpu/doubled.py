@@ -57,6 +57,44 @@ def merge_moments(na, na_low, ma, ma_low, qa, qa_low, nb, nb_low, mb, mb_low, qb
     return n, n_low, m, m_low, q, q_low
 
 
+@helper
+def fold_sums(count, mean, mean_low, m2, odd, n, shift, s, q):
+    """Merge n values with sum s and sum of squares q about ``shift`` into (count, mean, mean_low, m2, odd).
+
+    As ``welford.merge_sums``, whose bound holds here too, with the mean doubled. Sums that are not finite are
+    added up in ``odd`` and change the count only, so that the mean stays one to take deviations from.
+    """
+    if n == 0.0:
+        return count, mean, mean_low, m2, odd
+    merged = count + n
+    if not np.isfinite(s):
+        return merged, mean, mean_low, m2, odd + s
+    m2_b = q - s * (s / n)
+    if m2_b < 0.0:  # by rounding
+        m2_b = 0.0
+    if q == np.inf:  # squares overflowed, and s * s may have, too
+        m2_b = q
+    delta = ((shift - mean) - mean_low) + s / n
+    weight = n / merged
+    mean, mean_low = add_two(mean, mean_low, delta * weight)
+    return merged, mean, mean_low, m2 + m2_b + delta * delta * (count * weight), odd
+
+
+@helper
+def unfold(count, mean, mean_low, m2, odd):
+    """(count, mean, mean_low, m2) of everything folded: NaN and infinity are in the mean again."""
+    if odd != 0.0:
+        return count, odd, 0.0, np.nan
+    return count, mean, mean_low, m2
+
+
+@helper
+def middle(low, high):
+    """Return a number near the values of a range; where they are equal, that value."""
+    k = low + (high - low) * 0.5
+    return k if np.isfinite(k) else 0.0
+
+
 @small_kernel
 def merge(weight, mean, m2, other_weight, other_mean, other_m2):
     """Merge moments [2, channels] into those of the first three arrays."""
@@ -71,13 +109,13 @@ def merge(weight, mean, m2, other_weight, other_mean, other_m2):
 
 
 @small_kernel
-def absorb(weight, mean, m2, chunk_weight, chunk_mean, chunk_mean_low, chunk_m2):
-    """Merge the moments of chunks [chunks, channels], in order, into those of the first three arrays."""
-    for k in range(chunk_weight.shape[0]):
+def absorb(weight, mean, m2, chunks):
+    """Merge chunks [chunks, (weight, mean, mean_low, m2, ...), channels], in order, into the moments."""
+    for k in range(len(chunks)):
         for c in range(weight.shape[1]):
             (
                 weight[0, c], weight[1, c], mean[0, c], mean[1, c], m2[0, c], m2[1, c],
             ) = merge_moments(
                 weight[0, c], weight[1, c], mean[0, c], mean[1, c], m2[0, c], m2[1, c],
-                chunk_weight[k, c], 0.0, chunk_mean[k, c], chunk_mean_low[k, c], chunk_m2[k, c], 0.0,
+                chunks[k, 0, c], 0.0, chunks[k, 1, c], chunks[k, 2, c], chunks[k, 3, c], 0.0,
             )  # fmt: skip
