@@ -312,9 +312,17 @@ def ddof(value: object) -> float:
     return number
 
 
+def on_host(array: object, name: str) -> Array:
+    """Return a plain NumPy array."""
+    x = known(array, name)
+    if type(x) is DeviceArray:
+        raise TypeError(f"{name} is {where(x)}, but must be a NumPy array; copy it to the host")
+    return x
+
+
 def chunk(array: object) -> Array:
     """Return an array of numbers that are real: bool, any integer, float16, float32 or float64."""
-    x = numpy_array(array, "chunk")
+    x = on_host(array, "chunk")
     if x.dtype.kind in "biu" or (x.dtype.kind == "f" and x.dtype.itemsize <= 8):
         return x
     if x.dtype.kind == "c":
@@ -337,21 +345,21 @@ def same_channels(given: tuple[int, ...], expected: tuple[int, ...], name: str) 
         raise ValueError(f"{name} has channels of shape {given}, but those seen so far have shape {expected}")
 
 
-def where(value: object, shape: tuple[int, ...]) -> Array | None:
+def mask(value: object, shape: tuple[int, ...]) -> Array | None:
     """Return a mask for an array of this shape, broadcast."""
     if value is None:
         return None
-    mask = np.asarray(value) if isinstance(value, bool) else numpy_array(value, "where")
-    if mask.dtype.kind != "b":
-        raise TypeError(f"where has dtype {mask.dtype}; it must be bool: pass where != 0, or weights=")
-    return _broadcast(mask, shape, "where")
+    array = np.asarray(value) if isinstance(value, bool) else on_host(value, "where")
+    if array.dtype.kind != "b":
+        raise TypeError(f"where has dtype {array.dtype}; it must be bool: pass where != 0, or weights=")
+    return _broadcast(array, shape, "where")
 
 
 def weights(value: object, shape: tuple[int, ...]) -> Array | None:
     """Return weights for an array of this shape, broadcast; finite and not negative."""
     if value is None:
         return None
-    array = numpy_array(value, "weights")
+    array = on_host(value, "weights")
     if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
         hint = "pass where= for a mask" if array.dtype.kind == "b" else "pass weights.astype(numpy.float64)"
         raise TypeError(f"weights has dtype {array.dtype}; real numbers are supported: {hint}")
