@@ -320,16 +320,16 @@ def on_host(array: object, name: str) -> Array:
     return x
 
 
-def chunk(array: object) -> Array:
+def chunk(array: object, name: str = "chunk") -> Array:
     """Return an array of numbers that are real: bool, any integer, float16, float32 or float64."""
-    x = on_host(array, "chunk")
+    x = on_host(array, name)
     if x.dtype.kind in "biu" or (x.dtype.kind == "f" and x.dtype.itemsize <= 8):
         return x
     if x.dtype.kind == "c":
-        raise TypeError(f"chunk has complex dtype {x.dtype}; pass chunk.real and chunk.imag separately")
+        raise TypeError(f"{name} has complex dtype {x.dtype}; pass {name}.real and {name}.imag separately")
     raise TypeError(
-        f"chunk has dtype {x.dtype}; bool, integers, float16, float32 and float64 are supported: "
-        "pass chunk.astype(numpy.float64)"
+        f"{name} has dtype {x.dtype}; bool, integers, float16, float32 and float64 are supported: "
+        f"pass {name}.astype(numpy.float64)"
     )
 
 
