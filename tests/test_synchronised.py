@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn import _synchronised
+from numbabn import _places, _synchronised
 from tests.ranks import on_ranks
 from tests.strategies import JIT, WRITABLE, Problem
 from tests.synchronised import CHECKS, check_training, part
@@ -128,7 +128,16 @@ def test_no_message_without_a_call():
 
 def test_not_on_a_gpu():
     with pytest.raises(TypeError, match=r"^comm is given, but the layer is on cuda:0"):
-        _synchronised.group(Comm(), _synchronised.Place("cupy", 0))
+        _synchronised.group(Comm(), _places.Place("cupy", 0))
+
+
+def test_does_not_move_to_a_gpu(monkeypatch):
+    bn = nbn.BatchNorm(3, comm=Comm())
+    arrays = dict(bn.params)
+    monkeypatch.setattr(_places, "place", lambda device: _places.Place("cupy", 0))
+    with pytest.raises(TypeError, match=r"^comm is given, but the layer is on cuda:0"):
+        bn.to("cuda")
+    assert all(bn.params[name] is array for name, array in arrays.items())
 
 
 def test_message_of_another_size():
