@@ -13,11 +13,13 @@ from numbabn.functional import (
     moments,
 )
 from numbabn.layers import BatchNorm
+from numbabn.streaming import Moments
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchNorm",
+    "Moments",
     "Saved",
     "__version__",
     "batch_norm_backward",

@@ -14,6 +14,7 @@ import numpy as np
 from numbabn import _checks, _cpu, _memory, _views
 from numbabn._arrays import AnyArray, DeviceArray, assign, native, statistics, vector
 from numbabn._backends import cuda_module
+from numbabn._synchronised import Message
 
 # An array of NumPy, CuPy, Numba or PyTorch: results are of the same kind. No static type covers the four, so
 # that the others are Any.
@@ -34,7 +35,10 @@ class Saved:
         Whether they are the statistics of x itself, through which gradients flow, or were given.
     """
 
-    __slots__ = ("_beta", "_eps", "_gamma", "_layout", "_mean", "_scale", "_var", "_x", "count", "training")
+    __slots__ = (
+        "_beta", "_eps", "_gamma", "_layout", "_mean", "_scale", "_synchronised", "_var", "_x",
+        "count", "training",
+    )  # fmt: skip
 
     count: int
     training: bool
@@ -46,6 +50,7 @@ class Saved:
     _gamma: AnyArray | None  # gamma and beta as given: their gradients are like them
     _beta: AnyArray | None
     _eps: float
+    _synchronised: bool  # whether statistics and count are those of all ranks
 
     @property
     def mean(self) -> Any:  # noqa: D102 - see Attributes
@@ -103,13 +108,15 @@ def moments(x: A, *, axis: int = 1) -> tuple[int, A, A]:
     """
     array = _checks.data(x, "x")
     axis = _checks.axis(axis, array.ndim)
-    channels = array.shape[axis]
-    if array.size == 0:
-        return 0, native(statistics(array, channels, np.nan)), native(statistics(array, channels, 0.0))
     array = _views.dense(array)
-    layout = _views.layout(array, axis)
-    mean, m2 = _backend(array).moments(layout.flat(array), layout.shape)
-    return array.size // channels, native(mean), native(m2)
+    count, mean, m2 = _moments(array, _views.layout(array, axis), array.shape[axis])
+    return count, native(mean), native(m2)
+
+
+def _moments(x: AnyArray, layout: _views.Layout, channels: int) -> tuple[int, Any, Any]:
+    if x.size == 0:
+        return 0, statistics(x, channels, np.nan), statistics(x, channels, 0.0)
+    return x.size // channels, *_backend(x).moments(layout.flat(x), layout.shape)
 
 
 def batch_norm_forward(
@@ -182,6 +189,28 @@ def batch_norm_forward(
     >>> saved.var
     array([  1., 100.])
     """
+    return _forward(x, gamma, beta, axis, eps, mean, var, out, None)
+
+
+@np.errstate(all="ignore")
+def synchronised_forward(
+    x: A, gamma: Any, beta: Any, axis: int, eps: float, out: A | None, message: Message
+) -> tuple[A, Saved]:
+    """`batch_norm_forward` with the statistics of the batches of all ranks."""
+    return _forward(x, gamma, beta, axis, eps, None, None, out, message)
+
+
+def _forward(
+    x: A,
+    gamma: Any,
+    beta: Any,
+    axis: int,
+    eps: float,
+    mean: Any,
+    var: Any,
+    out: A | None,
+    message: Message | None,
+) -> tuple[A, Saved]:
     array = _checks.data(x, "x")
     axis = _checks.axis(axis, array.ndim)
     eps = _checks.eps(eps)
@@ -192,9 +221,10 @@ def batch_norm_forward(
     saved._eps = eps
     saved.count = array.size // channels if channels else 0
     saved.training = mean is None and var is None
+    saved._synchronised = message is not None
     if not saved.training:
         saved._mean, saved._var = _given_statistics(mean, var, channels, array)
-    elif saved.count == 1:
+    elif saved.count == 1 and message is None:
         raise ValueError(
             f"x has shape {array.shape}, one value per channel, whose variance is 0; pass a larger batch, "
             "or mean= and var= to use known statistics"
@@ -207,12 +237,15 @@ def batch_norm_forward(
     saved._x = None if target is not None and _checks.same_memory(target, array) else source
     scale = saved._scale = None if saved._gamma is None else _views.vector(saved._gamma)
     shift = None if saved._beta is None else _views.vector(saved._beta)
+    own = saved.training and message is None  # the statistics are those of x, and of nothing else
+    if message is not None:
+        saved.count, saved._mean, saved._var = message.statistics(*_moments(source, layout, channels))
     if source.size == 0:
-        if saved.training:
+        if own:
             saved._mean, saved._var = (statistics(source, channels, np.nan) for _ in range(2))
         return _deliver(y, target), saved
     backend, flat_x, flat_y, shape = _backend(source), layout.flat(source), layout.flat(y), layout.shape
-    if saved.training:
+    if own:
         saved._mean, saved._var = backend.forward(flat_x, flat_y, shape, scale, shift, eps)
     else:
         backend.normalize(flat_x, flat_y, shape, saved._mean, saved._var, scale, shift, eps)
@@ -332,6 +365,26 @@ def batch_norm_backward(
     >>> dx.sum().round(12), dbeta
     (np.float64(0.0), array([1.]))
     """
+    return _backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+
+
+@np.errstate(all="ignore")
+def synchronised_backward(
+    dy: A, saved: Saved, out: A | None, need_dx: bool, message: Message
+) -> tuple[A | None, Any, Any]:
+    """`batch_norm_backward` of `synchronised_forward`; dgamma and dbeta are sums over all ranks."""
+    return _backward(dy, saved, out, need_dx, True, True, message)
+
+
+def _backward(
+    dy: A,
+    saved: Saved,
+    out: A | None,
+    need_dx: bool,
+    need_dgamma: bool,
+    need_dbeta: bool,
+    message: Message | None,
+) -> tuple[A | None, Any, Any]:
     if not (isinstance(saved, Saved) and hasattr(saved, "_x")):
         raise TypeError(f"saved must come from batch_norm_forward, but is {type(saved).__name__}")
     if saved._x is None:
@@ -352,7 +405,10 @@ def batch_norm_backward(
     dx = None
     if need_dx:
         dx = _memory.empty_like(x) if target is None or not layout.matches(target) else target
-    _run_backward(source, x, dx, saved, dgamma, dbeta)
+    if message is None:
+        _run_backward(source, x, dx, saved, dgamma, dbeta)
+    else:
+        _run_synchronised_backward(source, x, dx, saved, dgamma, dbeta, message)
     return (
         None if dx is None else _deliver(dx, target),
         None if dgamma is None else native(dgamma),
@@ -384,6 +440,31 @@ def _run_backward(
         backend.backward_reduce(flat_dy, flat_x, shape, mean, var, eps, dgamma, dbeta)
     if dx is not None:
         backend.scale(flat_dy, layout.flat(dx), shape, scale, var, eps)
+
+
+def _run_synchronised_backward(
+    dy: AnyArray,
+    x: AnyArray,
+    dx: AnyArray | None,
+    saved: Saved,
+    dgamma: AnyArray | None,
+    dbeta: AnyArray | None,
+    message: Message,
+) -> None:
+    """Fill whichever of dx, dgamma and dbeta are not None, with the sums of all ranks."""
+    backend, layout, mean, var, eps = _backend(x), saved._layout, saved._mean, saved._var, saved._eps
+    shape, flat_dy, flat_x = layout.shape, layout.flat(dy), layout.flat(x)
+    if x.size:
+        sums = backend.backward_reduce(flat_dy, flat_x, shape, mean, var, eps, None, None)
+    else:
+        sums = np.zeros((2, mean.size))
+    sums = message.sums(sums)
+    for gradient, total in ((dbeta, sums[0]), (dgamma, sums[1])):
+        if gradient is not None:
+            assign(gradient, total)
+    if dx is not None and x.size:
+        flat_dx, scale, count = layout.flat(dx), saved._scale, saved.count
+        backend.backward_apply(flat_dy, flat_x, flat_dx, shape, scale, mean, var, eps, sums, count)
 
 
 def _backend(x: AnyArray) -> ModuleType:

@@ -7,10 +7,17 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbabn import _checks, _places
+from numbabn import _checks, _places, _synchronised
 from numbabn._arrays import Array, assign, known, native
 from numbabn._running import Running, averaged, initial, pooled
-from numbabn.functional import Saved, batch_norm_backward, batch_norm_forward
+from numbabn._synchronised import Group, Message
+from numbabn.functional import (
+    Saved,
+    batch_norm_backward,
+    batch_norm_forward,
+    synchronised_backward,
+    synchronised_forward,
+)
 
 A = TypeVar("A")  # an array of NumPy, CuPy, Numba or PyTorch: results are of the same kind
 
@@ -45,6 +52,9 @@ class BatchNorm:
         another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where parameters and statistics are, and x must be; see `to`.
+    comm : MPI communicator, optional
+        Synchronise the layer over its ranks, see Notes; for example ``mpi4py.MPI.COMM_WORLD``. Needs
+        ``pip install "numbabn[mpi]"``, and NumPy arrays.
 
     Attributes
     ----------
@@ -57,6 +67,8 @@ class BatchNorm:
         Training batches seen.
     training : bool
         The mode; see `train` and `eval`.
+    comm : MPI communicator or None
+        As given; may be set, and is not pickled.
 
     Raises
     ------
@@ -75,6 +87,27 @@ class BatchNorm:
     On a GPU the running statistics are updated in place, so that a replayed CUDA graph goes on updating them;
     counts are kept on the host, so that ``num_batches_tracked`` stands still then and ``momentum=None`` must
     not be captured.
+
+    **Several processes.** With ``comm``, each rank calls its own layer with its own batch, of any size, 0
+    too. In training mode it gets what one process would with the batches of all ranks in one: y and dx of its
+    part, and the same bits on all ranks of the running statistics, of dgamma and of dbeta. These two are sums
+    over all ranks and must not be added up again; PyTorch's SyncBatchNorm keeps local sums. Parameters must
+    be the same on all ranks, as they are in the beginning.
+
+    All ranks make the same calls in training mode, in the same order: each call of the layer and each
+    `backward` of it is one message of 2 C + 2 numbers (an ``Allgather``). In evaluation mode nothing is sent,
+    and dgamma and dbeta are those of the rank's own batch. If a call is refused on one rank, it raises its
+    error there and a RuntimeError that names the rank on all others; none of them has changed anything, and
+    all may go on. What no layer can see is a rank that ends before its call: the others wait for it. Start
+    programs with ``python -m mpi4py``, which ends all ranks when one has an error that nobody catches::
+
+        # mpiexec -n 4 python -m mpi4py train.py
+        from mpi4py import MPI
+        bn = nbn.BatchNorm(64, comm=MPI.COMM_WORLD)
+        y = bn(x)               # of this rank's part of the batch
+        dx = bn.backward(dy)
+
+    Copies of a layer keep its comm; a layer from a pickle has none, until ``bn.comm = comm``.
 
     Examples
     --------
@@ -103,6 +136,7 @@ class BatchNorm:
         track_running_stats: bool = True,
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
+        comm: Any = None,
     ) -> None:
         self.num_channels = _checks.channels(num_channels)
         self.axis = _checks.integer(axis, "axis")
@@ -111,6 +145,7 @@ class BatchNorm:
         self.dtype = _checks.parameter_dtype(dtype)
         self.training = True
         self._place = place = _places.place(device)
+        self._group: Group | None = _synchronised.group(comm, place)
         ones, zeros = np.ones(self.num_channels, self.dtype), np.zeros(self.num_channels, self.dtype)
         self.params: dict[str, Any] = {}
         if scale:
@@ -138,6 +173,16 @@ class BatchNorm:
         """Number of training batches in the running statistics."""
         return 0 if self._running is None else self._running.batches
 
+    @property
+    def comm(self) -> Any:
+        """Communicator of a synchronised layer, or None."""
+        return None if self._group is None else self._group.comm
+
+    @comm.setter
+    def comm(self, comm: Any) -> None:
+        self._group = _synchronised.group(comm, self._place)
+        self._saved = None
+
     def __call__(self, x: A, *, out: A | None = None) -> A:
         """Normalise x; in training mode, update the running statistics.
 
@@ -153,11 +198,20 @@ class BatchNorm:
         y : array
             Shape, dtype and library of x; ``out`` if given.
         """
+        if self._group is None or not self.training:
+            return self._forward(x, out, None)
+        with self._group.message(_synchronised.FORWARD, self.num_channels) as message:
+            return self._forward(x, out, message)
+
+    def _forward(self, x: A, out: A | None, message: Message | None) -> A:
         x = _checks.layer_input(x, self.axis, self.num_channels, self._place)
         gamma, beta = self.params.get("gamma"), self.params.get("beta")
         running = self._running
         if self.training or running is None:
-            y, saved = batch_norm_forward(x, gamma, beta, axis=self.axis, eps=self.eps, out=out)
+            if message is None:
+                y, saved = batch_norm_forward(x, gamma, beta, axis=self.axis, eps=self.eps, out=out)
+            else:
+                y, saved = synchronised_forward(x, gamma, beta, self.axis, self.eps, out, message)
             if self.training and running is not None and not self._frozen and saved.count:
                 update = (
                     pooled(running, saved)
@@ -193,9 +247,21 @@ class BatchNorm:
         RuntimeError
             If the layer was not called before.
         """
-        if self._saved is None:
+        saved = self._saved
+        together = self.training if saved is None else saved._synchronised
+        if self._group is None or not together:
+            return self._backward(dy, out, need_dx, None)
+        with self._group.message(_synchronised.BACKWARD, self.num_channels) as message:
+            return self._backward(dy, out, need_dx, message)
+
+    def _backward(self, dy: A, out: A | None, need_dx: bool, message: Message | None) -> A | None:
+        saved = self._saved
+        if saved is None:
             raise RuntimeError("backward needs a forward call first: y = bn(x), then bn.backward(dy)")
-        dx, dgamma, dbeta = batch_norm_backward(dy, self._saved, out=out, need_dx=need_dx)
+        if message is None:
+            dx, dgamma, dbeta = batch_norm_backward(dy, saved, out=out, need_dx=need_dx)
+        else:
+            dx, dgamma, dbeta = synchronised_backward(dy, saved, out, need_dx, message)
         if dgamma is not None:
             self.grads["gamma"] = dgamma
         if dbeta is not None:
@@ -242,6 +308,7 @@ class BatchNorm:
         """
         place = _places.place(device)
         if place != self._place:
+            _synchronised.group(self.comm, place)
             self.__dict__ |= self._moved(place)
         return self
 
@@ -335,4 +402,5 @@ class BatchNorm:
             options += "" if present else f", {name}=False"
         options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
         options += "" if self._place == _places.HOST else f", device='{self._place}'"
+        options += "" if self._group is None else f", comm={self.comm!r}"
         return f"BatchNorm({self.num_channels}, {options})"

@@ -31,11 +31,20 @@ def pool(
 ) -> tuple[Array, Array, Array, Array]:
     """Return (mean, unbiased variance) rounded to their dtypes and (mean, m2) in float64, of all values.
 
-    Chan, Golub and LeVeque (1979), eq. 2.1; ``count`` values were seen before the batch.
+    ``count`` values were seen before the batch.
     """
-    total = count + batch_count
-    delta = batch_mean - population_mean
-    population_mean = population_mean + delta * (batch_count / total)
-    population_m2 = population_m2 + batch_var * batch_count + delta * delta * (count * (batch_count / total))
+    total, population_mean, population_m2 = merged(
+        count, population_mean, population_m2, batch_count, batch_mean, batch_var * batch_count
+    )
     unbiased = population_m2 / (total - 1)
     return population_mean.astype(mean.dtype), unbiased.astype(var.dtype), population_mean, population_m2
+
+
+def merged(
+    count: int, mean: Array, m2: Array, more: int, more_mean: Array, more_m2: Array
+) -> tuple[int, Array, Array]:
+    """Return (count, mean, m2) of ``count`` values and ``more``: Chan, Golub and LeVeque (1979), eq. 2.1."""
+    total = count + more
+    delta = more_mean - mean
+    weight = more / total
+    return total, mean + delta * weight, m2 + more_m2 + delta * delta * (count * weight)

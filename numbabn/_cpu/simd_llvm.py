@@ -19,12 +19,21 @@ __all__ = [
     "LANES",
     "add",
     "blend",
+    "cast",
     "convert",
+    "drop_nan",
     "fence",
     "fma",
+    "highest",
     "load",
+    "load_number",
+    "load_number_part",
     "load_part",
+    "lowest",
+    "maximum",
+    "minimum",
     "prefetch",
+    "select",
     "splat",
     "store",
     "store_part",
@@ -60,13 +69,35 @@ def _scalar(dtype):
     return {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[dtype]
 
 
+def _storage(dtype):
+    """Type of an element in memory: numbers of 16 bits may be integers or the bits of a float16."""
+    return ir.IntType(dtype.bitwidth) if isinstance(dtype, types.Integer) else _scalar(dtype)
+
+
+def _number(builder, value, dtype, like, half):
+    """Lanes of storage as floats of like's type."""
+    result = ir.VectorType(_scalar(like), LANES)
+    if isinstance(dtype, types.Integer) and not half:
+        return (builder.sitofp if dtype.signed else builder.uitofp)(value, result)
+    width = dtype.bitwidth
+    if half:
+        value = builder.bitcast(value, ir.VectorType(ir.HalfType(), LANES))
+    if width == like.bitwidth:
+        return value
+    return (builder.fpext if width < like.bitwidth else builder.fptrunc)(value, result)
+
+
+def _is_half(dtype, half):
+    return dtype == types.uint16 and half != types.none
+
+
 def _element(context, builder, array_type, array, index):
     """Pointer to array[index]: no bounds, no wrap-around."""
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
 def _vector_pointer(context, builder, array_type, array, index):
-    kind = ir.VectorType(_scalar(array_type.dtype), LANES)
+    kind = ir.VectorType(_storage(array_type.dtype), LANES)
     return builder.bitcast(_element(context, builder, array_type, array, index), kind.as_pointer())
 
 
@@ -123,6 +154,35 @@ def load_part(typingctx, array, index, count, otherwise):
 
 
 @intrinsic
+def load_number(typingctx, array, index, half, like):
+    """``load`` of any kind of numbers; those of 16 bits are float16 unless ``half`` is None."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = _vector_pointer(context, builder, array, *arguments[:2])
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        return _number(builder, value, array.dtype, like, _is_half(array.dtype, half))
+
+    return Vector(like)(array, types.intp, half, like), codegen
+
+
+@intrinsic
+def load_number_part(typingctx, array, index, count, half, like):
+    """Do the same for array[index : index + count] in the first lanes; 0 in the others."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = _vector_pointer(context, builder, array, *arguments[:2])
+        kind, bits = pointer.type.pointee, array.dtype.bitwidth
+        letter = "i" if isinstance(array.dtype, types.Integer) else "f"
+        mask = _mask(builder, arguments[2])
+        name = f"llvm.masked.load.v{LANES}{letter}{bits}.p0"
+        nothing = ir.Constant(kind, [0 if letter == "i" else 0.0] * LANES)
+        value = _call(builder, name, kind, [pointer, _I32(bits // 8), mask, nothing])
+        return _number(builder, value, array.dtype, like, _is_half(array.dtype, half))
+
+    return Vector(like)(array, types.intp, types.intp, half, like), codegen
+
+
+@intrinsic
 def store_part(typingctx, array, index, count, value):
     """array[index : index + count] = the first lanes of value."""
 
@@ -156,6 +216,18 @@ def widen(typingctx, a):
         return builder.fpext(arguments[0], ir.VectorType(ir.DoubleType(), LANES))
 
     return Vector(types.float64)(a), codegen
+
+
+@intrinsic
+def cast(typingctx, a, like):
+    """Return the vector in like's dtype, which has as many bits or more."""
+
+    def codegen(context, builder, signature, arguments):
+        if a.dtype == like:
+            return arguments[0]
+        return builder.fpext(arguments[0], ir.VectorType(_scalar(like), LANES))
+
+    return Vector(like)(a, like), codegen
 
 
 @intrinsic
@@ -222,8 +294,50 @@ def blend(typingctx, a, b, count):
 
 
 @intrinsic
-def total(typingctx, a):
-    """Sum of the lanes: halves are added until one lane is left."""
+def minimum(typingctx, a, b):
+    """Lesser of a and b; b where a is NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        return _lesser(builder, *arguments)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """Greater of a and b; b where a is NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        return _greater(builder, *arguments)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def select(typingctx, weight, a, b):
+    """Return a where the weight is above 0, else b."""
+
+    def codegen(context, builder, signature, arguments):
+        nothing = ir.Constant(arguments[0].type, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered(">", arguments[0], nothing), *arguments[1:])
+
+    return a(weight, a, b), codegen
+
+
+@intrinsic
+def drop_nan(typingctx, weight, a):
+    """Return the weight, or 0 where a is NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        nothing = ir.Constant(arguments[0].type, [0.0] * LANES)
+        number = builder.fcmp_ordered("ord", arguments[1], arguments[1])
+        return builder.select(number, arguments[0], nothing)
+
+    return weight(weight, a), codegen
+
+
+def _reduction(combine):
+    """Code that combines halves until one lane is left."""
 
     def codegen(context, builder, signature, arguments):
         value, width = arguments[0], LANES
@@ -231,12 +345,40 @@ def total(typingctx, a):
             width //= 2
             low, high = _lanes(range(width)), _lanes(range(width, 2 * width))
             undefined = ir.Constant(value.type, ir.Undefined)
-            value = builder.fadd(
-                builder.shuffle_vector(value, undefined, low), builder.shuffle_vector(value, undefined, high)
+            value = combine(
+                builder,
+                builder.shuffle_vector(value, undefined, low),
+                builder.shuffle_vector(value, undefined, high),
             )
         return builder.extract_element(value, _I32(0))
 
-    return a.dtype(a), codegen
+    return codegen
+
+
+def _lesser(builder, a, b):
+    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
+
+
+def _greater(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def total(typingctx, a):
+    """Sum of the lanes: halves are added until one lane is left."""
+    return a.dtype(a), _reduction(lambda builder, low, high: builder.fadd(low, high))
+
+
+@intrinsic
+def lowest(typingctx, a):
+    """Least of the lanes, which are not NaN."""
+    return a.dtype(a), _reduction(_lesser)
+
+
+@intrinsic
+def highest(typingctx, a):
+    """Greatest of the lanes, which are not NaN."""
+    return a.dtype(a), _reduction(_greater)
 
 
 def _make_store(nontemporal):

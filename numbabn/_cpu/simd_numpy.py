@@ -17,6 +17,19 @@ def load_part(array, index, count, otherwise):
     return value
 
 
+def load_number(array, index, half, like):
+    """``load`` of any kind of numbers; those of 16 bits are float16 unless ``half`` is None."""
+    part = array[index : index + LANES]
+    return (part if half is None or part.dtype != np.uint16 else part.view(np.float16)).astype(type(like))
+
+
+def load_number_part(array, index, count, half, like):
+    """Do the same for array[index : index + count] in the first lanes; 0 in the others."""
+    value = np.zeros(LANES, type(like))
+    value[:count] = load_number(array[: index + count], index, half, like)
+    return value
+
+
 def store_part(array, index, count, value):
     """array[index : index + count] = the first lanes of value."""
     array[index : index + count] = value[:count]
@@ -30,6 +43,11 @@ def convert(value, like):
 def widen(a):
     """Return the vector in float64."""
     return a.astype(np.float64)
+
+
+def cast(a, like):
+    """Return the vector in like's dtype."""
+    return a.astype(type(like))
 
 
 def splat(scalar):
@@ -62,9 +80,39 @@ def blend(a, b, count):
     return np.concatenate([a[:count], b[count:]])
 
 
+def minimum(a, b):
+    """Lesser of a and b; b where a is NaN."""
+    return np.where(a < b, a, b)
+
+
+def maximum(a, b):
+    """Greater of a and b; b where a is NaN."""
+    return np.where(a > b, a, b)
+
+
+def select(weight, a, b):
+    """Return a where the weight is above 0, else b."""
+    return np.where(weight > 0, a, b)
+
+
+def drop_nan(weight, a):
+    """Return the weight, or 0 where a is NaN."""
+    return np.where(np.isnan(a), 0, weight)
+
+
 def total(a):
     """Sum of the lanes."""
     return a.sum()
+
+
+def lowest(a):
+    """Least of the lanes, which are not NaN."""
+    return a.min()
+
+
+def highest(a):
+    """Greatest of the lanes, which are not NaN."""
+    return a.max()
 
 
 def store(array, index, value):

@@ -1,0 +1,156 @@
+"""The verbs of streaming statistics on flat, contiguous NumPy arrays: exact sums, and moments with a range.
+
+As in the other verbs, shape is (outer, channels, inner) and nothing is checked. ``weight`` has one value for
+every element of x: bool, or float64 of which none is negative; what has weight 0 is not there at all.
+"""
+
+import platform
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import binding
+
+from numbabn._arrays import Array
+from numbabn._cpu import column_statistics, integer_kernels, plan, row_statistics
+from numbabn._cpu.plan import Shape
+from numbabn._cpu.simd import LANES
+
+_FLOAT32, _FLOAT64 = np.float32(0), np.float64(0)
+_DIGIT = (1 << 32) - 1
+_ROW = 4096  # elements
+
+
+class Sums(NamedTuple):
+    """Exact sums per channel: digits of 32 bits, the lowest first, and the range as float64."""
+
+    number: Array  # int64 [channels]
+    total: Array  # int64 [4, channels]
+    squares: Array  # int64 [6, channels]
+    low: Array
+    high: Array
+
+
+def moments(x: Array, shape: Shape, weight: Array | None, omit: bool) -> Array:
+    """Moments of chunks, to be merged in order: float64 [chunks, 6, channels].
+
+    They are weight, mean, what the mean has rounded, m2, least and greatest value. With ``omit``, NaN is not
+    there at all; else all results of its channel are NaN.
+    """
+    given = x
+    if weight is not None:
+        x = x.astype(np.float64, copy=False)
+        weight = weight.astype(np.float64, copy=False)
+        if omit:
+            weight = np.where(np.isnan(x), 0, weight)
+    elif x.dtype == np.float16:
+        x = x.view(np.uint16) if _HAS_HALF else x.astype(np.float32)
+    masked = True if omit or weight is not None else None
+    value = _FLOAT64 if masked or x.dtype == np.float64 else _FLOAT32
+    chunks = _chunks("moments", 6, x, weight, shape, masked, value, _FLOAT64)
+    if not omit and np.isnan(chunks[:, 1]).any():
+        _spread_nan(given.reshape(shape), weight, chunks)
+    return chunks
+
+
+def integers(x: Array, shape: Shape, weight: Array | None) -> Sums:
+    """Exact sums of bools or integers; ``weight`` is bool."""
+    if x.dtype.itemsize > 2:
+        return _wide_integers(x, shape, weight)
+    if x.dtype == np.bool_:
+        x = x.view(np.uint8)
+    # No sum is rounded: those of 32 squares of bytes are below 2**24, and those of a chunk below 2**53, since
+    # it has fewer than 2**21 elements a channel.
+    masked = None if weight is None else True
+    value = _FLOAT64 if masked else _FLOAT32
+    like = _FLOAT32 if x.dtype.itemsize == 1 and not masked else _FLOAT64
+    weight = None if weight is None else weight.astype(np.float64)
+    chunks = _chunks("integers", 5, x, weight, shape, masked, value, like)
+    count, s, q = chunks[:, :3].astype(np.int64).sum(axis=0)
+    total, squares = np.zeros((4, len(s)), np.int64), np.zeros((6, len(s)), np.int64)
+    total[0], total[1] = s & _DIGIT, s >> 32
+    squares[0], squares[1] = q & _DIGIT, q >> 32
+    return Sums(count, total, squares, chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
+
+
+def _chunks(
+    verb: str, parts: int, x: Array, weight: Array | None, shape: Shape, masked: Any, value: Any, like: Any
+) -> Array:
+    """Run a kernel of rows or of columns; return its chunks [chunks, parts, channels]."""
+    if plan.uses_rows(shape):
+        out = np.empty((plan.row_chunks(shape, x.itemsize), parts, shape[1]))
+        getattr(row_statistics, verb)(x.nbytes, x, weight, *shape, masked, value, like, out)
+        return out
+    pixels, channels, inner = shape
+    copies, chunks = plan.columns(shape, x.nbytes)
+    kernel = getattr(column_statistics, verb)
+    rows = pixels // copies
+    whole = rows * copies * channels * inner
+    out = np.empty((chunks + 1, parts, channels))
+    if rows:
+        flat, w = x[:whole], None if weight is None else weight[:whole]
+        width = copies * channels * inner
+        kernel(x.nbytes, flat, w, width, copies, inner, masked, value, like, out[:chunks])
+    if pixels % copies == 0:
+        return out[:chunks]
+    # Pixels left over: one row of their own, filled up to whole vectors.
+    flat, w = _padded(x[whole:]), None if weight is None else _padded(weight[whole:])
+    kernel(0, flat, w, len(flat), pixels % copies, inner, masked, value, like, out[chunks:])
+    return out if rows else out[chunks:]
+
+
+def _padded(x: Array) -> Array:
+    padded = np.zeros(-(-len(x) // LANES) * LANES, x.dtype)
+    padded[: len(x)] = x
+    return padded
+
+
+def _wide_integers(x: Array, shape: Shape, weight: Array | None) -> Sums:
+    """Exact sums of integers of 32 or 64 bits."""
+    kind, offset = x.dtype, 1 << (8 * x.itemsize - 1)  # of signed integers, which kernels see without a sign
+    x = x.view(f"u{x.itemsize}")
+    flip = x.dtype.type(offset if kind.kind == "i" else 0)
+    parts = _wide_chunks(x, shape, weight, flip)
+    n, s0, s1, *q = parts[:, :9].astype(np.int64).sum(axis=0)
+    total, squares = np.zeros((4, len(n)), np.int64), np.zeros((6, len(n)), np.int64)
+    total[0], total[1] = s0, s1
+    squares[0], squares[1], squares[2], squares[3] = q[0], q[1] + 2 * q[2], 2 * q[3] + q[4], q[5]
+    if flip:  # sum(x) = sum(v) - n * offset, sum(x * x) = sum(v * v) - 2 * offset * sum(v) + n * offset**2
+        top = x.itemsize // 8  # digit of the offset
+        total[top] -= n << 31
+        squares[top + 1] -= s0
+        squares[top + 2] -= s1
+        squares[2 * top + 1] += n << 30
+    least, most = parts[:, 9].min(axis=0), parts[:, 10].max(axis=0)
+    low, high = ((v.astype(x.dtype) ^ flip).view(kind).astype(np.float64) for v in (least, most))
+    return Sums(n, total, squares, np.where(n > 0, low, np.inf), np.where(n > 0, high, -np.inf))
+
+
+def _wide_chunks(x: Array, shape: Shape, weight: Array | None, flip: Any) -> Array:
+    outer, channels, inner = shape
+    if outer == channels == 1 and inner > _ROW:  # one long row would be one chunk
+        whole = inner // _ROW * _ROW
+        head = x[:whole], (inner // _ROW, 1, _ROW), None if weight is None else weight[:whole], flip
+        tail = x[whole:], (1, 1, inner - whole), None if weight is None else weight[whole:], flip
+        return np.concatenate([_wide_chunks(*head), _wide_chunks(*tail)])
+    chunks = max(1, min(outer, plan.MAX_CHUNKS, x.nbytes // plan.CHUNK_BYTES))
+    out = np.empty((chunks, integer_kernels.PARTS, channels), np.uint64)
+    integer_kernels.sums(x.nbytes, x, weight, *shape, flip, out)
+    return out
+
+
+def _spread_nan(x: Array, weight: Array | None, chunks: Array) -> None:
+    """Make the range of channels with a NaN NaN. Kernels pass it over, and a mean may be inf - inf."""
+    nan = np.isnan(x)
+    if weight is not None:
+        nan &= weight.reshape(x.shape) > 0
+    chunks[0, 4:, nan.any(axis=(0, 2))] = np.nan
+
+
+def _converts_half() -> bool:
+    """Whether the machine turns float16 into float32; LLVM's code for others calls what is not there."""
+    return platform.machine().lower() in ("arm64", "aarch64") or bool(
+        binding.get_host_cpu_features().get("f16c")
+    )
+
+
+_HAS_HALF = _converts_half()

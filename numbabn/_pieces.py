@@ -1,0 +1,95 @@
+"""Large arrays in pieces: each a view, or a small copy, that kernels can read.
+
+A piece is some tens of megabytes, cut along the slowest axes of the memory. So an array on disk is read from
+its beginning to its end and never held whole, and where a copy is needed it is a copy of one piece.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from numbabn._arrays import Array
+
+VIEW_BYTES = 32 << 20  # of a piece that is a view: starting the threads is nothing to it
+COPY_BYTES = 1 << 20  # of a piece that is copied: the copy is still in the cache when it is read
+
+Index = tuple[slice, ...]
+
+
+class Piece(NamedTuple):
+    """A piece of an array as (outer, channels, inner), and where it lies."""
+
+    x: Array  # flat
+    beside: list[Array]  # flat, in the same order
+    shape: tuple[int, int, int]
+    place: Index  # of the piece in the array
+    kept: tuple[int, ...]  # the channel axes in the order of the piece
+
+
+def pieces(x: Array, beside: Sequence[Array], kept: Sequence[int]) -> Iterator[Piece]:
+    """Cut an array into pieces for its channel axes ``kept``, and with it others of its shape."""
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    copied = bool(beside) or not _is_view(x, order)
+    for index in cut(x.shape, order, x.itemsize, COPY_BYTES if copied else VIEW_BYTES):
+        part = x[index]
+        axes = _arranged(part.shape, order, kept)
+        yield Piece(
+            _flat(part, axes),
+            [_flat(other[index], axes) for other in beside],
+            _canonical([part.shape[axis] for axis in axes], [axis in kept for axis in axes]),
+            index,
+            tuple(axis for axis in axes if axis in kept),
+        )
+
+
+def cut(shape: Sequence[int], order: Sequence[int], itemsize: int, most: int) -> Iterator[Index]:
+    """Slices of about ``most`` bytes, along the axis ``order[0]`` first, and all of a size."""
+    yield from _cut([slice(0, n) for n in shape], list(order), itemsize, most)
+
+
+def _cut(index: list[slice], order: list[int], itemsize: int, most: int) -> Iterator[Index]:
+    if not order:
+        yield tuple(index)
+        return
+    axis, *faster = order
+    length = index[axis].stop
+    each = itemsize * math.prod(index[a].stop for a in faster)
+    count = min(length, -(-length * each // most))
+    for i in range(count):
+        index[axis] = slice(i * length // count, (i + 1) * length // count)
+        if each > most:
+            yield from _cut(index, faster, itemsize, most)
+        else:
+            yield tuple(index)
+    index[axis] = slice(0, length)
+
+
+def _is_view(x: Array, order: Sequence[int]) -> bool:
+    return x.dtype.isnative and x.flags.aligned and x.transpose(order).flags.c_contiguous
+
+
+def _arranged(shape: Sequence[int], order: Sequence[int], kept: Sequence[int]) -> list[int]:
+    """Axes in the order of the memory, or with the channel axes last where others lie between them."""
+    axes = [axis for axis in order if shape[axis] != 1]  # an axis of length 1 lies anywhere
+    single = [axis for axis in order if shape[axis] == 1]
+    channels = [i for i, axis in enumerate(axes) if axis in kept]
+    if channels and channels[-1] - channels[0] >= len(channels):
+        axes = [axis for axis in axes if axis not in kept] + [axis for axis in axes if axis in kept]
+    return single + axes
+
+
+def _canonical(lengths: Sequence[int], kept: Sequence[bool]) -> tuple[int, int, int]:
+    """(outer, channels, inner) of axes of which the kept ones are neighbours."""
+    channels = [i for i, n in enumerate(lengths) if kept[i] and n != 1]
+    if not channels:
+        return 1, 1, math.prod(lengths)
+    first, end = channels[0], channels[-1] + 1
+    return math.prod(lengths[:first]), math.prod(lengths[first:end]), math.prod(lengths[end:])
+
+
+def _flat(part: Array, axes: Sequence[int]) -> Array:
+    """Return the elements in the order of the axes: a view, or a copy."""
+    flat = np.ascontiguousarray(part.transpose(axes), dtype=part.dtype.newbyteorder("="))
+    return np.require(flat, requirements="A").reshape(-1)

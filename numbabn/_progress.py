@@ -1,0 +1,16 @@
+"""A progress bar, where tqdm is installed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def bar(iterable: Iterable[Any], description: str) -> Iterable[Any]:
+    """Return the same items, counted by a bar on standard error."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError(
+            'progress=True needs tqdm: pip install "numbabn[progress]", or pass progress=False'
+        ) from None
+    counted: Iterable[Any] = tqdm(iterable, desc=description, unit="chunk")
+    return counted
