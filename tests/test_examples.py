@@ -57,3 +57,13 @@ def test_train_digits_options(tmp_path):
     assert "batches of 64" in output
     assert "Learning rate 0.01" in output
     assert is_png(figure)
+
+
+def test_recalibrate(tmp_path):
+    output = run_example("recalibrate.py", "--quick", cwd=tmp_path)
+    rows = [line for line in output.splitlines() if line.endswith("%")][1:]
+    before, after, exact = (float(row.rstrip("%").split()[-1]) for row in rows)
+    assert before > 5, "running averages of ten tiny batches are noisy"
+    assert after < 1
+    assert exact == 0
+    assert not list(tmp_path.iterdir())
