@@ -8,7 +8,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("numpy", "numba", "torch", "jax")
+PACKAGES = ("numpy", "numba", "torch", "jax", "scikit-learn")
 
 
 def describe(threads: int | None = None) -> dict[str, str]:

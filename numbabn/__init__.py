@@ -13,6 +13,7 @@ from numbabn.functional import (
     moments,
 )
 from numbabn.layers import BatchNorm
+from numbabn.recalibration import recalibrate
 from numbabn.streaming import Moments
 
 __version__ = "0.1.0"
@@ -26,5 +27,6 @@ __all__ = [
     "batch_norm_forward",
     "batch_norm_inference",
     "moments",
+    "recalibrate",
     "show_config",
 ]

@@ -384,9 +384,9 @@ def _broadcast(array: Array, shape: tuple[int, ...], name: str) -> Array:
 _STATE_KINDS = {
     "format": "iu", "axis": "iu", "nan_policy": "U", "shape": "iu", "weighted": "b", "min": "f", "max": "f",
     "exact_count": "iu", "exact_total": "iu", "exact_squares": "iu",
-    "real_weight": "f", "real_mean": "f", "real_m2": "f",
+    "real_moments": "f",
 }  # fmt: skip
-_STATE_ROWS = {"exact_total": 4, "exact_squares": 6, "real_weight": 2, "real_mean": 2, "real_m2": 2}
+_STATE_ROWS = {"exact_total": 4, "exact_squares": 6, "real_moments": 6}
 
 
 def moments_state(given: Any, version: int) -> dict[str, Array]:

@@ -8,11 +8,12 @@ import numpy as np
 from numbabn._arrays import Array
 from numbabn._cpu import doubled, statistics
 from numbabn._pieces import Piece, cut, pieces
-from numbabn._population import Exact, Population, Real, carried
+from numbabn._population import Exact, Population, Real
 
 _SCAN_BYTES = 1 << 20  # looked at once in the search for a NaN
 
 
+@np.errstate(all="ignore")  # of NaN and infinity, where kernels run as plain Python
 def population(
     x: Array, kept: Sequence[int], weights: Array | None, where: Array | None, nan_policy: str
 ) -> Population:
@@ -39,11 +40,13 @@ def population(
             low, high = _add_integers(found.exact, piece, place, weight)
         elif found.real:
             low, high = _add_reals(found.real, piece, place, weight, nan_policy == "omit")
-            if suspicious and np.isnan(found.real.mean[0]).any():
+            if suspicious and np.isnan(found.real.moments[2]).any():
                 _refuse_nan(x, kept, weights, where)
                 suspicious = False  # infinities of both signs
         found.low[place] = np.minimum(found.low[place], low)
         found.high[place] = np.maximum(found.high[place], high)
+    if found.exact:
+        found.exact.carry()
     return found
 
 
@@ -70,21 +73,17 @@ def _place(piece: Piece, shape: tuple[int, ...], kept: Sequence[int]) -> Any:
 def _add_integers(exact: Exact, piece: Piece, place: Any, weight: Array | None) -> tuple[Array, Array]:
     """Add a piece to the sums; return the least and greatest value of its channels."""
     sums = statistics.integers(piece.x, piece.shape, weight)
-    exact.count[place] += sums.number
-    exact.total[:, place] = carried(exact.total[:, place] + sums.total)
-    exact.squares[:, place] = carried(exact.squares[:, place] + sums.squares)
+    exact.add(sums.number, sums.total, sums.squares, place)
     return sums.low, sums.high
 
 
 def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit: bool) -> tuple[Array, Array]:
     """Merge a piece into the moments; return the least and greatest value of its channels."""
     chunks = statistics.moments(piece.x, piece.shape, weight, omit)
-    moments = real.weight, real.mean, real.m2
-    parts = [part[:, place] for part in moments]  # views, or copies of some channels
-    doubled.absorb(*parts, chunks)
+    moments = np.ascontiguousarray(real.moments[:, place])  # itself, or a copy of some channels
+    doubled.absorb(moments, chunks)
     if not isinstance(place, slice):
-        for part, new in zip(moments, parts, strict=True):
-            part[:, place] = new
+        real.moments[:, place] = moments
     return chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from numbabn._arrays import Array
 
-VIEW_BYTES = 32 << 20  # of a piece that is a view: starting the threads is nothing to it
+VIEW_BYTES = 64 << 20  # of a piece that is a view: starting the threads is nothing to it
 COPY_BYTES = 1 << 20  # of a piece that is copied: the copy is still in the cache when it is read
 
 Index = tuple[slice, ...]

@@ -13,9 +13,8 @@ import numpy as np
 
 from numbabn._arrays import Array
 from numbabn._cpu import doubled
+from numbabn._cpu.digits import carried, joined
 
-DIGIT = 32  # bits of a digit, kept in an int64: sums of digits need no carry for a while
-_MASK = (1 << DIGIT) - 1
 SUM_DIGITS, SQUARE_DIGITS = 4, 6  # 2**63 values below 2**64: sums below 2**127, of squares below 2**191
 MOST = np.iinfo(np.int64).max
 
@@ -43,20 +42,30 @@ class Exact:
             carried(self.squares + other.squares),
         )
 
+    def add(self, number: Array, total: Array, squares: Array, place: Any) -> None:
+        """Add sums, of as many digits as they need, to those of some channels; `carry` after the last."""
+        self.count[place] += number
+        self.total[: len(total), place] += total
+        self.squares[: len(squares), place] += squares
+
+    def carry(self) -> None:
+        """Bring all digits back into their range."""
+        self.total[...] = carried(self.total)
+        self.squares[...] = carried(self.squares)
+
     def sums(self) -> tuple[Array, Array, Array]:
         """Return (count, sum, sum of squares) of the channels as Python's integers."""
-        return self.count.astype(object), _joined(self.total), _joined(self.squares)
+        return self.count.astype(object), joined(self.total), joined(self.squares)
 
     def real(self) -> "Real":
         """Return the same as moments, each the nearest two float64."""
         n, total, squares = self.sums()
-        moments = Real.nothing(len(n))
-        moments.weight[0] = self.count  # the second float64 is what the first one has rounded
-        moments.weight[1] = self.count - moments.weight[0].astype(object)
+        real = Real.nothing(len(n))
         for c in np.flatnonzero(self.count):
-            moments.mean[:, c] = _two_floats(Fraction(total[c], n[c]))
-            moments.m2[:, c] = _two_floats(Fraction(n[c] * squares[c] - total[c] ** 2, n[c]))
-        return moments
+            real.moments[0:2, c] = _two_floats(Fraction(n[c]))
+            real.moments[2:4, c] = _two_floats(Fraction(total[c], n[c]))
+            real.moments[4:6, c] = _two_floats(Fraction(n[c] * squares[c] - total[c] ** 2, n[c]))
+        return real
 
     def mean(self) -> Array:
         """Return the mean, rounded once."""
@@ -73,22 +82,21 @@ class Exact:
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """Weight, mean and sum of squared deviations, each as an unevaluated sum of two float64 [2, channels]."""
+    """Weight, mean and sum of squared deviations, each an unevaluated sum of two float64."""
 
-    weight: Array
-    mean: Array
-    m2: Array
+    moments: Array  # float64 [6, channels]: weight, mean and m2, each followed by what it has rounded
 
     @classmethod
     def nothing(cls, channels: int) -> Self:
         """Return the moments of no values."""
-        return cls(*np.zeros((3, 2, channels)))
+        return cls(np.zeros((6, channels)))
 
+    @np.errstate(all="ignore")  # of NaN and infinity, where the kernel runs as plain Python
     def merge(self, other: Self) -> Self:
         """Return the moments of both."""
-        weight, mean, m2 = self.weight.copy(), self.mean.copy(), self.m2.copy()
-        doubled.merge(weight, mean, m2, other.weight, other.mean, other.m2)
-        return type(self)(weight, mean, m2)
+        moments = self.moments.copy()
+        doubled.merge(moments, other.moments)
+        return type(self)(moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +128,8 @@ class Population:
         """Values per channel as int64, or the sum of the weights as float64."""
         if self.real is None:
             return np.zeros(len(self.low), np.int64) if self.exact is None else self.exact.count.copy()
-        real = self._together().weight
-        parts = real if self.weighted else real.astype(np.int64)
+        weight = self._together()[:2]
+        parts = weight if self.weighted else weight.astype(np.int64)
         return np.asarray(parts[0] + parts[1])
 
     def mean(self) -> Array:
@@ -129,7 +137,7 @@ class Population:
         if self.real is None and self.exact is not None:
             return self.exact.mean()
         together = self._together()
-        mean: Array = np.where(together.weight[0] > 0, together.mean[0] + together.mean[1], np.nan)
+        mean: Array = np.where(together[0] > 0, together[2] + together[3], np.nan)
         return mean
 
     def var(self, ddof: float) -> Array:
@@ -137,9 +145,9 @@ class Population:
         if self.real is None and self.exact is not None:
             return self.exact.var(ddof)
         together = self._together()
-        rest = together.weight[0] - ddof + together.weight[1]
+        rest = together[0] - ddof + together[1]
         var = np.full(len(rest), np.nan)
-        np.divide(together.m2[0] + together.m2[1], rest, out=var, where=rest > 0)
+        np.divide(together[4] + together[5], rest, out=var, where=rest > 0)
         return var
 
     def arrays(self) -> dict[str, Array]:
@@ -167,17 +175,17 @@ class Population:
         )
         real = (
             Real(*(values[f"real_{field.name}"] for field in fields(Real)))
-            if "real_weight" in values
+            if "real_moments" in values
             else None
         )
         return cls(exact, real, values["min"], values["max"], bool(values["weighted"]))
 
-    def _together(self) -> Real:
-        """Return both parts as one."""
+    def _together(self) -> Array:
+        """Return the moments of both parts."""
         if self.exact is None:
-            return Real.nothing(len(self.low)) if self.real is None else self.real
+            return (self.real or Real.nothing(len(self.low))).moments
         real = self.exact.real()
-        return real if self.real is None else self.real.merge(real)
+        return (self.real.merge(real) if self.real else real).moments
 
 
 def _either(mine: Any, other: Any) -> Any:
@@ -185,23 +193,6 @@ def _either(mine: Any, other: Any) -> Any:
     if mine is None or other is None:
         return other if mine is None else mine
     return mine.merge(other)
-
-
-def carried(digits: Array) -> Array:
-    """Return the same numbers with every digit but the highest in 0 .. 2**32 - 1."""
-    digits = digits.copy()
-    for i in range(len(digits) - 1):
-        digits[i + 1] += digits[i] >> DIGIT
-        digits[i] &= _MASK
-    return digits
-
-
-def _joined(digits: Array) -> Array:
-    """Return digits [n, channels] as Python's integers."""
-    value = np.zeros(digits.shape[1], object)
-    for digit in digits[::-1]:
-        value = (value << DIGIT) + digit.astype(object)
-    return value
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

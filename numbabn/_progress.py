@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def bar(iterable: Iterable[Any], description: str) -> Iterable[Any]:
+def bar(iterable: Iterable[Any], description: str, unit: str) -> Iterable[Any]:
     """Return the same items, counted by a bar on standard error."""
     try:
         from tqdm.auto import tqdm
@@ -12,5 +12,5 @@ def bar(iterable: Iterable[Any], description: str) -> Iterable[Any]:
         raise ImportError(
             'progress=True needs tqdm: pip install "numbabn[progress]", or pass progress=False'
         ) from None
-    counted: Iterable[Any] = tqdm(iterable, desc=description, unit="chunk")
+    counted: Iterable[Any] = tqdm(iterable, desc=description, unit=unit)
     return counted

@@ -264,7 +264,7 @@ class Moments:
         array([2., 3.])
         """
         moments = cls(axis, nan_policy=nan_policy)
-        for chunk in _progress.bar(chunks, "moments") if progress else chunks:
+        for chunk in _progress.bar(chunks, "moments", "chunk") if progress else chunks:
             moments.update(chunk)
         return moments
 

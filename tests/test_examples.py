@@ -1,11 +1,15 @@
 """Every example runs from start to end, in its quick form, without a warning."""
 
+import gzip
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import numbabn
 
@@ -18,7 +22,7 @@ RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def run_example(name, *arguments, cwd):
-    """Run a script and return what it prints."""
+    """Run a script as a user does, and return what it printed."""
     result = run_python(EXAMPLES / name, *arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -111,3 +115,168 @@ def test_what_is_missing_on_a_gpu(command, tmp_path):
     assert 'python -m pip install "numbabn[cuda]" cupy-cuda13x' in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_recalibrate(tmp_path):
+    output = run_example("recalibrate.py", "--quick", cwd=tmp_path)
+    rows = [line for line in output.splitlines() if line.endswith("%")][1:]
+    before, after, exact = (float(row.rstrip("%").split()[-1]) for row in rows)
+    assert before > 5, "running averages of ten tiny batches are noisy"
+    assert after < 1
+    assert exact == 0
+    assert not list(tmp_path.iterdir())
+
+
+# dataset_statistics.py --------------------------------------------------------------------------------------
+
+
+def photos(folder, number=70):
+    """Write images of several sizes to a folder and one within; return the (mean, std) of all pixels."""
+    rng = np.random.default_rng(0)
+    (folder / "more").mkdir(parents=True)
+    pixels = []
+    for i in range(number):
+        image = rng.integers(0, 256, (rng.integers(1, 9), 5, 3), np.uint8)
+        Image.fromarray(image).save(folder / ("more" if i % 2 else "") / f"{i}.png")
+        pixels.append(image.reshape(-1, 3))
+    pixels = np.concatenate(pixels).astype(np.float64)
+    return pixels.mean(axis=0), pixels.std(axis=0)
+
+
+@pytest.fixture
+def statistics(monkeypatch, tmp_path, capsys):
+    """Run dataset_statistics.py with small chunks and return what it printed; in this process, to be fast."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    example = importlib.import_module("dataset_statistics")
+    monkeypatch.setattr(example, "CHUNK_BYTES", 1000)
+
+    def run(*options):
+        monkeypatch.setattr("sys.argv", ["dataset_statistics.py", *options])
+        example.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def line_to_paste(mean, std):
+    mean, std = (", ".join(f"{value:.8g}" for value in values) for values in (mean, std))
+    return f"transforms.Normalize(mean=[{mean}], std=[{std}])"
+
+
+def test_statistics_of_an_image_folder(tmp_path):
+    mean, std = photos(tmp_path / "photos")
+    (tmp_path / "photos" / "readme.txt").write_text("no image")
+    output = run_example("dataset_statistics.py", "--data", "photos", cwd=tmp_path)
+    assert "photos: 70 images" in output
+    assert line_to_paste(mean / 255, std / 255) in output.splitlines()
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def idx(array):
+    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    return head + array.astype(np.uint8).tobytes()
+
+
+def write_npz(path, x):
+    np.savez(path, x)
+
+
+# (file, how to write it, shape, channel axis)
+FILES = [
+    ("nhwc.npy", np.save, (20, 4, 5, 3), 3),
+    ("nchw.npy", np.save, (20, 3, 4, 5), 1),
+    ("table.npz", write_npz, (50, 4), 1),
+    ("images-idx3-ubyte", lambda path, x: path.write_bytes(idx(x)), (20, 6, 7), None),
+    ("images-idx3-ubyte.gz", lambda path, x: path.write_bytes(gzip.compress(idx(x))), (20, 6, 7), None),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "shape", "axis"), FILES, ids=[row[0] for row in FILES])
+def test_statistics_of_a_file(name, write, shape, axis, tmp_path, statistics):
+    x = np.random.default_rng(0).integers(0, 256, shape).astype("f8" if name == "table.npz" else "u1")
+    write(tmp_path / name, x)
+    output = statistics("--data", name)
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    scale = 255 if x.dtype == np.uint8 else 1
+    mean, std = (np.atleast_1d(value) / scale for value in (x.mean(axis=others), x.std(axis=others)))
+    assert line_to_paste(mean, std) in output.splitlines()
+
+
+@pytest.mark.parametrize("name", ["digits", "sample-images"])
+def test_statistics_of_what_is_there(name, statistics):
+    assert "transforms.Normalize(mean=" in statistics("--data", name)
+
+
+# The example with small chunks, killed when it has written a state for the fourth time, but before that takes
+# the place of the old one.
+KILLED = f"""
+import os, sys
+from pathlib import Path
+
+sys.path.insert(0, {str(EXAMPLES)!r})
+import dataset_statistics
+
+replace, writes = Path.replace, []
+
+def replace_or_die(self, target):
+    writes.append(target)
+    if len(writes) == 4:
+        os._exit(9)  # like a kill: no handler, no clean-up
+    return replace(self, target)
+
+Path.replace = replace_or_die
+dataset_statistics.CHUNK_BYTES = 1000
+dataset_statistics.main()
+"""
+
+
+def photos_and_break(folder):
+    photos(folder)
+    return lambda: (folder / "0.png").write_bytes(b"")  # of the first chunk: to be read no more
+
+
+def floats_and_break(path):
+    x = np.random.default_rng(0).normal(1e3, 1, (100, 7))
+    np.save(path, x)
+    return lambda: np.save(path, np.concatenate([np.full((20, 7), np.nan), x[20:]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare"), [("photos", photos_and_break), ("floats.npy", floats_and_break)]
+)
+def test_statistics_after_a_kill(name, prepare, tmp_path, statistics):
+    damage = prepare(tmp_path / name)
+    options = "--data", name, "--save-every", "0", "--state"
+    expected = statistics(*options, "whole.npz")
+    killed = run_python("-c", KILLED, *options, "killed.npz", cwd=tmp_path)
+    assert killed.returncode == 9, killed.stderr
+    with np.load("killed.npz") as state:
+        assert state["done"] == 3
+    damage()
+    assert statistics(*options, "killed.npz").splitlines()[1:] == expected.splitlines()[1:]
+    with np.load("whole.npz") as whole, np.load("killed.npz") as state:
+        assert set(state.files) == set(whole.files)
+        for key in whole.files:
+            assert state[key].tobytes() == whole[key].tobytes(), key
+    assert {path.name for path in tmp_path.iterdir()} == {name, "whole.npz", "killed.npz"}
+
+
+def test_statistics_refuses_other_data(tmp_path, statistics):
+    for n in (20, 30):
+        np.save(f"{n}.npy", np.zeros((n, 2)))
+    Path("x.bin").write_bytes(b"what is this")
+    Path("empty").mkdir()
+    statistics("--state", "state.npz", "--data", "20.npy")
+    with pytest.raises(SystemExit, match=r"state.npz is the state of other data, 20.npy"):
+        statistics("--state", "state.npz", "--data", "30.npy")
+    for name, message in (("x.bin", "neither"), ("empty", "has no images"), ("gone", "there is no gone")):
+        with pytest.raises(SystemExit, match=message):
+            statistics("--data", name)
+
+
+def test_statistics_by_workers(tmp_path):
+    pytest.importorskip("dask.distributed")
+    mean, std = photos(tmp_path / "photos")
+    output = run_example("dataset_statistics.py", "--data", "photos", "--workers", "1", cwd=tmp_path)
+    assert line_to_paste(mean / 255, std / 255) in output.splitlines()

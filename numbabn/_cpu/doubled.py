@@ -9,6 +9,19 @@ and the square of a difference of two such means is wrong in the ninth digit.
 import numpy as np
 
 from numbabn._cpu.jit import helper, small_kernel
+from numbabn._cpu.simd import (
+    LANES,
+    add,
+    div,
+    drop_nan,
+    fma,
+    load_part,
+    select,
+    splat,
+    store_part,
+    sub,
+    zeros,
+)
 
 
 @helper
@@ -28,33 +41,6 @@ def add_two(high, low, value):
     e += low
     total = s + e
     return total, e - (total - s)
-
-
-@helper
-def merge_moments(na, na_low, ma, ma_low, qa, qa_low, nb, nb_low, mb, mb_low, qb, qb_low):
-    """Moments of two samples from (weight, mean, m2) of each, all of them doubled.
-
-    Chan, Golub and LeVeque (1979), eq. 2.1. The step is taken from the heavier sample, so that it is at most
-    half of the difference and its rounding is small beside the values.
-    """
-    if nb > na:
-        na, na_low, nb, nb_low = nb, nb_low, na, na_low
-        ma, ma_low, mb, mb_low = mb, mb_low, ma, ma_low
-        qa, qa_low, qb, qb_low = qb, qb_low, qa, qa_low
-    if nb == 0.0:
-        return na, na_low, ma, ma_low, qa, qa_low
-    n, n_low = add_two(na, na_low, nb)
-    n, n_low = add_two(n, n_low, nb_low)
-    weight = nb / n
-    if not (np.isfinite(ma) and np.isfinite(mb)):
-        return n, n_low, ma + mb, 0.0, np.nan, 0.0  # infinity stays, infinities of both signs are NaN
-    d, e = two_sum(mb, -ma)
-    delta = d + (e + (mb_low - ma_low))
-    m, m_low = add_two(ma, ma_low, delta * weight)
-    q, q_low = add_two(qa, qa_low, qb)
-    q, q_low = add_two(q, q_low, qb_low)
-    q, q_low = add_two(q, q_low, delta * delta * (na * weight))
-    return n, n_low, m, m_low, q, q_low
 
 
 @helper
@@ -95,27 +81,117 @@ def middle(low, high):
     return k if np.isfinite(k) else 0.0
 
 
-@small_kernel
-def merge(weight, mean, m2, other_weight, other_mean, other_m2):
-    """Merge moments [2, channels] into those of the first three arrays."""
-    for c in range(weight.shape[1]):
-        (
-            weight[0, c], weight[1, c], mean[0, c], mean[1, c], m2[0, c], m2[1, c],
-        ) = merge_moments(
-            weight[0, c], weight[1, c], mean[0, c], mean[1, c], m2[0, c], m2[1, c],
-            other_weight[0, c], other_weight[1, c],
-            other_mean[0, c], other_mean[1, c], other_m2[0, c], other_m2[1, c],
-        )  # fmt: skip
+@helper
+def two_sums(a, b):
+    """``two_sum`` of vectors."""
+    s = add(a, b)
+    bb = sub(s, a)
+    return s, add(sub(a, sub(s, bb)), sub(b, bb))
+
+
+@helper
+def finite_lanes(a):
+    """1 where a is finite, else 0."""
+    return drop_nan(splat(1.0), sub(a, a))
+
+
+@helper
+def add_doubled(high, low, other, other_low):
+    """(high, low) + (other, other_low) of vectors. Infinite and NaN sums have nothing after them."""
+    s, e = two_sums(high, other)
+    e = add(e, add(low, other_low))
+    total = add(s, e)
+    finite = finite_lanes(s)
+    return select(finite, total, s), select(finite, sub(e, sub(total, s)), zeros(0.0))
+
+
+@helper
+def merge_moments(a, b):
+    """Moments of two samples, each six vectors: weight, mean and m2, all of them doubled.
+
+    Chan, Golub and LeVeque (1979), eq. 2.1. The step is taken from the heavier sample, so that it is at most
+    half of the difference and its rounding is small beside the values. A mean that is not finite is the sum
+    of the means: infinity stays, infinities of both signs are NaN.
+    """
+    none, swap = zeros(0.0), sub(b[0], a[0])
+    na, na_low, ma, ma_low, qa, qa_low = choose(swap, b, a)
+    nb, nb_low, mb, mb_low, qb, qb_low = choose(swap, a, b)
+    n, n_low = add_doubled(na, na_low, nb, nb_low)
+    weight = div(nb, n)
+    d, e = two_sums(mb, sub(none, ma))
+    delta = add(d, add(e, sub(mb_low, ma_low)))
+    m, m_low = add_doubled(ma, ma_low, fma(delta, weight, none), none)
+    q, q_low = add_doubled(qa, qa_low, qb, qb_low)
+    step = fma(fma(delta, delta, none), fma(na, weight, none), none)
+    q, q_low = add_doubled(q, q_low, step, none)
+    odd = add(ma, mb)
+    finite = finite_lanes(odd)
+    merged = (
+        n, n_low, select(finite, m, odd), select(finite, m_low, none),
+        select(finite, q, splat(np.nan)), select(finite, q_low, none),
+    )  # fmt: skip
+    return choose(nb, merged, (na, na_low, ma, ma_low, qa, qa_low))
+
+
+@helper
+def choose(weight, a, b):
+    """Return a where the weight is above 0, else b: six vectors."""
+    return (
+        select(weight, a[0], b[0]), select(weight, a[1], b[1]), select(weight, a[2], b[2]),
+        select(weight, a[3], b[3]), select(weight, a[4], b[4]), select(weight, a[5], b[5]),
+    )  # fmt: skip
+
+
+@helper
+def load_moments(flat, channels, c, n):
+    """Six vectors of n channels from c on, of moments [6, channels]."""
+    none = zeros(0.0)
+    return (
+        load_part(flat, c, n, none),
+        load_part(flat, channels + c, n, none),
+        load_part(flat, 2 * channels + c, n, none),
+        load_part(flat, 3 * channels + c, n, none),
+        load_part(flat, 4 * channels + c, n, none),
+        load_part(flat, 5 * channels + c, n, none),
+    )
+
+
+@helper
+def store_moments(flat, channels, c, n, moments):
+    """Write them back."""
+    store_part(flat, c, n, moments[0])
+    store_part(flat, channels + c, n, moments[1])
+    store_part(flat, 2 * channels + c, n, moments[2])
+    store_part(flat, 3 * channels + c, n, moments[3])
+    store_part(flat, 4 * channels + c, n, moments[4])
+    store_part(flat, 5 * channels + c, n, moments[5])
 
 
 @small_kernel
-def absorb(weight, mean, m2, chunks):
-    """Merge chunks [chunks, (weight, mean, mean_low, m2, ...), channels], in order, into the moments."""
-    for k in range(len(chunks)):
-        for c in range(weight.shape[1]):
-            (
-                weight[0, c], weight[1, c], mean[0, c], mean[1, c], m2[0, c], m2[1, c],
-            ) = merge_moments(
-                weight[0, c], weight[1, c], mean[0, c], mean[1, c], m2[0, c], m2[1, c],
-                chunks[k, 0, c], 0.0, chunks[k, 1, c], chunks[k, 2, c], chunks[k, 3, c], 0.0,
-            )  # fmt: skip
+def merge(moments, other):
+    """Merge moments [6, channels]: weight, mean and m2, each followed by its low part."""
+    channels = moments.shape[1]
+    flat, x = moments.reshape(-1), other.reshape(-1)
+    for c in range(0, channels, LANES):
+        n = min(LANES, channels - c)
+        a, b = load_moments(flat, channels, c, n), load_moments(x, channels, c, n)
+        store_moments(flat, channels, c, n, merge_moments(a, b))
+
+
+@small_kernel
+def absorb(moments, chunks):
+    """Merge chunks, in order, into moments [6, channels].
+
+    The rows of chunks [chunks, rows, channels] are weight, mean, low part of the mean, m2, and others.
+    """
+    channels, rows = moments.shape[1], chunks.shape[1]
+    flat, x = moments.reshape(-1), chunks.reshape(-1)
+    none = zeros(0.0)
+    for c in range(0, channels, LANES):
+        n = min(LANES, channels - c)
+        a = load_moments(flat, channels, c, n)
+        for i in range(c, x.size, rows * channels):
+            weight, mean = load_part(x, i, n, none), load_part(x, i + channels, n, none)
+            low, m2 = load_part(x, i + 2 * channels, n, none), load_part(x, i + 3 * channels, n, none)
+            a = merge_moments(a, (weight, none, mean, low, m2, none))
+        store_moments(flat, channels, c, n, a)

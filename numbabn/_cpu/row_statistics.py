@@ -9,8 +9,24 @@ from numba import prange
 from numbabn._cpu.doubled import fold_sums, middle, unfold
 from numbabn._cpu.jit import Kernel, helper
 from numbabn._cpu.lanes import add_part, add_sums, add_values, no_sums
-from numbabn._cpu.row_kernels import MERGE, SEGMENT, STRIDE, segments_per_row
 from numbabn._cpu.simd import LANES, convert, highest, lowest, prefetch, splat, total, zeros
+
+STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
+SEGMENT = 64 * STRIDE  # elements summed in like's dtype, and about one shift
+VECTORS = SEGMENT // LANES
+GROWTH = 8  # of how much is summed about one shift: the first values do not know the mean well
+
+
+@helper
+def segments_per_row(inner):
+    """Into how many segments a row is cut."""
+    return -(-inner // SEGMENT)
+
+
+@helper
+def add_four(a, b, c, d, value, like):
+    """Sums of all four."""
+    return add_sums(add_sums(a, b, value, like), add_sums(c, d, value, like), value, like)
 
 
 @helper
@@ -20,7 +36,9 @@ def sums(x, w, c, lo, hi, channels, inner, shift, masked, value, like):
     Sums of a segment have like's dtype, and are added up in float64.
     """
     wide = np.float64(0)
-    n = np.int64(0)
+    n = pending = np.int64(0)
+    ahead = channels * inner if channels > 1 else 16 * STRIDE
+    longest = min(inner, SEGMENT) // LANES + 1
     k = zeros(like)
     if shift is not None:
         k = splat(convert(shift, like))
@@ -34,7 +52,7 @@ def sums(x, w, c, lo, hi, channels, inner, shift, masked, value, like):
         stop = min(first + SEGMENT, row + inner)
         body = first + (stop - first) // STRIDE * STRIDE
         for i in range(first, body, STRIDE):
-            prefetch(x, i + next_row, STRIDE)
+            prefetch(x, i + ahead, STRIDE)
             a0 = add_values(x, w, i, shift, k, masked, value, like, a0)
             a1 = add_values(x, w, i + LANES, shift, k, masked, value, like, a1)
             a2 = add_values(x, w, i + 2 * LANES, shift, k, masked, value, like, a2)
@@ -45,14 +63,16 @@ def sums(x, w, c, lo, hi, channels, inner, shift, masked, value, like):
         if left:
             a1 = add_part(x, w, stop - left, left, shift, k, masked, value, like, a1)
         n += stop - first
-        a0, a2 = add_sums(a0, a1, value, like), add_sums(a2, a3, value, like)
-        everything = add_sums(everything, add_sums(a0, a2, value, like), value, wide)
-        a0 = a1 = a2 = a3 = none
+        pending += longest
+        if pending + longest > VECTORS:  # short rows share sums
+            everything = add_sums(everything, add_four(a0, a1, a2, a3, value, like), value, wide)
+            a0 = a1 = a2 = a3 = none
+            pending = 0
         part += 1  # counted along: two integer divisions would cost as much as a segment
         if part == per_row:
             part = 0
             row += next_row
-    weight, s, q, low, high = everything
+    weight, s, q, low, high = add_sums(everything, add_four(a0, a1, a2, a3, value, like), value, wide)
     count = np.float64(n)
     if masked is not None:
         count = total(weight)
@@ -69,11 +89,14 @@ def slab_moments(x, w, c, lo, hi, channels, inner, masked, value, like):
             break
     shift = middle(low, high)
     weight, mean, mean_low, m2, odd = 0.0, shift, 0.0, 0.0, 0.0
-    group = MERGE // min(inner, SEGMENT)
-    for t in range(lo, hi, group):
+    group, largest = np.int64(1), SEGMENT // min(inner, SEGMENT)
+    t = lo
+    while t < hi:
         n, s, q, least, most = sums(
             x, w, c, t, min(t + group, hi), channels, inner, shift, masked, value, like
         )
+        t += group
+        group = min(GROWTH * group, largest)  # a sum is rounded less, the better its shift is known
         weight, mean, mean_low, m2, odd = fold_sums(weight, mean, mean_low, m2, odd, n, shift, s, q)
         low, high = min(low, least), max(high, most)
         shift = mean

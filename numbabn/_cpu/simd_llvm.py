@@ -21,6 +21,7 @@ __all__ = [
     "blend",
     "cast",
     "convert",
+    "div",
     "drop_nan",
     "fence",
     "fma",
@@ -268,6 +269,16 @@ def sub(typingctx, a, b):
 
     def codegen(context, builder, signature, arguments):
         return builder.fsub(*arguments)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def div(typingctx, a, b):
+    """Return a / b."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.fdiv(*arguments)
 
     return a(a, b), codegen
 

@@ -70,6 +70,11 @@ def sub(a, b):
     return a - b
 
 
+def div(a, b):
+    """Return a / b."""
+    return a / b
+
+
 def fma(a, b, c):
     """Return a * b + c, rounded twice: NumPy has no fused operation."""
     return a * b + c

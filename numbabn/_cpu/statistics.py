@@ -12,20 +12,24 @@ from llvmlite import binding
 
 from numbabn._arrays import Array
 from numbabn._cpu import column_statistics, integer_kernels, plan, row_statistics
+from numbabn._cpu.digits import carried, split
 from numbabn._cpu.plan import Shape
 from numbabn._cpu.simd import LANES
 
 _FLOAT32, _FLOAT64 = np.float32(0), np.float64(0)
-_DIGIT = (1 << 32) - 1
 _ROW = 4096  # elements
+_LONG_ROW = 512  # elements, from which on walking along rows is faster than across: 28x28 images, not 14x14
+_BLOCK = 512  # columns of a task: their sums stay in the first-level cache
+_GROUP_BYTES = 16 << 10
+_TASKS = 32  # of a call: their merge is serial
 
 
 class Sums(NamedTuple):
     """Exact sums per channel: digits of 32 bits, the lowest first, and the range as float64."""
 
     number: Array  # int64 [channels]
-    total: Array  # int64 [4, channels]
-    squares: Array  # int64 [6, channels]
+    total: Array  # int64 [2 or 4, channels]
+    squares: Array  # int64 [2 or 6, channels]
     low: Array
     high: Array
 
@@ -66,36 +70,51 @@ def integers(x: Array, shape: Shape, weight: Array | None) -> Sums:
     weight = None if weight is None else weight.astype(np.float64)
     chunks = _chunks("integers", 5, x, weight, shape, masked, value, like)
     count, s, q = chunks[:, :3].astype(np.int64).sum(axis=0)
-    total, squares = np.zeros((4, len(s)), np.int64), np.zeros((6, len(s)), np.int64)
-    total[0], total[1] = s & _DIGIT, s >> 32
-    squares[0], squares[1] = q & _DIGIT, q >> 32
-    return Sums(count, total, squares, chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
+    return Sums(count, split(s), split(q), chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
 
 
 def _chunks(
     verb: str, parts: int, x: Array, weight: Array | None, shape: Shape, masked: Any, value: Any, like: Any
 ) -> Array:
     """Run a kernel of rows or of columns; return its chunks [chunks, parts, channels]."""
-    if plan.uses_rows(shape):
+    if shape[2] >= _LONG_ROW:
         out = np.empty((plan.row_chunks(shape, x.itemsize), parts, shape[1]))
         getattr(row_statistics, verb)(x.nbytes, x, weight, *shape, masked, value, like, out)
         return out
+    copies, rows, block, chunks = _columns_plan(shape, x.nbytes)
     pixels, channels, inner = shape
-    copies, chunks = plan.columns(shape, x.nbytes)
-    kernel = getattr(column_statistics, verb)
-    rows = pixels // copies
-    whole = rows * copies * channels * inner
+    stride, left = copies * channels * inner, pixels - rows * copies
+    kernel, group = getattr(column_statistics, verb), _group(stride * x.itemsize)
     out = np.empty((chunks + 1, parts, channels))
     if rows:
-        flat, w = x[:whole], None if weight is None else weight[:whole]
-        width = copies * channels * inner
-        kernel(x.nbytes, flat, w, width, copies, inner, masked, value, like, out[:chunks])
-    if pixels % copies == 0:
+        kernel(
+            x.nbytes, x, weight, rows, stride, group, copies, inner, block, masked, value, like, out[:chunks]
+        )
+    if not left:
         return out[:chunks]
-    # Pixels left over: one row of their own, filled up to whole vectors.
-    flat, w = _padded(x[whole:]), None if weight is None else _padded(weight[whole:])
-    kernel(0, flat, w, len(flat), pixels % copies, inner, masked, value, like, out[chunks:])
+    # Pixels left over are one row of their own, filled up to whole vectors.
+    flat, w = _padded(x[rows * stride :]), None if weight is None else _padded(weight[rows * stride :])
+    kernel(0, flat, w, 1, len(flat), group, left, inner, block, masked, value, like, out[chunks:])
     return out if rows else out[chunks:]
+
+
+def _columns_plan(shape: Shape, nbytes: int) -> tuple[int, int, int, int]:
+    """(pixels side by side in a row, rows, channels of a task, chunks of rows)."""
+    pixels, channels, inner = shape
+    size = channels * inner
+    if size < plan.MIN_COLUMNS:
+        copies, block = plan.columns(shape, nbytes)[0], channels
+    else:
+        copies, block = 1, max(1, _BLOCK // inner // LANES) * LANES
+    # The last vector of a row reaches into the next one, unless rows are whole vectors.
+    rows = pixels // copies - (copies * size % LANES > 0)
+    blocks = -(-channels // block)
+    return copies, rows, block, max(1, min(rows, nbytes // plan.CHUNK_BYTES, _TASKS // blocks))
+
+
+def _group(row_bytes: int) -> int:
+    """Rows summed at once: a group and the next one, which is prefetched, fit in the first-level cache."""
+    return max(4, min(64, _GROUP_BYTES // row_bytes))
 
 
 def _padded(x: Array) -> Array:
@@ -122,6 +141,7 @@ def _wide_integers(x: Array, shape: Shape, weight: Array | None) -> Sums:
         squares[2 * top + 1] += n << 30
     least, most = parts[:, 9].min(axis=0), parts[:, 10].max(axis=0)
     low, high = ((v.astype(x.dtype) ^ flip).view(kind).astype(np.float64) for v in (least, most))
+    total, squares = carried(total), carried(squares)
     return Sums(n, total, squares, np.where(n > 0, low, np.inf), np.where(n > 0, high, -np.inf))
 
 

@@ -1,0 +1,280 @@
+"""Mean and standard deviation per channel of a data set of any size, in one pass.
+
+The data may be a folder of images (with all folders in it), a NumPy file (.npy, which is memory-mapped, or
+.npz), or a file in the IDX format of MNIST, compressed or not::
+
+    python examples/dataset_statistics.py                        # something that is there
+    python examples/dataset_statistics.py --data photos/ --state photos.npz
+    python examples/dataset_statistics.py --data images.npy --workers 4
+
+With a state file, a run that was interrupted, in whatever way, goes on where the file was last written, and
+ends with the same bits as one run would have. Workers are processes of Dask, ``pip install "numbabn[dask]"``.
+"""
+
+import argparse
+import gzip
+import math
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import numbabn as nbn
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")  # of Debian's package
+IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+CHUNK_BYTES = 16 << 20
+CHUNK_FILES = 16
+CHUNKS_PER_WORKER = 8  # between two writes of the state
+IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+
+# Data: a number of chunks, each of a few megabytes, and their channel axis ----------------------------------
+
+
+class ArrayData:
+    """An array that is read from somewhere, in chunks along its first axis."""
+
+    unit = "row"
+
+    def __init__(self, name, read, axis):
+        self.name, self.read = name, read
+        self.array = array = read()
+        self.dtype = array.dtype
+        self.axis = guess_axis(array.shape) if axis is None else axis
+        rows = max(1, CHUNK_BYTES * len(array) // max(1, array.nbytes))
+        self.edges = [*range(0, len(array), rows), len(array)]
+
+    def load(self, i):
+        """Return a chunk."""
+        return self.array[self.edges[i] : self.edges[i + 1]]
+
+    def shape(self, i):
+        """Shape of a chunk."""
+        return self.edges[i + 1] - self.edges[i], *self.array.shape[1:]
+
+    def __getstate__(self):
+        return {**vars(self), "array": None}  # a worker reads it itself
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.array = self.read()
+
+    def __str__(self):
+        return f"{self.name}: {self.dtype} {self.array.shape}, channel axis {self.axis}"
+
+
+class FolderData:
+    """Image files, some to a chunk; a chunk has all their pixels, (pixels, 3)."""
+
+    unit, axis, dtype = "file", -1, np.dtype(np.uint8)
+
+    def __init__(self, folder):
+        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+        if not self.files:
+            raise SystemExit(f"{folder} has no images; known are {', '.join(sorted(IMAGES))}")
+        self.name = folder.name
+        self.edges = [*range(0, len(self.files), CHUNK_FILES), len(self.files)]
+
+    def load(self, i):
+        """Return a chunk."""
+        from PIL import Image
+
+        pixels = []
+        for path in self.files[self.edges[i] : self.edges[i + 1]]:
+            with Image.open(path) as image:
+                pixels.append(np.asarray(image.convert("RGB")).reshape(-1, 3))
+        return np.concatenate(pixels)
+
+    def shape(self, i):
+        """Shape of a chunk, as far as it is known without opening the files."""
+        return math.nan, 3
+
+    def __str__(self):
+        return f"{self.name}: {len(self.files)} images"
+
+
+def guess_axis(shape):
+    """Channel axis of (N, C), (N, H, W, C) or (N, C, H, W); none for (N,) and grey images, (N, H, W)."""
+    if len(shape) in (1, 3):
+        return ()
+    return 1 if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4) else -1
+
+
+def read_idx(path):
+    """Return the array of an IDX file: memory-mapped, or in memory where it is compressed."""
+    packed = path.suffix == ".gz"
+    with gzip.open(path) if packed else path.open("rb") as file:
+        zero, kind, rank = file.read(2), *file.read(2)
+        if zero != b"\0\0" or kind not in IDX_DTYPES:
+            raise SystemExit(f"{path} is neither a folder, nor a .npy, .npz or IDX file")
+        shape = tuple(np.frombuffer(file.read(4 * rank), ">u4").tolist())
+        if packed:
+            return np.frombuffer(file.read(), IDX_DTYPES[kind]).reshape(shape)
+        return np.memmap(path, IDX_DTYPES[kind], "r", file.tell(), shape)
+
+
+def read_npy(path):
+    """Return the array of a file, memory-mapped."""
+    return np.load(path, mmap_mode="r")
+
+
+def read_npz(path):
+    """Return the first array of a file."""
+    with np.load(path) as arrays:
+        return arrays[arrays.files[0]]
+
+
+def read_digits():
+    """Return scikit-learn's handwritten digits."""
+    from sklearn.datasets import load_digits
+
+    return load_digits().images
+
+
+def read_sample_images():
+    """Return scikit-learn's two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    return np.stack(load_sample_images().images)
+
+
+def open_data(name, axis):
+    """Return the data of a path, or that go by a name."""
+    path = Path(name).resolve()
+    if path.is_dir():
+        return FolderData(path)
+    if path.exists():
+        read = {".npy": read_npy, ".npz": read_npz}.get(path.suffix, read_idx)
+        return ArrayData(path.name, partial(read, path), axis)
+    built_in = {"digits": read_digits, "sample-images": read_sample_images}
+    if name not in built_in:
+        raise SystemExit(f"there is no {name}")
+    return ArrayData(name, built_in[name], axis)
+
+
+# One pass ---------------------------------------------------------------------------------------------------
+
+
+def statistics(data, state, seconds, workers):
+    """Return the moments of the data; a state is written every so many seconds, and at the end."""
+    moments, done = load_state(state, data)
+    last, chunks = time.monotonic(), len(data.edges) - 1
+    step = CHUNKS_PER_WORKER * workers if workers else 1
+    with (
+        cluster(workers),
+        tqdm(total=data.edges[-1], initial=data.edges[done], unit=data.unit, desc=data.name) as progress,
+    ):
+        while done < chunks:
+            end = min(done + step, chunks)
+            moments += distributed(data, done, end) if workers else of_chunk(data, done)
+            progress.update(data.edges[end] - data.edges[done])
+            done = end
+            if state and (done == chunks or time.monotonic() - last >= seconds):
+                save_state(state, data, moments, done)
+                last = time.monotonic()
+    return moments
+
+
+def of_chunk(data, i):
+    """Return the moments of a chunk."""
+    return nbn.Moments(data.axis).update(data.load(i))
+
+
+def distributed(data, start, end):
+    """Return the moments of chunks, taken in by the workers of Dask."""
+    import dask.array as da
+    from dask import delayed
+
+    from numbabn.distributed import moments
+
+    there = delayed(data)
+    blocks = [da.from_delayed(there.load(i), data.shape(i), data.dtype) for i in range(start, end)]
+    return moments(da.concatenate(blocks, allow_unknown_chunksizes=True), axis=data.axis)
+
+
+def cluster(workers):
+    """Return a context with so many processes of Dask on this machine."""
+    if not workers:
+        return nullcontext()
+    from dask.distributed import Client
+
+    return Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+
+
+def load_state(path, data):
+    """Return moments and the number of chunks in them: of a state file, or none."""
+    if path is None or not path.exists():
+        return nbn.Moments(data.axis), 0
+    with np.load(path) as file:
+        state = dict(file)
+    done, of = int(state.pop("done")), str(state.pop("data"))
+    if of != str(data):
+        raise SystemExit(f"{path} is the state of other data, {of}; give another --state for {data}")
+    return nbn.Moments.from_dict(state), done
+
+
+def save_state(path, data, moments, done):
+    """Write moments and place: in one file, which takes the place of the old one when it is whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, done=done, data=str(data), **moments.to_dict())
+    temporary.replace(path)
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def report(moments, scale):
+    """Print the table, and lines to paste."""
+    mean, std, var = (np.atleast_1d(values) for values in (moments.mean, moments.std(), moments.var()))
+    low, high, count = (np.atleast_1d(values) for values in (moments.min, moments.max, moments.count))
+    print(f"{'channel':>7}  {'count':>12}  {'mean':>12}  {'std':>12}  {'min':>8}  {'max':>8}")
+    for c in range(min(len(mean), 10)):
+        print(f"{c:7}  {count[c]:12}  {mean[c]:12.6f}  {std[c]:12.6f}  {low[c]:8g}  {high[c]:8g}")
+    if len(mean) > 10:
+        print(f"and {len(mean) - 10} more")
+    print("\n# torchvision" + (f", after ToTensor(), which divides by {scale:g}" if scale != 1 else ""))
+    print(f"transforms.Normalize(mean={listed(mean / scale)}, std={listed(std / scale)})")
+    print("# Keras, on the values as they are")
+    print(f"keras.layers.Normalization(mean={listed(mean)}, variance={listed(var)})")
+
+
+def listed(values):
+    """Return numbers as a list to paste."""
+    return "[" + ", ".join(f"{value:.8g}" for value in values) + "]"
+
+
+def parse_args():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
+    default = str(FASHION_MNIST) if FASHION_MNIST.exists() else "sample-images"
+    parser.add_argument(
+        "--data",
+        default=default,
+        help="a path, or scikit-learn's digits or sample-images (default %(default)s)",
+    )
+    parser.add_argument("--axis", type=int, help="channel axis of an array (default: by its shape)")
+    parser.add_argument("--state", type=Path, metavar="FILE", help="go on from this file, and write to it")
+    parser.add_argument("--save-every", type=float, default=10, metavar="SECONDS", help="(default 10)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes of Dask (default none)"
+    )
+    return parser.parse_args()
+
+
+def main():
+    """Go through the data and print what was found."""
+    args = parse_args()
+    data = open_data(args.data, args.axis)
+    start = time.perf_counter()
+    moments = statistics(data, args.state, args.save_every, args.workers)
+    print(f"{data}; {time.perf_counter() - start:.1f} s\n")
+    report(moments, 255 if data.dtype == np.uint8 else 1)
+
+
+if __name__ == "__main__":
+    main()

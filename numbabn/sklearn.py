@@ -1,0 +1,283 @@
+"""An estimator for scikit-learn's pipelines; needs ``pip install "numbabn[sklearn]"``."""
+
+from numbers import Number
+from typing import Any, Self
+
+import numpy as np
+
+from numbabn._arrays import Array
+from numbabn.functional import batch_norm_inference
+from numbabn.streaming import Moments
+
+try:
+    from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        'numbabn.sklearn needs scikit-learn 1.6 or newer: pip install "numbabn[sklearn]"'
+    ) from error
+
+__all__ = ["StreamingStandardScaler"]
+
+_FLOATS = (np.float64, np.float32, np.float16)  # that transform keeps; everything else becomes the first
+_INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_SUMMED = (*_FLOATS, np.bool_, *_INTEGERS)  # that `Moments` takes
+
+
+class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    r"""Standardise features to mean 0 and variance 1, as ``sklearn.preprocessing.StandardScaler`` does.
+
+    .. math:: z_{nc} = \frac{x_{nc} - \mu_c}{s_c}
+
+    with the mean and the biased variance of all samples seen. Parameters, attributes and methods are those of
+    StandardScaler, and results are the same up to rounding. In addition, there is `merge`, the statistics are
+    those of `Moments`, which do not depend on how the samples were cut into batches, and integers are taken
+    in without a float copy.
+
+    Parameters
+    ----------
+    copy : bool, default True
+        Whether `transform` and `inverse_transform` return a new array. Without, they write to X, where it is
+        an array of float32 or float64 that can be written to.
+    with_mean : bool, default True
+        Whether to take away the mean.
+    with_std : bool, default True
+        Whether to divide by the standard deviation.
+
+    Attributes
+    ----------
+    mean_ : ndarray of float64, shape (n_features,), or None
+        None without both of ``with_mean`` and ``with_std``.
+    var_ : ndarray of float64, shape (n_features,), or None
+        Biased variance; None without ``with_std``.
+    scale_ : ndarray of float64, shape (n_features,), or None
+        Its square root, and 1 for features that are constant up to rounding; None without ``with_std``.
+    n_samples_seen_ : int, float, or ndarray of shape (n_features,)
+        Number of samples, or sum of their weights; one for each feature where NaN make them differ.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of str, shape (n_features,)
+        Names of features, where X had them.
+
+    See Also
+    --------
+    numbabn.Moments : The statistics by themselves, for arrays of any rank.
+
+    Notes
+    -----
+    NaN are left out in `partial_fit`, feature by feature, and stay NaN in `transform`. Infinity in
+    `partial_fit` is an error; `transform` does not look for it, as that would read X twice: unlike in
+    StandardScaler it comes out as infinity. Sparse matrices are not supported: StandardScaler takes them
+    with ``with_mean=False``. Near-constant features are found by StandardScaler's rule. A call that raises
+    has changed nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from numbabn.sklearn import StreamingStandardScaler
+    >>> X = np.array([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0]])
+    >>> scaler = StreamingStandardScaler().partial_fit(X[:1])
+    >>> scaler = scaler.merge(StreamingStandardScaler().fit(X[1:]))
+    >>> scaler.mean_, scaler.scale_
+    (array([2., 5.]), array([1.63299316, 1.        ]))
+    >>> scaler.transform(X)
+    array([[-1.22474487,  0.        ],
+           [ 0.        ,  0.        ],
+           [ 1.22474487,  0.        ]])
+    """
+
+    _parameter_constraints = {"copy": ["boolean"], "with_mean": ["boolean"], "with_std": ["boolean"]}  # noqa: RUF012
+
+    def __init__(self, *, copy: bool = True, with_mean: bool = True, with_std: bool = True) -> None:
+        self.copy = copy
+        self.with_mean = with_mean
+        self.with_std = with_std
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Forget everything, and learn mean and scale from X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Any real numbers; NaN are left out.
+        y : None
+            Not used.
+        sample_weight : array-like of shape (n_samples,), or float, optional
+            How often each sample counts; not negative.
+
+        Returns
+        -------
+        self : StreamingStandardScaler
+
+        Raises
+        ------
+        TypeError, ValueError
+            If X or sample_weight is no such array, or X has an infinity.
+        """
+        return self._learn(X, sample_weight, reset=True)
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Learn from more samples, as `fit` from the first."""
+        return self._learn(X, sample_weight, reset=not hasattr(self, "_moments"))
+
+    def merge(self, other: "StreamingStandardScaler") -> Self:
+        """Take in all samples that another scaler has seen; it stays as it is.
+
+        Parameters
+        ----------
+        other : StreamingStandardScaler
+            Fitted on the same features. Its parameters do not matter.
+
+        Returns
+        -------
+        self : StreamingStandardScaler
+
+        Raises
+        ------
+        TypeError
+            If it is another kind of object.
+        ValueError
+            If it has other features, or is not fitted (``sklearn.exceptions.NotFittedError``).
+        """
+        if not isinstance(other, StreamingStandardScaler):
+            raise TypeError(f"other must be a StreamingStandardScaler, not {type(other).__name__}")
+        check_is_fitted(other)
+        if not hasattr(self, "_moments"):
+            moments = other._moments.copy()
+        elif _features(self) == _features(other):
+            moments = self._moments + other._moments
+        else:
+            raise ValueError(f"other was fitted on {_features(other)}, but this scaler on {_features(self)}")
+        self._take(moments)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(other, name):
+                setattr(self, name, getattr(other, name))
+        return self
+
+    def transform(self, X: Any, copy: bool | None = None) -> Any:
+        """Standardise X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            float64, float32 and float16 keep their dtype, everything else becomes float64.
+        copy : bool, optional
+            In place of the parameter of the class.
+
+        Returns
+        -------
+        X_tr : ndarray of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        x = validate_data(self, X, reset=False, dtype=_FLOATS, ensure_all_finite=False)
+        scale = None if self.scale_ is None else 1 / self.scale_
+        return self._affine(x, self.mean_ if self.with_mean else None, scale, None, copy)
+
+    def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
+        """Undo `transform`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            As for `transform`.
+        copy : bool, optional
+            In place of the parameter of the class.
+
+        Returns
+        -------
+        X_original : ndarray of shape (n_samples, n_features)
+        """
+        check_is_fitted(self)
+        x = check_array(X, estimator=self, input_name="X", dtype=_FLOATS, ensure_all_finite=False)
+        if x.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {x.shape[1]} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        return self._affine(x, None, self.scale_, self.mean_ if self.with_mean else None, copy)
+
+    @np.errstate(all="ignore")  # infinity is refused when it is seen in the range
+    def _learn(self, X: Any, sample_weight: Any, reset: bool) -> Self:
+        self._validate_params()
+        x = check_array(X, estimator=self, input_name="X", dtype=_SUMMED, ensure_all_finite=False)
+        weights = None if sample_weight is None else _column(sample_weight, len(x))
+        moments = Moments(axis=-1, nan_policy="omit").update(x, weights)
+        _refuse_infinity(moments, x.dtype)
+        validate_data(self, X, reset=reset, skip_check_array=True)  # last: it remembers the features
+        self._take(moments if reset else self._moments + moments)
+        return self
+
+    def _take(self, moments: Moments) -> None:
+        """Set all that is learned."""
+        count, var = moments.count, moments.var()
+        mean = moments.mean
+        self._moments = moments
+        self.n_samples_seen_ = count[0] if (count == count[0]).all() else count
+        self.mean_ = mean if self.with_mean or self.with_std else None
+        self.var_ = var if self.with_std else None
+        self.scale_ = _scale(count, mean, var) if self.with_std else None
+
+    @np.errstate(over="ignore")  # float16 may not hold the result: infinity, as kernels say it
+    def _affine(
+        self, x: Array, center: Array | None, scale: Array | None, shift: Array | None, copy: bool | None
+    ) -> Array:
+        """Return (x - center) * scale + shift."""
+        if x.dtype == np.float16:  # which kernels do not take; float32 also has the better results
+            return self._affine(x.astype(np.float32), center, scale, shift, False).astype(np.float16)
+        in_place = not (self.copy if copy is None else copy) and x.flags.writeable
+        ones = np.ones(x.shape[1])
+        center = np.zeros_like(ones) if center is None else center
+        return batch_norm_inference(
+            x, center, ones, scale, shift, axis=-1, eps=0.0, out=x if in_place else None
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+def _features(scaler: StreamingStandardScaler) -> list[str] | str:
+    """Names of the features of a fitted scaler, or their number."""
+    names = getattr(scaler, "feature_names_in_", None)
+    return f"{scaler.n_features_in_} features without names" if names is None else list(names)
+
+
+def _column(sample_weight: Any, samples: int) -> Array:
+    """Return one weight per sample, as they broadcast against X."""
+    if isinstance(sample_weight, Number):
+        sample_weight = np.full(samples, sample_weight)
+    weights = check_array(sample_weight, ensure_2d=False, dtype=_FLOATS, input_name="sample_weight")
+    if weights.shape != (samples,):
+        raise ValueError(
+            f"sample_weight has shape {weights.shape}; it must have one weight per sample, ({samples},)"
+        )
+    if (weights < 0).any():
+        raise ValueError(f"sample_weight must not be negative, but is {weights.min()} somewhere")
+    if not weights.any():
+        raise ValueError("sample_weight must contain at least one non-zero number")
+    column: Array = weights[:, None]
+    return column
+
+
+def _refuse_infinity(moments: Moments, dtype: np.dtype[Any]) -> None:
+    infinite = np.isinf(moments.min) | np.isinf(moments.max)
+    if infinite.any():
+        raise ValueError(
+            f"Input X contains infinity or a value too large for {dtype!r}, "
+            f"the first in feature {np.argmax(infinite)}"
+        )
+
+
+def _scale(count: Array, mean: Array, var: Array) -> Array:
+    """Standard deviation; 1 for features that are constant up to rounding, which is StandardScaler's rule.
+
+    The rule is the error bound of a variance in two passes by Chan, Golub and LeVeque (1983), "Algorithms for
+    computing the sample variance: analysis and recommendations".
+    """
+    rounding = count * np.finfo(np.float64).eps
+    constant = var <= rounding * var + (rounding * mean) ** 2
+    scale = np.sqrt(var)
+    scale[constant] = 1.0
+    return scale
