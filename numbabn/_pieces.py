@@ -31,7 +31,9 @@ class Piece(NamedTuple):
 def pieces(x: Array, beside: Sequence[Array], kept: Sequence[int]) -> Iterator[Piece]:
     """Cut an array into pieces for its channel axes ``kept``, and with it others of its shape."""
     order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    copied = bool(beside) or not _is_view(x, order)
+    in_order = [axis for axis in order if x.shape[axis] != 1]
+    adjacent = _arranged(x.shape, order, kept)[-len(in_order) :] == in_order
+    copied = bool(beside) or not adjacent or not _is_view(x, order)
     for index in cut(x.shape, order, x.itemsize, COPY_BYTES if copied else VIEW_BYTES):
         part = x[index]
         axes = _arranged(part.shape, order, kept)
@@ -56,7 +58,7 @@ def _cut(index: list[slice], order: list[int], itemsize: int, most: int) -> Iter
     axis, *faster = order
     length = index[axis].stop
     each = itemsize * math.prod(index[a].stop for a in faster)
-    count = min(length, -(-length * each // most))
+    count = -(-length // max(1, most // max(1, each)))
     for i in range(count):
         index[axis] = slice(i * length // count, (i + 1) * length // count)
         if each > most:
@@ -92,4 +94,14 @@ def _canonical(lengths: Sequence[int], kept: Sequence[bool]) -> tuple[int, int, 
 def _flat(part: Array, axes: Sequence[int]) -> Array:
     """Return the elements in the order of the axes: a view, or a copy."""
     flat = np.ascontiguousarray(part.transpose(axes), dtype=part.dtype.newbyteorder("="))
-    return np.require(flat, requirements="A").reshape(-1)
+    flat = np.require(flat, requirements="A").reshape(-1)
+    return flat if flat.flags.writeable else np.asarray(_Writable(flat))
+
+
+class _Writable:
+    """Read-only memory as an array of the usual type: kernels, which only read, are not compiled twice."""
+
+    def __init__(self, array: Array) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = interface["data"][0], False
+        self.__array_interface__, self.array = interface, array

@@ -31,7 +31,8 @@ def sliced(x, rng):
     steps = rng.integers(1, 4, x.ndim)
     steps[rng.integers(x.ndim)] = 2
     starts = rng.integers(0, 3, x.ndim)
-    big = np.full([start + n * step for start, n, step in zip(starts, x.shape, steps, strict=True)], np.nan)
+    gap = np.nan if x.dtype.kind == "f" else 1
+    big = np.full([start + n * step for start, n, step in zip(starts, x.shape, steps, strict=True)], gap)
     part = tuple(
         slice(start, start + n * step, step) for start, n, step in zip(starts, x.shape, steps, strict=True)
     )
@@ -63,7 +64,7 @@ def read_only(x, rng):
 def misaligned(x, rng):
     """At an address that is no multiple of the item size."""
     memory = np.zeros(x.nbytes + x.itemsize, np.uint8)
-    start = int(rng.integers(1, x.itemsize))
+    start = int(rng.integers(1, max(2, x.itemsize)))
     y = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
     y[...] = x
     return y

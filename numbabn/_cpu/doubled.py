@@ -63,7 +63,7 @@ def fold_sums(count, mean, mean_low, m2, odd, n, shift, s, q):
     delta = ((shift - mean) - mean_low) + s / n
     weight = n / merged
     mean, mean_low = add_two(mean, mean_low, delta * weight)
-    return merged, mean, mean_low, m2 + m2_b + delta * delta * (count * weight), odd
+    return merged, mean, mean_low, m2 + m2_b + delta * (count * weight) * delta, odd
 
 
 @helper
@@ -122,7 +122,7 @@ def merge_moments(a, b):
     delta = add(d, add(e, sub(mb_low, ma_low)))
     m, m_low = add_doubled(ma, ma_low, fma(delta, weight, none), none)
     q, q_low = add_doubled(qa, qa_low, qb, qb_low)
-    step = fma(fma(delta, delta, none), fma(na, weight, none), none)
+    step = fma(fma(na, weight, none), fma(delta, delta, none), none)
     q, q_low = add_doubled(q, q_low, step, none)
     odd = add(ma, mb)
     finite = finite_lanes(odd)

@@ -64,11 +64,12 @@ def integers(x: Array, shape: Shape, weight: Array | None) -> Sums:
         x = x.view(np.uint8)
     # No sum is rounded: those of 32 squares of bytes are below 2**24, and those of a chunk below 2**53, since
     # it has fewer than 2**21 elements a channel.
-    masked = None if weight is None else True
-    value = _FLOAT64 if masked else _FLOAT32
-    like = _FLOAT32 if x.dtype.itemsize == 1 and not masked else _FLOAT64
-    weight = None if weight is None else weight.astype(np.float64)
-    chunks = _chunks("integers", 5, x, weight, shape, masked, value, like)
+    if weight is None:
+        like = _FLOAT32 if x.dtype.itemsize == 1 else _FLOAT64
+        chunks = _chunks("integers", 5, x, None, shape, None, _FLOAT32, like)
+    else:
+        x, weight = x.astype(np.float64), weight.astype(np.float64)
+        chunks = _chunks("integers", 5, x, weight, shape, True, _FLOAT64, _FLOAT64)
     count, s, q = chunks[:, :3].astype(np.int64).sum(axis=0)
     return Sums(count, split(s), split(q), chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
 
