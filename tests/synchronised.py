@@ -13,8 +13,8 @@ import pytest
 import numbabn as nbn
 from tests import reference
 from tests.checks import assert_close, assert_same_bits, unchanged
+from tests.problems import Problem
 from tests.ranks import Counting
-from tests.strategies import Problem
 
 PROMISED = 1e-6  # of the terms that a result is the sum of, and that may cancel
 

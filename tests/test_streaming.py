@@ -14,7 +14,8 @@ import numbabn as nbn
 from numbabn import _pieces
 from numbabn._cpu import jit, statistics
 from tests.checks import assert_same_bits, unchanged
-from tests.strategies import JIT, LAYOUTS, SIZES, arrange
+from tests.problems import LAYOUTS, arrange
+from tests.strategies import JIT, SIZES
 
 INTEGERS = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))
 FLOATS = tuple(np.dtype(f"f{size}") for size in (2, 4, 8))

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import _places, _synchronised
+from tests.problems import WRITABLE, Problem
 from tests.ranks import on_ranks
-from tests.strategies import JIT, WRITABLE, Problem
+from tests.strategies import JIT
 from tests.synchronised import CHECKS, check_training, part
 
 RANKS = (1, 2, 3, 4)
