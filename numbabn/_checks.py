@@ -21,7 +21,7 @@ from numbabn._arrays import (
     span,
     where,
 )
-from numbabn._places import HOST, Place, gathered, place_of
+from numbabn._places import HOST, Place, gathered, place_of, to_host
 
 _NOT_NEGATIVE = ("running_var", "num_batches_tracked", "population_count", "population_m2")
 _COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -313,11 +313,9 @@ def ddof(value: object) -> float:
 
 
 def on_host(array: object, name: str) -> Array:
-    """Return a plain NumPy array."""
+    """Return a plain NumPy array: a copy of one that is on a GPU."""
     x = known(array, name)
-    if type(x) is DeviceArray:
-        raise TypeError(f"{name} is {where(x)}, but must be a NumPy array; copy it to the host")
-    return x
+    return to_host(x) if type(x) is DeviceArray else x
 
 
 def chunk(array: object, name: str = "chunk") -> Array:

@@ -78,8 +78,9 @@ def to_host(array: AnyArray) -> Array:
     """Return a copy in NumPy; bfloat16 becomes float32."""
     if type(array) is not DeviceArray:
         return array.copy()
-    dense = array if array.flags.c_contiguous else array.copy()
-    return dense.library.download(dense.native)
+    if array.dtype.kind == "f" and not array.flags.c_contiguous:
+        array = array.copy()  # by a kernel, since Numba copies what is dense only
+    return array.library.download(array.native)
 
 
 def gathered(value: object, name: str) -> Array:

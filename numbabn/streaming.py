@@ -85,8 +85,9 @@ class Moments:
 
         Parameters
         ----------
-        chunk : ndarray of bool, any integer, float16, float32 or float64
-            Any memory layout, memory-mapped too: it is read in pieces. The lengths of the channel axes are
+        chunk : array of bool, any integer, float16, float32 or float64
+            Any memory layout, memory-mapped too: it is read in pieces. Of a library as for `moments`; what is
+            on a GPU is copied to the host. The lengths of the channel axes are
             fixed by the first chunk; the others, and their number, may change. May be empty.
         weights : ndarray of any real dtype, optional
             How often each element counts; finite and not negative, broadcast against the chunk as NumPy does.
@@ -102,7 +103,7 @@ class Moments:
         Raises
         ------
         TypeError
-            If an array is no NumPy array or has the wrong dtype.
+            If an array is of no library that is supported or has the wrong dtype.
         ValueError
             If a shape or a weight is wrong, or there is a NaN under ``nan_policy="raise"``. Nothing has
             changed then.
