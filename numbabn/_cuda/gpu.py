@@ -118,12 +118,17 @@ class Kernel:
         return compiled
 
 
-_TYPES = {} if SIMULATED else {  # which Numba without numba-cuda has, too, but calls otherwise
-    int: cuda.types.int64,
-    float: cuda.types.float64,
-    np.float32: cuda.types.float32,
-    np.float64: cuda.types.float64,
-}
+# The simulator of Numba itself, which will do for tests, has no ``cuda.types``.
+_TYPES = (
+    {}
+    if SIMULATED
+    else {
+        int: cuda.types.int64,
+        float: cuda.types.float64,
+        np.float32: cuda.types.float32,
+        np.float64: cuda.types.float64,
+    }
+)
 
 
 def signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
