@@ -195,7 +195,7 @@ def everything(backend, problem):
 def same_bits(backend, problem):
     """The same call again."""
     first = everything(backend, problem)
-    for _ in range(2 if SIMULATED else 5):
+    for _ in range(5):
         for name, value in everything(backend, problem).items():
             assert_same_bits(value, first[name], name)
 
@@ -414,8 +414,10 @@ def rows(large):
     for (shape, axis), dtype in itertools.product(SMALL + LARGE if large else SMALL, DTYPES):
         name = f"{'x'.join(map(str, shape))} on {axis}, {dtype.__name__}"
         add(values, Problem(shape, axis, dtype, offset=3.0), name=name)
-        add(values, Problem(shape, axis, dtype, "offset", "offset"), name=f"{name}, unaligned")
-        add(same_bits, Problem(shape, axis, dtype), name=name)
+        if dtype is np.float32:
+            add(values, Problem(shape, axis, dtype, "offset", "offset"), name=f"{name}, unaligned")
+        if large:  # in the simulator `test_schedules` does it, for several orders of threads
+            add(same_bits, Problem(shape, axis, dtype), name=name)
     for kinds in itertools.product([None, np.float16, np.float32, np.float64], repeat=2):
         problem = Problem((40, 3), 1, gamma_dtype=kinds[0], beta_dtype=kinds[1])
         add(values, problem, name=f"gamma and beta of {_name(*kinds)}")
@@ -435,7 +437,8 @@ def rows(large):
         add(layouts, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout, dy_layout)
     writable = [name for name in some if name in WRITABLE]
     for i, (layout, out_layout) in enumerate(itertools.product(some, writable)):
-        add(outs, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout, out_layout)
+        if large or (i + i // len(writable)) % 2:  # half of them: each layout with some others
+            add(outs, LAYOUT_SHAPES[i % 3], DTYPES[i // 2 % 2], layout, out_layout)
     for i, layout in enumerate((*writable, "offset", *writable)):
         add(in_place, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout)
     for momentum, dtype, x_dtype in itertools.product((0.1, 1.0, None), (np.float16, *DTYPES), DTYPES):

@@ -118,10 +118,11 @@ class Kernel:
         return compiled
 
 
+# The simulator of Numba itself, which will do for tests, has no ``cuda.types``.
 _TYPES = (
     {}
     if SIMULATED
-    else {  # which Numba without numba-cuda has, too, but calls otherwise
+    else {
         int: cuda.types.int64,
         float: cuda.types.float64,
         np.float32: cuda.types.float32,

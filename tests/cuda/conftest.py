@@ -26,3 +26,11 @@ def _seed(request, _simulator):
             yield
     else:
         yield
+
+
+def pytest_collection_modifyitems(items):
+    if numba.config.ENABLE_CUDASIM:
+        skip = pytest.mark.skip(reason="compiled without NUMBA_ENABLE_CUDASIM=1")
+        for item in items:
+            if item.get_closest_marker("compile"):
+                item.add_marker(skip)

@@ -6,10 +6,8 @@ from tests.backends import BACKENDS, SIMULATED, MissingError, has_gpu
 from tests.table import rows
 
 
-@pytest.fixture(scope="session", params=BACKENDS)
+@pytest.fixture(scope="session", params=["numba"] if SIMULATED else BACKENDS)
 def backend(request):
-    if SIMULATED and request.param == "cpu":
-        pytest.skip("without NUMBA_ENABLE_CUDASIM=1")
     try:
         return BACKENDS[request.param]()
     except MissingError as reason:
