@@ -1,7 +1,7 @@
 """Large arrays in pieces: each a view, or a small copy, that kernels can read.
 
-A piece is some tens of megabytes, cut along the slowest axes of the memory. So an array on disk is read from
-its beginning to its end and never held whole, and where a copy is needed it is a copy of one piece.
+A piece is up to some hundred megabytes, cut along the slowest axes of the memory. So an array on disk is
+read from its beginning to its end and never held whole, and where a copy is needed it is a copy of one piece.
 """
 
 import math
@@ -12,7 +12,9 @@ import numpy as np
 
 from numbabn._arrays import Array
 
-VIEW_BYTES = 64 << 20  # of a piece that is a view: starting the threads is nothing to it
+# A piece that is a view takes no memory. Few pieces, because a thread that was idle may take 8 ms to start on
+# each; but no more elements than `_cpu.statistics` can add up exactly.
+VIEW_ELEMENTS = 1 << 26
 COPY_BYTES = 1 << 20  # of a piece that is copied: the copy is still in the cache when it is read
 
 Index = tuple[slice, ...]
@@ -34,7 +36,7 @@ def pieces(x: Array, beside: Sequence[Array], kept: Sequence[int]) -> Iterator[P
     in_order = [axis for axis in order if x.shape[axis] != 1]
     adjacent = _arranged(x.shape, order, kept)[-len(in_order) :] == in_order
     copied = bool(beside) or not adjacent or not _is_view(x, order)
-    for index in cut(x.shape, order, x.itemsize, COPY_BYTES if copied else VIEW_BYTES):
+    for index in cut(x.shape, order, x.itemsize, COPY_BYTES if copied else VIEW_ELEMENTS * x.itemsize):
         part = x[index]
         axes = _arranged(part.shape, order, kept)
         yield Piece(

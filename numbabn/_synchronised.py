@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from numbabn import _cpu
 from numbabn._arrays import Array, type_name
+from numbabn._cpu.welford import merged
 from numbabn._places import HOST, Place
 
 INSTALL = 'pip install "numbabn[mpi]"'
@@ -103,7 +103,7 @@ class Message:
             return 0, np.full(self._channels, np.nan), np.full(self._channels, np.nan)
         n, mean, m2 = parts[0]
         for more in parts[1:]:
-            n, mean, m2 = _cpu.running.merged(n, mean, m2, *more)
+            n, mean, m2 = merged(n, mean, m2, *more)
         if n == 1:
             raise ValueError(
                 f"x has one value per channel on all {len(counts)} ranks together, whose variance is 0; "

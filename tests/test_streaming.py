@@ -405,7 +405,7 @@ PATHS = (
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Small pieces, chunks and blocks: what only arrays of many megabytes meet."""
-    monkeypatch.setattr(_pieces, "VIEW_BYTES", 6000)
+    monkeypatch.setattr(_pieces, "VIEW_ELEMENTS", 2000)
     monkeypatch.setattr(_pieces, "COPY_BYTES", 1000)
     monkeypatch.setattr(statistics.plan, "CHUNK_BYTES", 500)
     monkeypatch.setattr(statistics, "_BLOCK", 64)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from numbabn._arrays import Array
+from numbabn._cpu.welford import merged
 
 
 def average(
@@ -38,13 +39,3 @@ def pool(
     )
     unbiased = population_m2 / (total - 1)
     return population_mean.astype(mean.dtype), unbiased.astype(var.dtype), population_mean, population_m2
-
-
-def merged(
-    count: int, mean: Array, m2: Array, more: int, more_mean: Array, more_m2: Array
-) -> tuple[int, Array, Array]:
-    """Return (count, mean, m2) of ``count`` values and ``more``: Chan, Golub and LeVeque (1979), eq. 2.1."""
-    total = count + more
-    delta = more_mean - mean
-    weight = more / total
-    return total, mean + delta * weight, m2 + more_m2 + delta * delta * (count * weight)

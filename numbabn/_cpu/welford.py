@@ -1,5 +1,6 @@
 """Merging means and sums of squared deviations: Chan's formula, in float64, once per chunk of a channel."""
 
+from numbabn._arrays import Array
 from numbabn._cpu.jit import helper, small_kernel
 
 
@@ -36,3 +37,13 @@ def merge_chunks(count, mean, m2):
             mean[0, c] += delta * weight
             m2[0, c] += m2[k, c] + delta * delta * (total * weight)
         total = merged
+
+
+def merged(
+    count: int, mean: Array, m2: Array, more: int, more_mean: Array, more_m2: Array
+) -> tuple[int, Array, Array]:
+    """Return (count, mean, m2) of ``count`` values and ``more``: Chan, Golub and LeVeque (1979), eq. 2.1."""
+    total = count + more
+    delta = more_mean - mean
+    weight = more / total
+    return total, mean + delta * weight, m2 + more_m2 + delta * delta * (count * weight)

@@ -1,0 +1,201 @@
+"""Measure streaming statistics against NumPy, scikit-learn and the memory: ``python -m benchmarks.moments``.
+
+Everything takes turns in one process, so that a loud minute of the machine falls on all of it; reading the
+same array is timed in the same turns. Threads are bound to cores (``OMP_PROC_BIND=true``): one that was idle
+while NumPy ran would else wake on the busy core, and every call take the 8 ms until the system moves it.
+Writes ``moments.md`` and ``moments.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+from tqdm import tqdm
+
+import numbabn as nbn
+from benchmarks.floor import reader
+from benchmarks.machine import describe
+
+RESULTS = Path(__file__).parent / "results"
+OURS, READ, NUMPY, SKLEARN = "numbabn", "reading the array", "NumPy", "scikit-learn"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One array, what else computes its statistics, and what is promised."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int | tuple[int, ...]
+    bandwidth: float | None = None  # least share of the read bandwidth
+    faster: tuple[str, float] | None = None  # (library, least factor)
+    omit: bool = False
+
+    def data(self) -> np.ndarray:
+        """Return the array: floats around 0, integers over their whole range."""
+        rng = np.random.default_rng(0)
+        if self.dtype.startswith("float"):
+            return rng.standard_normal(self.shape, np.float32).astype(self.dtype)
+        span = np.iinfo(self.dtype)
+        return rng.integers(span.min, span.max, self.shape, self.dtype, endpoint=True)
+
+
+ROWS = (
+    Row("NC", (200_000, 256), "float32", -1, bandwidth=0.8, faster=(SKLEARN, 10)),
+    Row("NC", (50_000, 1024), "float32", -1, bandwidth=0.8),
+    Row("NCHW", (32, 64, 112, 112), "float32", 1, bandwidth=0.8),
+    Row("NCHW", (256, 64, 28, 28), "float32", 1, bandwidth=0.8),
+    Row("NCHW", (256, 512, 7, 7), "float32", 1, bandwidth=0.8),
+    Row("NHWC", (512, 224, 224, 3), "uint8", -1, bandwidth=0.5, faster=(NUMPY, 8)),
+    Row("NCHW", (512, 3, 224, 224), "uint8", 1),
+    Row("NHWC, each pixel", (512, 224, 224, 3), "uint8", (1, 2, 3)),
+    Row("NC", (100_000, 256), "float64", -1),
+    Row("NC", (200_000, 256), "float16", -1),
+    Row("NC", (200_000, 256), "int16", -1),
+    Row("NC", (50_000, 256), "int32", -1),
+    Row("NC", (50_000, 256), "int64", -1),
+    Row("NC, NaN left out", (200_000, 256), "float32", -1, omit=True),
+)
+
+
+def calls(row: Row, x: np.ndarray) -> dict[str, Callable[[], object]]:
+    """Return everything that is timed on a row, by name."""
+    kept = row.axis if isinstance(row.axis, tuple) else (row.axis % x.ndim,)
+    rest = tuple(axis for axis in range(x.ndim) if axis not in kept)
+    policy = "omit" if row.omit else "propagate"
+    found: dict[str, Callable[[], object]] = {
+        OURS: lambda: nbn.Moments(row.axis, nan_policy=policy).update(x),
+        READ: reader(x),
+        NUMPY: lambda: _numpy(x, rest, row.omit),
+    }
+    if x.ndim == 2:
+        try:
+            from sklearn.preprocessing import StandardScaler
+        except ImportError:
+            return found
+        found[SKLEARN] = lambda: StandardScaler().partial_fit(x)
+    return found
+
+
+def _numpy(x: np.ndarray, rest: tuple[int, ...], omit: bool) -> object:
+    values = x if x.dtype.itemsize > 2 else x.astype(np.float32)
+    mean, var = (np.nanmean, np.nanvar) if omit else (np.mean, np.var)
+    return mean(values, axis=rest), var(values, axis=rest)
+
+
+def measure(row: Row, rounds: int) -> dict[str, tuple[float, float, int]]:
+    """Return (median, p90) in milliseconds and the number of calls, by name."""
+    x = row.data()
+    timed = calls(row, x)
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    for call in timed.values():
+        call()
+    for _ in range(rounds):
+        for name, call in timed.items():
+            for _ in range(1 if name in (NUMPY, SKLEARN) else 5):
+                start = time.perf_counter()
+                call()
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {
+        name: (statistics.median(all_), float(np.percentile(all_, 90)), len(all_))
+        for name, all_ in times.items()
+    }
+
+
+def verdicts(row: Row, found: dict[str, tuple[float, float, int]]) -> list[tuple[str, str, bool]]:
+    """Return (promise, measured, whether it holds)."""
+    label = f"{row.dtype} {row.name} {'x'.join(map(str, row.shape))}"
+    made = []
+    if row.bandwidth:
+        share = found[READ][0] / found[OURS][0]
+        made.append(
+            (
+                f"{label}: at least {row.bandwidth} of the read bandwidth",
+                f"{share:.2f}",
+                share >= row.bandwidth,
+            )
+        )
+    if row.faster and row.faster[0] in found:
+        name, least = row.faster
+        factor = found[name][0] / found[OURS][0]
+        made.append((f"{label}: at least {least:g}x {name}", f"{factor:.1f}x", factor >= least))
+    return made
+
+
+def as_markdown(
+    machine: dict[str, str], results: list[tuple[Row, dict[str, tuple[float, float, int]]]]
+) -> str:
+    """Return the report as text."""
+    lines = ["# Streaming statistics: count, mean, variance and range in one pass", ""]
+    lines.append(
+        "`python -m benchmarks.moments`; milliseconds, median (p90), everything in turns in one process. "
+        "NumPy is `x.mean` and `x.var`, of numbers of 8 and 16 bits after `astype(float32)`; scikit-learn is "
+        "`StandardScaler().partial_fit`. Only numbabn and the reading use more than one thread. Share: of "
+        "the bandwidth of reading the same array.\n"
+    )
+    lines += [f"- {name}: {value}" for name, value in machine.items()]
+    lines += [
+        "",
+        "| array | numbabn | GB/s | share | reading | NumPy | scikit-learn |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row, found in results:
+        nbytes = np.dtype(row.dtype).itemsize * int(np.prod(row.shape))
+        cells = [
+            f"{found[n][0]:.2f} ({found[n][1]:.2f})" if n in found else "-"
+            for n in (OURS, READ, NUMPY, SKLEARN)
+        ]
+        rate, share = nbytes / found[OURS][0] / 1e6, found[READ][0] / found[OURS][0]
+        label = f"{row.dtype} {row.name} {'x'.join(map(str, row.shape))}"
+        lines.append(f"| {label} | {cells[0]} | {rate:.1f} | {share:.2f} | {' | '.join(cells[1:])} |")
+    lines += ["", "| promise | measured | |", "|---|---|---|"]
+    for row, found in results:
+        lines += [
+            f"| {promise} | {measured} | {'met' if met else '**not met**'} |"
+            for promise, measured, met in verdicts(row, found)
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure all rows and write the report."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.moments", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of everything per row (default 5)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of numbabn and the reading (default 2)"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
+    options = parser.parse_args()
+    if "OMP_PROC_BIND" not in os.environ:  # read when a process starts
+        arguments = [sys.executable, "-m", "benchmarks.moments", *sys.argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
+    numba.set_num_threads(options.threads)
+    results = [(row, measure(row, options.rounds)) for row in tqdm(ROWS, unit="array")]
+    machine = describe(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "moments.md").write_text(as_markdown(machine, results))
+    records = [
+        {"name": row.name, "shape": row.shape, "dtype": row.dtype, "times": found} for row, found in results
+    ]
+    (options.output / "moments.json").write_text(
+        json.dumps({"machine": machine, "rows": records}, indent=1) + "\n"
+    )
+    for row, found in results:
+        for promise, measured, met in verdicts(row, found):
+            print("met    " if met else "NOT MET", promise, "--", measured)
+    print(f"Written: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
