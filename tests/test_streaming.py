@@ -282,6 +282,17 @@ def test_huge_and_tiny_values():
     assert m.max.tolist() == [1e300, 3e-300]
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u2", "f2", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(2, 3, 523), (2, 3, 700), (3, 5, 5), (37, 3, 1)])
+def test_range_without_zero(dtype, shape):
+    """Vectors are filled up with zeros where a row ends: they are no values."""
+    x = np.random.default_rng(0).integers(5, 99, shape).astype(dtype)
+    for y in (x, -x) if dtype != "u2" else (x,):
+        m = nbn.Moments(1).update(y)
+        assert (m.min == y.min((0, 2))).all()
+        assert (m.max == y.max((0, 2))).all()
+
+
 # NaN and infinity -------------------------------------------------------------------------------------------
 
 

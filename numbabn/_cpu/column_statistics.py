@@ -177,9 +177,7 @@ def moments_task(k, c0, c1, x, w, rows, stride, group, copies, inner, masked, va
             fold(sums, extremes, out, k, c0, odd)
             row += taken
             probed = 0
-            step = min(
-                GROWTH * step, most
-            )  # a sum is rounded less, the better what it is taken about is known
+            step = min(GROWTH * step, most)  # a sum is rounded less, the better its shift is known
     for c in range(c0, c1):
         out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c] = unfold(
             out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c], odd[c - c0]
