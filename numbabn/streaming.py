@@ -205,7 +205,17 @@ class Moments:
         return self._shaped(self._seen().var(_checks.ddof(ddof)))
 
     def std(self, ddof: float = 0) -> Array:
-        """Square root of `var`."""
+        """Standard deviation per channel: the square root of `var`.
+
+        Parameters
+        ----------
+        ddof : float, default 0
+            As for `var`.
+
+        Returns
+        -------
+        ndarray of float64
+        """
         return np.sqrt(self.var(ddof))
 
     @property

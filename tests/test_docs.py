@@ -19,7 +19,12 @@ MODULES = [nbn.__name__, *(module.name for module in pkgutil.walk_packages(nbn._
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        if "numbabn[" not in str(error):
+            raise
+        pytest.skip(str(error))  # an extra that is not installed
     assert module.__doc__, f"{name} has no docstring"
     results = doctest.testmod(module)
     assert results.failed == 0
@@ -64,7 +69,7 @@ def test_changelog_has_this_version():
 
 def repository_files():
     for path in ROOT.iterdir():
-        if path.is_file():
+        if path.is_file() and path.name != ".git":  # a file in a worktree
             yield path
     for folder in ("numbabn", "tests", "benchmarks", "examples", ".ci"):
         for path in (ROOT / folder).rglob("*"):
