@@ -25,6 +25,6 @@ def cuda_module(name: str) -> ModuleType:
     if not gpu.SIMULATED and not gpu.cuda.is_available():
         raise RuntimeError(
             f"numba-cuda finds no GPU that it can use ({gpu.cuda.cuda_error() or 'no device'}); "
-            f"it needs an NVIDIA driver, and {INSTALL}"
+            f'it needs an NVIDIA driver, and {INSTALL}, or "numbabn[cuda12]" for drivers older than 580'
         )
     return importlib.import_module(f"numbabn._cuda.{name}" if name else "numbabn._cuda")

@@ -77,16 +77,16 @@ def _compiled(seconds: float) -> Iterator[Row]:
 
 # In the order of what must be known first; together below 8 minutes.
 SECTIONS: Mapping[str, Section] = {
-    "environment": Section("environment", 30, _environment),
+    "environment": Section("environment", 20, _environment),
     "cases": Section(
-        "the cases of the benchmark against float64, and the same bits in every run", 80, _cases
+        "the cases of the benchmark against float64, and the same bits in every run", 70, _cases
     ),
-    "speed-32": Section("speed at batch 32", 100, _speed(32)),
-    "latency": Section("host time of a small array", 40, _latency),
+    "table": Section("the shared table of tests", 60, _table),
+    "speed-32": Section("speed at batch 32", 90, _speed(32)),
+    "latency": Section("host time of a small array", 30, _latency),
     "behaviour": Section("streams and CUDA graphs", 40, _behaviour),
-    "speed-128": Section("speed at batch 128", 80, _speed(128)),
-    "table": Section("the shared table of tests", 80, _table),
-    "compiled": Section("torch.compile", 90, _compiled),
+    "speed-128": Section("speed at batch 128", 70, _speed(128)),
+    "compiled": Section("torch.compile", 80, _compiled),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numbabn._cuda import kernels, plan
 from numbabn._cuda.gpu import Kernel
 from numbabn._cuda.plan import Geometry, Shape
-from numbabn._cuda.workspace import workspace
+from numbabn._cuda.workspace import streams, workspace
 
 Device = Any  # numbabn._arrays.DeviceArray, which is above this package
 Parameter = tuple[int, int]  # address, kind
@@ -86,7 +86,7 @@ def backward(
     if _meets(kernels.backward, x, geometry, arguments):
         kernels.backward.launch(x, geometry.groups * geometry.parts, *arguments)
         return
-    sums = backward_reduce(dy, x, shape, mean, var, eps, dgamma, dbeta)
+    _products(dy, x, shape, mean, var, eps, dgamma, dbeta, sums)
     backward_apply(dy, x, dx, shape, gamma, mean, var, eps, sums, shape[0] * shape[2])
 
 
@@ -101,13 +101,8 @@ def backward_reduce(
     dbeta: Device | None,
 ) -> Device:
     """Return (sum of dy, sum of dy * xhat), an array [2, channels]; write them to dbeta and dgamma too."""
-    geometry = _geometry(shape, 2, x, dy)
     sums = x.empty((2, shape[1]), np.dtype(np.float64))
-    kernels.products.launch(
-        x, geometry.groups * geometry.parts,
-        x.address, dy.address, geometry, _parameter(mean), _parameter(var), float(eps),
-        sums.address, _parameter(dgamma), _parameter(dbeta), *workspace(x, geometry), x.dtype.type(0),
-    )  # fmt: skip
+    _products(dy, x, shape, mean, var, eps, dgamma, dbeta, sums)
     return sums
 
 
@@ -151,6 +146,25 @@ def _moments(x: Device, shape: Shape, wide: np.floating, divide: int) -> tuple[D
     return mean, m2
 
 
+def _products(
+    dy: Device,
+    x: Device,
+    shape: Shape,
+    mean: Device,
+    var: Device,
+    eps: float,
+    dgamma: Device | None,
+    dbeta: Device | None,
+    sums: Device,
+) -> None:
+    geometry = _geometry(shape, 2, x, dy)
+    kernels.products.launch(
+        x, geometry.groups * geometry.parts,
+        x.address, dy.address, geometry, _parameter(mean), _parameter(var), float(eps),
+        sums.address, _parameter(dgamma), _parameter(dbeta), *workspace(x, geometry), x.dtype.type(0),
+    )  # fmt: skip
+
+
 def _geometry(shape: Shape, loaded: int, *arrays: Device) -> Geometry:
     """How to cut up arrays of which the first ``loaded`` are looked at together."""
     geometry = plan.geometry(shape, arrays[0].itemsize, loaded)
@@ -159,10 +173,14 @@ def _geometry(shape: Shape, loaded: int, *arrays: Device) -> Geometry:
 
 
 def _meets(kernel: Kernel, x: Device, geometry: Geometry, arguments: tuple[Any, ...]) -> bool:
-    """Whether all blocks of a group are resident at once, each with one tile, so that x is read once."""
-    if geometry.parts == 1:
+    """Whether all blocks of a group are resident at once, each with one tile, so that x is read once.
+
+    They wait for each other, so that launches on other streams must leave room for all of them.
+    """
+    if geometry.parts == 1 or geometry.step > 1:
         return geometry.step == 1
-    return geometry.step == 1 and geometry.parts * plan.CONCURRENT_LAUNCHES <= kernel.resident(x, *arguments)
+    launches = max(plan.CONCURRENT_LAUNCHES, streams(x.device))
+    return geometry.parts * launches <= kernel.resident(x, *arguments)
 
 
 def _vector(x: Device, shape: Shape) -> Device:

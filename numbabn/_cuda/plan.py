@@ -72,7 +72,9 @@ def geometry(shape: Shape, itemsize: int, arrays: int) -> Geometry:
         pieces, rows = -(-inner // length), 1
     rows = -(-lines // -(-lines // rows))  # the same for all tiles of a group, or nearly
     tiles = -(-lines // rows) * pieces
-    counts = [width if block > 1 else length, copies * channels * inner]
+    counts = [width] if block > 1 else [length] if rows > 1 or pieces > 1 else []
+    if lines > 1:
+        counts.append(copies * channels * inner)
     if block < channels:
         counts += [block * inner, channels % block * inner]
     vector = all(n % VECTOR == 0 for n in counts)

@@ -1,4 +1,7 @@
-"""What a batch does to running statistics: in place and in one launch, so that a CUDA graph does it again."""
+"""What a batch does to running statistics: in place and in one launch, so that a CUDA graph does it again.
+
+Launched on the stream of the batch, which may be of another library than the layer.
+"""
 
 import numpy as np
 
@@ -17,7 +20,7 @@ def average(
 ) -> tuple[DeviceArray, DeviceArray]:
     """Update and return mean and var; as ``_cpu.running.average``."""
     _average.launch(
-        mean, _blocks(mean), mean.parameter, var.parameter, batch_mean.address, batch_var.address,
+        batch_mean, _blocks(mean), mean.parameter, var.parameter, batch_mean.address, batch_var.address,
         mean.size, float(1 - momentum), float(momentum), float(momentum * correction),
     )  # fmt: skip
     return mean, var
@@ -36,7 +39,7 @@ def pool(
     """Update and return the first four; as ``_cpu.running.pool``."""
     weight = batch_count / (count + batch_count)
     _pool.launch(
-        mean, _blocks(mean), mean.parameter, var.parameter, population_mean.address,
+        batch_mean, _blocks(mean), mean.parameter, var.parameter, population_mean.address,
         population_m2.address, batch_mean.address, batch_var.address, mean.size, float(batch_count), weight,
         count * weight, float(count + batch_count - 1),
     )  # fmt: skip
