@@ -3,9 +3,10 @@
 import contextlib
 import os
 import secrets
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,7 +23,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -32,10 +33,19 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
     _sync_folder(target.parent)
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read such a file."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+def load(file: BinaryIO) -> dict[str, Any]:
+    """Read such a file; many kinds of errors say that it is something else."""
+    # Not np.load: of what is no npz it says that it may be a pickle, and reads a single array.
+    arrays = {}
+    with zipfile.ZipFile(file) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+    # The directory has no checksum: with one wrong length an entry swallows those after it.
+    file.seek(-12, os.SEEK_END)
+    if len(arrays) != int.from_bytes(file.read(2), "little"):
+        raise ValueError("its directory is damaged")
+    return arrays
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -335,10 +336,18 @@ class Moments:
 
         Raises
         ------
+        OSError
+            If there is no such file, or it cannot be opened.
         ValueError
-            If the file is something else.
+            If the file is something else, or damaged.
         """
-        return cls.from_dict(_files.load(path))
+        with Path(path).open("rb") as file:
+            try:
+                return cls.from_dict(_files.load(file))
+            except Exception as error:  # a damaged zip file raises some ten types of errors
+                raise ValueError(
+                    f"{os.fspath(path)} is not a state that Moments.save wrote: {error}"
+                ) from error
 
     def __repr__(self) -> str:
         axis = self.axis[0] if len(self.axis) == 1 else self.axis

@@ -101,6 +101,60 @@ def test_file_is_readable_without_pickle(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["state.npz"]
 
 
+def test_what_is_saved_are_the_arrays_and_nothing_else(tmp_path):
+    """NumPy 2.0 and 2.1 store what they do not know as a keyword of savez as one more array."""
+    keywords = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_files.np, "savez", lambda file, **given: keywords.update(given))
+        mixed().save(tmp_path / "state")
+    assert keywords.keys() == mixed().to_dict().keys()
+
+
+def assert_no_state(path):
+    with pytest.raises(ValueError, match=r"state is not a state that Moments\.save wrote: "):
+        nbn.Moments.load(path)
+
+
+@pytest.mark.parametrize("other", ["empty", "text", "truncated", "array", "objects", "arrays"])
+def test_a_file_that_is_something_else(other, tmp_path):
+    path = tmp_path / "state"
+    mixed().save(path)
+    whole = path.read_bytes()
+    with path.open("wb") as file:
+        if other == "array":
+            np.save(file, np.ones(3))
+        elif other == "objects":
+            np.savez(file, format=np.array([None]))
+        elif other == "arrays":
+            np.savez(file, format=np.ones(3))
+        else:
+            file.write({"empty": b"", "text": b"mean,var\n", "truncated": whole[:-100]}[other])
+    assert_no_state(path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        nbn.Moments.load(tmp_path / "state")
+
+
+def test_a_damaged_file_is_refused_or_has_the_whole_state(tmp_path):
+    """A flipped byte is found by the checksums, or is in what nobody reads, as the time of day."""
+    path = tmp_path / "state"
+    mixed().save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            m = nbn.Moments.load(path)
+        except ValueError:
+            assert_no_state(path)
+            refused += 1
+        else:
+            assert_same_state(m, mixed())
+    assert refused > len(whole) / 7 / 2
+
+
 SAVER = """
     import sys, numpy as np, numbabn as nbn
     a, b = (nbn.Moments().update(np.full((2, 100_000), v)) for v in (1, 2))
