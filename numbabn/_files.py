@@ -10,10 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from numbabn._arrays import Array
 
-
-def save(path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
+def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     """Write a file that takes the place of the old one at once, or not at all.
 
     It is written beside the old one under a name of its own, brought to the disk, and renamed.

@@ -35,7 +35,7 @@ class Exact:
     def merge(self, other: Self) -> Self:
         """Return the sums of both."""
         if (self.count > MOST - other.count).any():
-            raise OverflowError(f"a channel would count more than {MOST} values")
+            raise _too_many()
         return type(self)(
             self.count + other.count,
             carried(self.total + other.total),
@@ -116,21 +116,29 @@ class Population:
 
     def merge(self, other: Self) -> Self:
         """Return the population of both."""
-        return type(self)(
+        merged = type(self)(
             _either(self.exact, other.exact),
             _either(self.real, other.real),
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
             self.weighted or other.weighted,
         )
+        merged.count()  # an error where it is too large
+        return merged
 
     def count(self) -> Array:
         """Values per channel as int64, or the sum of the weights as float64."""
+        exact = np.zeros(len(self.low), np.int64) if self.exact is None else self.exact.count
         if self.real is None:
-            return np.zeros(len(self.low), np.int64) if self.exact is None else self.exact.count.copy()
-        weight = self._together()[:2]
-        parts = weight if self.weighted else weight.astype(np.int64)
-        return np.asarray(parts[0] + parts[1])
+            return exact.copy()
+        high, low = self.real.moments[:2]
+        if self.weighted:
+            return np.asarray(exact + (high + low))
+        fits = high < 2.0**63
+        whole = np.where(fits, high, 0).astype(np.int64) + low.astype(np.int64)
+        if not fits.all() or (exact > MOST - whole).any():
+            raise _too_many()
+        return np.asarray(exact + whole)
 
     def mean(self) -> Array:
         """Mean per channel; NaN where there is nothing."""
@@ -186,6 +194,10 @@ class Population:
             return (self.real or Real.nothing(len(self.low))).moments
         real = self.exact.real()
         return (self.real.merge(real) if self.real else real).moments
+
+
+def _too_many() -> OverflowError:
+    return OverflowError(f"a channel would count more than {MOST} values")
 
 
 def _either(mine: Any, other: Any) -> Any:

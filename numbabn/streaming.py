@@ -135,7 +135,8 @@ class Moments:
         Parameters
         ----------
         other : Moments
-            Of channels of the same shape, on whatever axes. One that has seen nothing changes nothing.
+            Of channels of the same shape, on whatever axes, and of the same ``nan_policy``. One that has seen
+            nothing changes nothing.
 
         Returns
         -------
@@ -147,11 +148,18 @@ class Moments:
         TypeError
             If it is no Moments.
         ValueError
-            If its channels have another shape.
+            If its channels have another shape, or it treats NaN differently.
+        OverflowError
+            If a channel would count more than 2**63 - 1 values. Nothing has changed then, either.
         """
         if not isinstance(other, Moments):
             raise TypeError(f"other must be a Moments, not {type(other).__name__}")
         _checks.same_axes(other.axis, self.axis)
+        if other.nan_policy != self.nan_policy:
+            raise ValueError(
+                f"other has nan_policy={other.nan_policy!r}, which cannot be merged with "
+                f"{self.nan_policy!r}: the result would have neither"
+            )
         if other._shape is not None:
             if self._shape is None:
                 self._population = other._population
@@ -217,7 +225,7 @@ class Moments:
         -------
         ndarray of float64
         """
-        return np.sqrt(self.var(ddof))
+        return self._shaped(np.sqrt(self._seen().var(_checks.ddof(ddof))))
 
     @property
     def min(self) -> Array:
@@ -230,7 +238,8 @@ class Moments:
         return self._extreme(self._seen().high)
 
     def _extreme(self, values: Array) -> Array:
-        return self._shaped(np.where(self._population.count() > 0, values, np.nan))
+        there = self._population.low <= self._population.high  # no values, or a NaN: neither is in order
+        return self._shaped(np.where(there, values, np.nan))
 
     def _seen(self) -> Population:
         if self._shape is None:

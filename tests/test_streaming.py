@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn import _pieces
+from numbabn import _pieces, _population
 from numbabn._cpu import jit, statistics
 from tests.checks import assert_same_bits, unchanged
 from tests.problems import LAYOUTS, arrange
@@ -234,6 +234,36 @@ def test_doubled_integers_stay_exact(dtype):
     assert m.count.tolist() == [n]
 
 
+@pytest.mark.parametrize("later", [1.0, 1])
+def test_more_floats_than_can_be_counted(later):
+    """Alone, and beside integers, of which there are as many."""
+    m, other = (nbn.Moments().update(np.array([[value]])) for value in (1.0, later))
+    for _ in range(62):
+        m.merge(m)
+        other.merge(other)
+    less = m.copy().update(np.array([[later]] * 3))
+    assert less.count.tolist() == [2**62 + 3]
+    with pytest.raises(OverflowError, match="more than 9223372036854775807 values"):
+        m.merge(other)
+    assert m.count.tolist() == [2**62]
+
+
+def test_count_and_range_of_integers_and_floats_need_no_fractions(monkeypatch):
+    """A Fraction for each of 150 000 pixels takes a second."""
+    m = nbn.Moments().update(np.array([[1, 2]])).update(np.array([[0.5, np.nan], [4.0, 1.0]]))
+    monkeypatch.setattr(_population, "Fraction", None)
+    assert m.count.tolist() == [3, 3]
+    np.testing.assert_array_equal(m.min, [0.5, np.nan])
+    np.testing.assert_array_equal(m.max, [4, np.nan])
+    m = m.merge(nbn.Moments().update(np.ones((2, 2)), weights=np.array([[0.25], [0]])))
+    assert m.count.tolist() == [3.25, 3.25]
+
+
+def test_one_result_is_an_array_like_all_results():
+    m = nbn.Moments(()).update(np.arange(4.0))
+    assert {type(v) for v in (m.count, m.mean, m.var(), m.std(), m.min, m.max)} == {np.ndarray}
+
+
 @pytest.mark.parametrize("offset", [0.0, 1e4, 1e8])
 def test_merge_doubling(offset):
     """1.1e12 counted elements: as exact as the thousand they are."""
@@ -267,6 +297,14 @@ def test_heavy_and_light():
         check_real(m, channels(x, [1]))
 
 
+@pytest.mark.parametrize(("shape", "axis"), [((-1, 1), 1), ((1, -1), 0)], ids=["columns", "rows"])
+@pytest.mark.parametrize("seed", range(4))
+def test_values_of_all_sizes(shape, axis, seed):
+    """The mean is some percent of the range: deviations from its middle would lose two digits."""
+    x = np.exp(20 * np.random.default_rng(seed).normal(size=3000 if JIT else 300)).reshape(shape)
+    check_real(nbn.Moments(axis).update(x), channels(x, [axis]))
+
+
 @given(st.sampled_from(FLOATS), st.integers(1, 200), st.floats(-6e4, 6e4, width=16))
 def test_constant(dtype, n, value):
     m = nbn.Moments().update(np.full((n, 3), value, dtype)).update(np.full((7, 3), value, dtype))
@@ -280,6 +318,24 @@ def test_huge_and_tiny_values():
     np.testing.assert_allclose(m.mean, [1e300 / 3, 2e-300], rtol=1e-15)
     assert m.var()[0] == np.inf
     assert m.max.tolist() == [1e300, 3e-300]
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "var"),
+    [
+        ([9e307, 9e307], 9e307, 0),
+        ([1.7e308, 1.7e308, 1.7e308], 1.7e308, 0),
+        ([1.5e308, -1.5e308], 0, np.inf),
+        ([-1.5e308, 1.5e308, 1.5e308], 5e307, np.inf),
+        ([1.5e308, np.inf], np.inf, np.nan),
+        ([-np.inf, 9e307, np.inf], np.nan, np.nan),
+        ([5e-324, 5e-324], 5e-324, 0),
+    ],
+)
+def test_merged_means_do_not_overflow(values, mean, var):
+    m = nbn.Moments.from_chunks(np.array(values)[:, None, None])
+    np.testing.assert_allclose(m.mean, [mean], rtol=1e-15)
+    np.testing.assert_array_equal(m.var(), [var])
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u2", "f2", "f4", "f8"])

@@ -59,7 +59,7 @@ COPIES = {
     "deepcopy": lambda m, _: copy.deepcopy(m),
     "method": lambda m, _: m.copy(),
     "empty + m": lambda m, _: nbn.Moments(m.axis, nan_policy=m.nan_policy) + m,
-    "m + empty": lambda m, _: m + nbn.Moments(m.axis),
+    "m + empty": lambda m, _: m + nbn.Moments(m.axis, nan_policy=m.nan_policy),
 }
 
 
@@ -224,6 +224,11 @@ REFUSED = [
     (lambda m: m + 1, TypeError, "unsupported operand"),
     (lambda m: m.merge(nbn.Moments().update(X[:, :2])), ValueError, "other has channels of shape"),
     (lambda m: m.merge(nbn.Moments((0, 1))), ValueError, "cannot be merged with the axes"),
+    (
+        lambda m: m.merge(nbn.Moments(nan_policy="omit")),
+        ValueError,
+        "other has nan_policy='omit', which cannot be merged with 'propagate'",
+    ),
     (lambda m: m.var("1"), TypeError, "ddof must be a real number"),
     (lambda m: m.std(np.inf), ValueError, "ddof must be a finite number"),
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from numba import prange
 
 from numbabn._cpu.column_kernels import collapse
-from numbabn._cpu.doubled import fold_sums, middle, unfold
+from numbabn._cpu.doubled import first_shift, fold_sums, unfold
 from numbabn._cpu.jit import Kernel, helper
 from numbabn._cpu.lanes import add_sums, add_values, no_sums
 from numbabn._cpu.simd import LANES, add, load, maximum, minimum, prefetch, store, widen, zeros
@@ -67,7 +67,7 @@ def column_sums(
     x, w, first, rows, stride, group, copies, channels, inner, shift, masked, value, like, sums, extremes
 ):
     """Sums of each channel c over rows from the element ``first`` on, in element c of every part."""
-    width, group = len(extremes) // 2, group
+    width = len(extremes) // 2
     for j in range(width):
         sums[j] = sums[width + j] = sums[2 * width + j] = 0.0
         extremes[j] = np.inf
@@ -108,7 +108,7 @@ def expand(values, copies, inner, columns):
 
 
 @helper
-def probe(extremes, mean, unknown):
+def probe(sums, extremes, mean, unknown):
     """Set the mean to a number near the values, where it is unknown; return for how many it still is."""
     width = len(extremes) // 2
     left = 0
@@ -116,7 +116,7 @@ def probe(extremes, mean, unknown):
         if unknown[c]:
             low, high = np.float64(extremes[c]), np.float64(extremes[width + c])
             if low <= high:
-                mean[c] = middle(low, high)
+                mean[c] = first_shift(sums[c], sums[width + c], low, high)  # sums about 0
                 unknown[c] = False
             else:
                 left += 1
@@ -171,7 +171,7 @@ def moments_task(k, c0, c1, x, w, rows, stride, group, copies, inner, masked, va
             shift, masked, value, like, sums, extremes,
         )  # fmt: skip
         if looking:
-            left = probe(extremes, mean, unknown)
+            left = probe(sums, extremes, mean, unknown)
             probed += taken
         else:
             fold(sums, extremes, out, k, c0, odd)

@@ -75,8 +75,14 @@ def unfold(count, mean, mean_low, m2, odd):
 
 
 @helper
-def middle(low, high):
-    """Return a number near the values of a range; where they are equal, that value."""
+def first_shift(n, s, low, high):
+    """Return about the mean of n values with sum s and this range; where they are equal, that value.
+
+    Not the middle of the range: where one value is far from all others, that is, too.
+    """
+    k = s / n
+    if np.isfinite(k):
+        return min(max(k, low), high)
     k = low + (high - low) * 0.5
     return k if np.isfinite(k) else 0.0
 
@@ -110,21 +116,24 @@ def merge_moments(a, b):
     """Moments of two samples, each six vectors: weight, mean and m2, all of them doubled.
 
     Chan, Golub and LeVeque (1979), eq. 2.1. The step is taken from the heavier sample, so that it is at most
-    half of the difference and its rounding is small beside the values. A mean that is not finite is the sum
-    of the means: infinity stays, infinities of both signs are NaN.
+    half of the difference and its rounding is small beside the values. Differences and sums of means are of
+    their halves, which cannot overflow. A mean that is not finite is the sum of the means: infinity stays,
+    infinities of both signs are NaN.
     """
-    none, swap = zeros(0.0), sub(b[0], a[0])
+    none, half, swap = zeros(0.0), splat(0.5), sub(b[0], a[0])
     na, na_low, ma, ma_low, qa, qa_low = choose(swap, b, a)
     nb, nb_low, mb, mb_low, qb, qb_low = choose(swap, a, b)
     n, n_low = add_doubled(na, na_low, nb, nb_low)
     weight = div(nb, n)
-    d, e = two_sums(mb, sub(none, ma))
-    delta = add(d, add(e, sub(mb_low, ma_low)))
-    m, m_low = add_doubled(ma, ma_low, fma(delta, weight, none), none)
+    half_a, half_b = fma(ma, half, none), fma(mb, half, none)
+    d, e = two_sums(half_b, sub(none, half_a))
+    halved = add(d, add(e, fma(sub(mb_low, ma_low), half, none)))
+    delta = add(halved, halved)
+    m, m_low = add_doubled(ma, ma_low, fma(halved, add(weight, weight), none), none)
     q, q_low = add_doubled(qa, qa_low, qb, qb_low)
     step = fma(fma(na, weight, none), fma(delta, delta, none), none)
     q, q_low = add_doubled(q, q_low, step, none)
-    odd = add(ma, mb)
+    odd = add(half_a, half_b)
     finite = finite_lanes(odd)
     merged = (
         n, n_low, select(finite, m, odd), select(finite, m_low, none),

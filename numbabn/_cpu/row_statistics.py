@@ -6,7 +6,7 @@ The walk over the rows is that of `row_kernels`; what is done to every vector is
 import numpy as np
 from numba import prange
 
-from numbabn._cpu.doubled import fold_sums, middle, unfold
+from numbabn._cpu.doubled import first_shift, fold_sums, unfold
 from numbabn._cpu.jit import Kernel, helper
 from numbabn._cpu.lanes import add_part, add_sums, add_values, no_sums
 from numbabn._cpu.simd import LANES, convert, highest, lowest, prefetch, splat, total, zeros
@@ -82,12 +82,12 @@ def sums(x, w, c, lo, hi, channels, inner, shift, masked, value, like):
 @helper
 def slab_moments(x, w, c, lo, hi, channels, inner, masked, value, like):
     """(weight, mean, mean_low, m2, least, greatest) of segments lo..hi of channel c."""
-    low, high = np.inf, -np.inf
+    low, high, shift = np.inf, -np.inf, 0.0
     for t in range(lo, hi):
-        _, _, _, low, high = sums(x, w, c, t, t + 1, channels, inner, 0.0, masked, value, like)
+        n, s, _, low, high = sums(x, w, c, t, t + 1, channels, inner, 0.0, masked, value, like)
         if low <= high:
+            shift = first_shift(n, s, low, high)
             break
-    shift = middle(low, high)
     weight, mean, mean_low, m2, odd = 0.0, shift, 0.0, 0.0, 0.0
     group, largest = np.int64(1), SEGMENT // min(inner, SEGMENT)
     t = lo
