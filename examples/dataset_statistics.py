@@ -8,13 +8,16 @@ The data may be a folder of images (with all folders in it), a NumPy file (.npy,
     python examples/dataset_statistics.py --data images.npy --workers 4
 
 With a state file, a run that was interrupted, in whatever way, goes on where the file was last written, and
-ends with the same bits as one run would have. Workers are processes of Dask, ``pip install "numbabn[dask]"``.
+ends with the same bits as one run would have, whatever the number of workers then and now. Files that have
+changed in between are refused. Workers are processes of Dask, ``python -m pip install "numbabn[dask]"``.
 """
 
 import argparse
 import gzip
-import math
+import hashlib
 import time
+import zipfile
+import zlib
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -40,9 +43,11 @@ class ArrayData:
 
     unit = "row"
 
-    def __init__(self, name, read, axis):
-        self.name, self.read = name, read
+    def __init__(self, name, read, axis, path=None):
+        self.name, self.read, self.path = name, read, path
         self.array = array = read()
+        if array.ndim == 0 or array.size == 0:
+            raise ValueError(f"it has no rows of values, its shape is {array.shape}")
         self.dtype = array.dtype
         self.axis = guess_axis(array.shape) if axis is None else axis
         rows = max(1, CHUNK_BYTES * len(array) // max(1, array.nbytes))
@@ -52,9 +57,9 @@ class ArrayData:
         """Return a chunk."""
         return self.array[self.edges[i] : self.edges[i + 1]]
 
-    def shape(self, i):
-        """Shape of a chunk."""
-        return self.edges[i + 1] - self.edges[i], *self.array.shape[1:]
+    def identity(self):
+        """Return a text that other data do not have."""
+        return f"{self}{fingerprint(self.path, [self.path]) if self.path else ''}"
 
     def __getstate__(self):
         return {**vars(self), "array": None}  # a worker reads it itself
@@ -73,6 +78,7 @@ class FolderData:
     unit, axis, dtype = "file", -1, np.dtype(np.uint8)
 
     def __init__(self, folder):
+        self.folder = folder
         self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
         if not self.files:
             raise SystemExit(f"{folder} has no images; known are {', '.join(sorted(IMAGES))}")
@@ -81,20 +87,24 @@ class FolderData:
 
     def load(self, i):
         """Return a chunk."""
-        from PIL import Image
+        return np.concatenate([read_image(path) for path in self.files[self.edges[i] : self.edges[i + 1]]])
 
-        pixels = []
-        for path in self.files[self.edges[i] : self.edges[i + 1]]:
-            with Image.open(path) as image:
-                pixels.append(np.asarray(image.convert("RGB")).reshape(-1, 3))
-        return np.concatenate(pixels)
-
-    def shape(self, i):
-        """Shape of a chunk, as far as it is known without opening the files."""
-        return math.nan, 3
+    def identity(self):
+        """Return a text that other data do not have."""
+        return f"{self}{fingerprint(self.folder, self.files)}"
 
     def __str__(self):
         return f"{self.name}: {len(self.files)} images"
+
+
+def fingerprint(path, files):
+    """Return a path and what tells of a change: size, and a digest of names, sizes and times of the files."""
+    size, digest = 0, hashlib.sha256(repr((CHUNK_BYTES, CHUNK_FILES)).encode())  # a state counts chunks
+    for file in files:
+        stat = file.stat()
+        size += stat.st_size
+        digest.update(repr((str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns)).encode())
+    return f" at {path}, {size} bytes, version {digest.hexdigest()[:16]}"
 
 
 def guess_axis(shape):
@@ -104,13 +114,26 @@ def guess_axis(shape):
     return 1 if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4) else -1
 
 
+def read_image(path):
+    """Return the pixels of an image, (pixels, 3)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # of more than 8 bits, which convert() would clip to 255
+                raise ValueError(f"its pixels, of mode {image.mode}, have more than 8 bits; use a .npy file")
+            return np.asarray(image.convert("RGB")).reshape(-1, 3)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot use {path}: {error}") from error
+
+
 def read_idx(path):
     """Return the array of an IDX file: memory-mapped, or in memory where it is compressed."""
     packed = path.suffix == ".gz"
     with gzip.open(path) if packed else path.open("rb") as file:
         zero, kind, rank = file.read(2), *file.read(2)
         if zero != b"\0\0" or kind not in IDX_DTYPES:
-            raise SystemExit(f"{path} is neither a folder, nor a .npy, .npz or IDX file")
+            raise ValueError("it is neither a folder, nor a .npy, .npz or IDX file")
         shape = tuple(np.frombuffer(file.read(4 * rank), ">u4").tolist())
         if packed:
             return np.frombuffer(file.read(), IDX_DTYPES[kind]).reshape(shape)
@@ -149,7 +172,10 @@ def open_data(name, axis):
         return FolderData(path)
     if path.exists():
         read = {".npy": read_npy, ".npz": read_npz}.get(path.suffix, read_idx)
-        return ArrayData(path.name, partial(read, path), axis)
+        try:
+            return ArrayData(path.name, partial(read, path), axis, path)
+        except (EOFError, IndexError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise SystemExit(f"cannot use {path}: {error}") from error
     built_in = {"digits": read_digits, "sample-images": read_sample_images}
     if name not in built_in:
         raise SystemExit(f"there is no {name}")
@@ -161,7 +187,8 @@ def open_data(name, axis):
 
 def statistics(data, state, seconds, workers):
     """Return the moments of the data; a state is written every so many seconds, and at the end."""
-    moments, done = load_state(state, data)
+    identity = data.identity() if state else None
+    moments, done = load_state(state, identity) if state and state.exists() else (nbn.Moments(data.axis), 0)
     last, chunks = time.monotonic(), len(data.edges) - 1
     step = CHUNKS_PER_WORKER * workers if workers else 1
     with (
@@ -170,11 +197,13 @@ def statistics(data, state, seconds, workers):
     ):
         while done < chunks:
             end = min(done + step, chunks)
-            moments += distributed(data, done, end) if workers else of_chunk(data, done)
+            # One by one and in order: the bits do not depend on the workers.
+            for part in distributed(data, done, end) if workers else [of_chunk(data, done)]:
+                moments += part
             progress.update(data.edges[end] - data.edges[done])
             done = end
             if state and (done == chunks or time.monotonic() - last >= seconds):
-                save_state(state, data, moments, done)
+                save_state(state, identity, moments, done)
                 last = time.monotonic()
     return moments
 
@@ -185,43 +214,44 @@ def of_chunk(data, i):
 
 
 def distributed(data, start, end):
-    """Return the moments of chunks, taken in by the workers of Dask."""
-    import dask.array as da
-    from dask import delayed
+    """Return the moments of each of some chunks, from the workers of Dask."""
+    import dask
 
-    from numbabn.distributed import moments
-
-    there = delayed(data)
-    blocks = [da.from_delayed(there.load(i), data.shape(i), data.dtype) for i in range(start, end)]
-    return moments(da.concatenate(blocks, allow_unknown_chunksizes=True), axis=data.axis)
+    there = dask.delayed(data)
+    return dask.compute(*(dask.delayed(of_chunk)(there, i) for i in range(start, end)))
 
 
 def cluster(workers):
     """Return a context with so many processes of Dask on this machine."""
     if not workers:
         return nullcontext()
-    from dask.distributed import Client
+    try:
+        from dask.distributed import Client
+    except ImportError as error:
+        raise SystemExit('--workers needs Dask: python -m pip install "numbabn[dask]"') from error
 
     return Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
 
 
-def load_state(path, data):
-    """Return moments and the number of chunks in them: of a state file, or none."""
-    if path is None or not path.exists():
-        return nbn.Moments(data.axis), 0
-    with np.load(path) as file:
-        state = dict(file)
-    done, of = int(state.pop("done")), str(state.pop("data"))
-    if of != str(data):
-        raise SystemExit(f"{path} is the state of other data, {of}; give another --state for {data}")
-    return nbn.Moments.from_dict(state), done
+def load_state(path, identity):
+    """Return moments and the number of chunks in them."""
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            state = dict(file)
+        done, of = int(state.pop("done")), str(state.pop("data"))
+        moments = nbn.Moments.from_dict(state)
+    except Exception as error:  # there are as many as ways to break a file
+        raise SystemExit(f"{path} is no state file, or broken ({error}); delete it to start anew") from error
+    if of != identity:
+        raise SystemExit(f"{path} is the state of other data, {of}; give another --state for {identity}")
+    return moments, done
 
 
-def save_state(path, data, moments, done):
+def save_state(path, identity, moments, done):
     """Write moments and place: in one file, which takes the place of the old one when it is whole."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        np.savez(file, done=done, data=str(data), **moments.to_dict())
+        np.savez(file, done=done, data=identity, **moments.to_dict())
     temporary.replace(path)
 
 
@@ -263,7 +293,10 @@ def parse_args():
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes of Dask (default none)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.state and not args.state.parent.is_dir():
+        raise SystemExit(f"there is no folder {args.state.parent} for the state file")
+    return args
 
 
 def main():
@@ -271,7 +304,10 @@ def main():
     args = parse_args()
     data = open_data(args.data, args.axis)
     start = time.perf_counter()
-    moments = statistics(data, args.state, args.save_every, args.workers)
+    try:
+        moments = statistics(data, args.state, args.save_every, args.workers)
+    except (OSError, TypeError, ValueError) as error:  # of the data; raised here, since workers cannot exit
+        raise SystemExit(f"{data.name}: {error}") from error
     print(f"{data}; {time.perf_counter() - start:.1f} s\n")
     report(moments, 255 if data.dtype == np.uint8 else 1)
 
