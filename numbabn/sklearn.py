@@ -225,6 +225,9 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         if x.dtype == np.float16:  # which kernels do not take; float32 also has the better results
             return self._affine(x.astype(np.float32), center, scale, shift, False).astype(np.float16)
         in_place = not (self.copy if copy is None else copy) and x.flags.writeable
+        if x.dtype == np.float32 and scale is not None and _beyond_float32(scale):
+            wide = self._affine(x.astype(np.float64), center, scale, shift, False)
+            return np.positive(wide, out=x if in_place else np.empty_like(x), casting="same_kind")
         ones = np.ones(x.shape[1])
         center = np.zeros_like(ones) if center is None else center
         return batch_norm_inference(
@@ -268,6 +271,12 @@ def _refuse_infinity(moments: Moments, dtype: np.dtype[Any]) -> None:
             f"Input X contains infinity or a value too large for {dtype!r}, "
             f"the first in feature {np.argmax(infinite)}"
         )
+
+
+def _beyond_float32(scale: Array) -> bool:
+    """Whether a factor would be infinite in float32, or lose digits there."""
+    span = np.finfo(np.float32)
+    return bool(((scale < span.tiny) | (scale > span.max)).any())
 
 
 def _scale(count: Array, mean: Array, var: Array) -> Array:

@@ -81,7 +81,7 @@ class Moments:
         """Shape of the channels and of all results, or None before the first update fixed it."""
         return self._shape
 
-    def update(self, chunk: Array, weights: Array | None = None, where: Array | None = None) -> Self:
+    def update(self, chunk: Array, weights: Array | None = None, where: Array | bool | None = None) -> Self:
         """Take in more data.
 
         Parameters
@@ -93,7 +93,7 @@ class Moments:
         weights : ndarray of any real dtype, optional
             How often each element counts; finite and not negative, broadcast against the chunk as NumPy does.
             Elements of weight 0 are not there: not in the range either, nor as NaN.
-        where : ndarray of bool, optional
+        where : bool or ndarray of bool, optional
             Which elements to take, broadcast against the chunk as NumPy does.
 
         Returns
@@ -122,7 +122,7 @@ class Moments:
         shape = tuple(x.shape[axis] for axis in kept)
         if self._shape is not None:
             _checks.same_channels(shape, self._shape, "chunk")
-        mask = _checks.mask(where, x.shape)
+        mask = None if where is True else _checks.mask(where, x.shape)
         weight = _checks.weights(weights, x.shape)
         seen = _collect.population(x, kept, weight, mask, self.nan_policy)
         self._population = seen if self._shape is None else self._population.merge(seen)

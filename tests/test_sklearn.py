@@ -211,6 +211,22 @@ def test_in_place(dtype):
     assert_same_bits(StreamingStandardScaler().fit(x).transform(x.copy(), copy=False), expected, "copy=")
 
 
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("size", [1e-40, 1e38])
+def test_scales_beyond_float32(size, copy):
+    """Their inverse is infinite in float32, or has lost digits."""
+    x = np.array([[1.0, -1.0], [3.0, 1.0]], np.float32) * np.array([size, 1], np.float32)
+    given = x.copy()
+    with np.errstate(over="raise"):
+        scaler = StreamingStandardScaler(copy=copy).fit(x)
+        z = scaler.transform(x)
+    assert z.dtype == np.float32
+    assert np.shares_memory(z, x) is not copy
+    np.testing.assert_array_equal(z, [[-1, -1], [1, 1]])
+    # z is within half a rounding, and so are the results, of which the mean is up to twice.
+    np.testing.assert_allclose(scaler.inverse_transform(z), given, rtol=4e-7)
+
+
 @pytest.mark.parametrize("layout", ["read_only", "swapped", "broadcast"])
 def test_in_place_where_that_cannot_be(layout):
     x = arrange(samples(), layout, np.random.default_rng(0))

@@ -436,6 +436,18 @@ def test_weights_and_where(problem, seed, weighted, masked):
     (check_integers if exactly else check_real)(m, rows)
 
 
+def test_where_true_is_no_mask(monkeypatch):
+    """The kernels read the array itself, and no copy of it beside a mask."""
+    x = values((200, 3), np.dtype(np.float32))
+    seen, moments = [], statistics.moments
+    monkeypatch.setattr(statistics, "moments", lambda *given: seen.append(given) or moments(*given))
+    assert nbn.Moments().update(x, where=True).count.tolist() == [200] * 3
+    ((flat, _, weight, _),) = seen
+    assert np.shares_memory(flat, x)
+    assert weight is None
+    assert nbn.Moments().update(x, where=False).count.tolist() == [0, 0, 0]
+
+
 def test_weights_are_repeated_elements():
     x = values((40, 3), np.dtype(np.float32))
     times = np.random.default_rng(1).integers(0, 6, (40, 1))
@@ -473,7 +485,7 @@ PATHS = (
 def small_pieces(monkeypatch):
     """Small pieces, chunks and blocks: what only arrays of many megabytes meet."""
     monkeypatch.setattr(_pieces, "VIEW_ELEMENTS", 2000)
-    monkeypatch.setattr(_pieces, "COPY_BYTES", 1000)
+    monkeypatch.setattr(_pieces, "COPY_ELEMENTS", 300)
     monkeypatch.setattr(statistics.plan, "CHUNK_BYTES", 500)
     monkeypatch.setattr(statistics, "_BLOCK", 64)
     monkeypatch.setattr(statistics, "_ROW", 128)
