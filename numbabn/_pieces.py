@@ -16,8 +16,8 @@ from numbabn._arrays import Array
 # each; but no more elements than `_cpu.statistics` can add up exactly.
 VIEW_ELEMENTS = 1 << 26
 # Of a copied piece, which may also become float64 beside weights. A quarter of it stays in the cache, but is
-# started on 4 times as often: on two cores, 100 MB of float32 take 41 ms for 51 with weights, and 49 for 18 as
-# (100, 8, 32, 1000) with the channel axes (1, 3).
+# started on 4 times as often: on two cores, 100 MB of float32 take 41 ms instead of 51 with weights, but 49
+# instead of 18 as (100, 8, 32, 1000) with the channel axes (1, 3).
 COPY_ELEMENTS = 1 << 20
 
 Index = tuple[slice, ...]
