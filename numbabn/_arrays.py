@@ -57,13 +57,8 @@ class DeviceArray:
         return self.size * self.itemsize
 
     @property
-    def kind(self) -> int:
-        """How kernels name the dtype: a constant of ``_cuda.plan``."""
-        return _kind(self.dtype)
-
-    @property
     def parameter(self) -> tuple[int, int]:
-        """What kernels take for an array of any float dtype: address and kind."""
+        """What kernels take for an array of any float dtype: address, and kind as in ``_cuda.plan``."""
         return self.address, _kind(self.dtype)
 
     @property

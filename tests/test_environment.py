@@ -28,6 +28,17 @@ needs_jit = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="needs the
 TIMEOUT = 300
 
 
+def communicate(process, timeout):
+    """Return what a process in a session of its own printed; if that takes too long, kill the session."""
+    try:
+        return process.communicate(timeout=timeout)
+    except BaseException:
+        if hasattr(os, "killpg"):  # children too: one that hangs would hold the pipes open
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        raise
+
+
 def run_python(code, folder=None, **environment):
     """Run code in a fresh interpreter and return what it printed; warnings are errors there as they are here.
 
@@ -43,13 +54,7 @@ def run_python(code, folder=None, **environment):
         text=True,
         start_new_session=True,
     ) as process:
-        try:
-            output, errors = process.communicate(timeout=TIMEOUT)
-        except BaseException:
-            if hasattr(os, "killpg"):  # its children too: one that hangs would hold the pipes open
-                os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-            raise
+        output, errors = communicate(process, TIMEOUT)
     assert process.returncode == 0, f"exit status {process.returncode}\n{output}\n{errors}"
     return output
 

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.problems import WRITABLE, Problem
 from tests.ranks import on_ranks
 from tests.strategies import JIT
 from tests.synchronised import CHECKS, check_training, part
+from tests.test_environment import communicate
 
 RANKS = (1, 2, 3, 4)
 TIMEOUT = 200  # seconds: only a hang runs into it
@@ -185,11 +185,7 @@ def mpiexec(ranks, *arguments):
         text=True,
         start_new_session=True,
     ) as process:
-        try:
-            output, _ = process.communicate(timeout=TIMEOUT)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        output, _ = communicate(process, TIMEOUT)
     return process.returncode, output
 
 

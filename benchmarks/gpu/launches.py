@@ -40,13 +40,12 @@ class Array:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.itemsize = self.dtype.itemsize
         self.strides = strides or tuple(self.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-        self.kind = plan.KINDS[self.dtype.name]
         self.address = next(_addresses)
 
     @property
     def parameter(self) -> tuple[int, int]:
         """Address and kind, as kernels take a parameter."""
-        return self.address, self.kind
+        return self.address, plan.KINDS[self.dtype.name]
 
     @property
     def size(self) -> int:

@@ -23,7 +23,9 @@ def moments(x: Device, shape: Shape, like: np.floating | None = None) -> tuple[D
 
     ``like`` is a scalar of the dtype for sums of a few thousand values: float64 unless said.
     """
-    return _moments(x, shape, np.float64(0) if like is None else like, divide=0)
+    mean, m2 = _vector(x, shape), _vector(x, shape)
+    _moments(x, shape, mean, m2, np.float64(0) if like is None else like, divide=0)
+    return mean, m2
 
 
 def forward(
@@ -39,7 +41,7 @@ def forward(
     if _meets(kernels.forward, x, geometry, arguments):
         kernels.forward.launch(x, geometry.groups * geometry.parts, *arguments)
         return mean, var
-    mean, var = _moments(x, shape, like, divide=1)
+    _moments(x, shape, mean, var, like, divide=1)
     normalize(x, y, shape, mean, var, gamma, beta, eps)
     return mean, var
 
@@ -135,15 +137,13 @@ def scale(dy: Device, dx: Device, shape: Shape, gamma: Device | None, var: Devic
     normalize(dy, dx, shape, None, var, gamma, None, eps)
 
 
-def _moments(x: Device, shape: Shape, wide: np.floating, divide: int) -> tuple[Device, Device]:
+def _moments(x: Device, shape: Shape, mean: Device, m2: Device, wide: np.floating, divide: int) -> None:
     geometry = _geometry(shape, 1, x)
-    mean, m2 = _vector(x, shape), _vector(x, shape)
     kernels.moments.launch(
         x, geometry.groups * geometry.parts,
         x.address, geometry, divide, mean.address, m2.address,
         *workspace(x, geometry), x.dtype.type(0), wide,
     )  # fmt: skip
-    return mean, m2
 
 
 def _products(
@@ -177,8 +177,10 @@ def _meets(kernel: Kernel, x: Device, geometry: Geometry, arguments: tuple[Any, 
 
     They wait for each other, so that launches on other streams must leave room for all of them.
     """
-    if geometry.parts == 1 or geometry.step > 1:
-        return geometry.step == 1
+    if geometry.step > 1:
+        return False
+    if geometry.parts == 1:
+        return True
     launches = max(plan.CONCURRENT_LAUNCHES, streams(x.device))
     return geometry.parts * launches <= kernel.resident(x, *arguments)
 
@@ -188,4 +190,4 @@ def _vector(x: Device, shape: Shape) -> Device:
 
 
 def _parameter(array: Device | None) -> Parameter:
-    return (0, plan.NONE) if array is None else (array.address, array.kind)
+    return (0, plan.NONE) if array is None else array.parameter

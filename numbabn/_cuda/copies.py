@@ -4,7 +4,7 @@ import numpy as np
 
 from numbabn._arrays import DeviceArray, memory_order
 from numbabn._cuda import plan
-from numbabn._cuda.gpu import Kernel, cuda, device, load, load_parameter, store, store_parameter
+from numbabn._cuda.gpu import Kernel, device, load, load_parameter, store, store_parameter, thread_number
 from numbabn._cuda.tiles import quotient
 
 SMALL = 2**32  # elements of arrays whose indices are divided in 32 bits
@@ -15,7 +15,7 @@ def copy(target: DeviceArray, source: DeviceArray) -> None:
     """Copy all elements to an array of the same shape, not empty; between float dtypes, convert."""
     shape, to, start = _axes(target, source)
     size = target.size
-    blocks = -(-size // plan.THREADS)
+    blocks = plan.blocks(size)
     how = size, int(size < SMALL), shape, to, start
     if target.dtype == source.dtype and target.dtype in _LIKE:
         _copy.launch(target, blocks, target.address, source.address, *how, _LIKE[target.dtype])
@@ -25,8 +25,7 @@ def copy(target: DeviceArray, source: DeviceArray) -> None:
 
 def fill(target: DeviceArray, value: float) -> None:
     """Set all elements of an array in C order without gaps."""
-    blocks = -(-target.size // plan.THREADS)
-    _fill.launch(target, blocks, target.parameter, target.size, float(value))
+    _fill.launch(target, plan.blocks(target.size), target.parameter, target.size, float(value))
 
 
 def _axes(target: DeviceArray, source: DeviceArray) -> tuple[tuple[int, ...], ...]:
@@ -65,14 +64,14 @@ def offset(i, shape, strides, small):
 
 @Kernel
 def _copy(target, source, size, small, shape, to, start, like):
-    i = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    i = thread_number()
     if i < size:
         store(target, offset(i, shape, to, small), load(source, offset(i, shape, start, small), like))
 
 
 @Kernel
 def _convert(target, source, size, small, shape, to, start):
-    i = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    i = thread_number()
     if i < size:
         value = load_parameter(source, offset(i, shape, start, small), 0.0)
         store_parameter(target, offset(i, shape, to, small), value)
@@ -80,6 +79,6 @@ def _convert(target, source, size, small, shape, to, start):
 
 @Kernel
 def _fill(target, size, value):
-    i = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    i = thread_number()
     if i < size:
         store_parameter(target, i, value)

@@ -37,6 +37,12 @@ device = cuda.jit(device=True)
 
 
 @device
+def thread_number():
+    """Return the number of this thread among those of all blocks."""
+    return np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+
+
+@device
 def any_thread(condition):
     """Whether the condition holds for any thread of the block; all must ask, and none goes on before."""
     return cuda.syncthreads_or(np.int32(1 if condition else 0)) != 0

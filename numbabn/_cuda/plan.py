@@ -85,6 +85,11 @@ def geometry(shape: Shape, itemsize: int, arrays: int) -> Geometry:
     )  # fmt: skip
 
 
+def blocks(threads: int) -> int:
+    """Return how many blocks have so many threads."""
+    return -(-threads // THREADS)
+
+
 def _group(shape: Shape) -> tuple[int, int]:
     """(channels of a group, pixels side by side): rows of whole vectors, and not too short ones."""
     outer, channels, inner = shape

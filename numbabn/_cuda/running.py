@@ -7,7 +7,7 @@ import numpy as np
 
 from numbabn._arrays import DeviceArray
 from numbabn._cuda import plan
-from numbabn._cuda.gpu import Kernel, cuda, load, load_parameter, store, store_parameter
+from numbabn._cuda.gpu import Kernel, load, load_parameter, store, store_parameter, thread_number
 
 
 def average(
@@ -20,7 +20,8 @@ def average(
 ) -> tuple[DeviceArray, DeviceArray]:
     """Update and return mean and var; as ``_cpu.running.average``."""
     _average.launch(
-        batch_mean, _blocks(mean), mean.parameter, var.parameter, batch_mean.address, batch_var.address,
+        batch_mean, plan.blocks(mean.size),
+        mean.parameter, var.parameter, batch_mean.address, batch_var.address,
         mean.size, float(1 - momentum), float(momentum), float(momentum * correction),
     )  # fmt: skip
     return mean, var
@@ -39,20 +40,16 @@ def pool(
     """Update and return the first four; as ``_cpu.running.pool``."""
     weight = batch_count / (count + batch_count)
     _pool.launch(
-        batch_mean, _blocks(mean), mean.parameter, var.parameter, population_mean.address,
+        batch_mean, plan.blocks(mean.size), mean.parameter, var.parameter, population_mean.address,
         population_m2.address, batch_mean.address, batch_var.address, mean.size, float(batch_count), weight,
         count * weight, float(count + batch_count - 1),
     )  # fmt: skip
     return mean, var, population_mean, population_m2
 
 
-def _blocks(array: DeviceArray) -> int:
-    return -(-array.size // plan.THREADS)
-
-
 @Kernel
 def _average(mean, var, batch_mean, batch_var, channels, keep, mean_weight, var_weight):
-    c = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    c = thread_number()
     if c < channels:
         zero = np.float64(0)
         value = load_parameter(mean, c, 0.0) * keep + load(batch_mean, c, zero) * mean_weight
@@ -66,7 +63,7 @@ def _pool(
     mean, var, population_mean, population_m2, batch_mean, batch_var, channels, batch_count, weight,
     cross, divisor,
 ):  # fmt: skip
-    c = np.int64(cuda.blockIdx.x) * np.int64(cuda.blockDim.x) + np.int64(cuda.threadIdx.x)
+    c = thread_number()
     if c < channels:
         zero = np.float64(0)
         known = load(population_mean, c, zero)

@@ -84,12 +84,20 @@ def estimate(memory, tile, geometry, like, wide):
 
 
 @device
-def deviations(memory, tile, geometry, factor, like, wide):
-    """Leave this thread's sums of d and d * d in scratch, d = (x - center) * factor.
+def add_value(total, low, value):
+    """Return (total + value, what that lost to rounding), Kahan's sum; ``low`` was lost before.
 
-    Squares are summed with Kahan's compensation: float32 sums of them are biased where x lies on a grid, as
-    at an offset of 1e4, where a square is 0 or 1 modulo 4 and rounded down more often than up.
+    Float32 sums of squares are biased where x lies on a grid, as at an offset of 1e4: a square is 0 or 1
+    modulo 4 there, and rounded down more often than up.
     """
+    term = value - low
+    more = total + term
+    return more, (more - total) - term
+
+
+@device
+def deviations(memory, tile, geometry, factor, like, wide):
+    """Leave this thread's sums of d and d * d in scratch, d = (x - center) * factor."""
     t = np.int64(cuda.threadIdx.x)
     columns, step = thread_step(tile, geometry)
     s, q, low = convert(0.0, wide), convert(0.0, wide), convert(0.0, wide)
@@ -98,10 +106,7 @@ def deviations(memory, tile, geometry, factor, like, wide):
         for e in range(t, tile.size, step):
             d = (convert(shared_load(memory, e, like), wide) - center) * factor
             s += d
-            term = d * d - low
-            more = q + term
-            low = (more - q) - term
-            q = more
+            q, low = add_value(q, low, d * d)
     shared_store(SCRATCH, t, s)
     shared_store(SCRATCH + ROW, t, q)
 
@@ -153,14 +158,8 @@ def tile_products(memory, dy, tile, geometry, like):
         center = shared_load(CENTER, remainder(t, columns), like)
         for e in range(t, tile.size, step):
             d = shared_load(dy, e, like)
-            term = d - low_s
-            more = s + term
-            low_s = (more - s) - term
-            s = more
-            term = d * (shared_load(memory, e, like) - center) - low_q
-            more = q + term
-            low_q = (more - q) - term
-            q = more
+            s, low_s = add_value(s, low_s, d)
+            q, low_q = add_value(q, low_q, d * (shared_load(memory, e, like) - center))
     shared_store(SCRATCH, t, s)
     shared_store(SCRATCH + ROW, t, q)
     tree(columns, step, like)
