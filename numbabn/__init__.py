@@ -5,16 +5,11 @@ kernels compile on first use and are cached on disk.
 """
 
 from numbabn._config import show_config
-from numbabn.functional import (
-    Saved,
-    batch_norm_backward,
-    batch_norm_forward,
-    batch_norm_inference,
-    moments,
-)
-from numbabn.layers import BatchNorm
-from numbabn.recalibration import recalibrate
-from numbabn.streaming import Moments
+from numbabn.norms._saved import Saved
+from numbabn.norms.batch import BatchNorm, batch_norm_backward, batch_norm_forward, batch_norm_inference
+from numbabn.norms.moments import moments
+from numbabn.norms.recalibrate import recalibrate
+from numbabn.statistics.moments import Moments
 
 __version__ = "0.1.0"
 

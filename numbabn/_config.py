@@ -8,8 +8,8 @@ import platform
 import numba
 from llvmlite import binding
 
-from numbabn._backends import INSTALL
-from numbabn._cpu.jit import cache_folder
+from numbabn.backends import INSTALL
+from numbabn.backends.cpu.jit import cache_folder
 
 _CUDA_PACKAGES = ("numba-cuda", "cupy", "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "torch")
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from numbabn import _checks
-from numbabn._arrays import Array, type_name
-from numbabn.streaming import Moments
+from numbabn.arrays import type_name
+from numbabn.backends.verbs import Array
+from numbabn.statistics import _checks
+from numbabn.statistics.moments import Moments
 
 INSTALL = 'pip install "numbabn[dask]"'
 

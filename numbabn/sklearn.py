@@ -5,9 +5,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from numbabn._arrays import Array
-from numbabn.functional import batch_norm_inference
-from numbabn.streaming import Moments
+from numbabn.backends.verbs import Array
+from numbabn.norms.batch import batch_norm_inference
+from numbabn.statistics.moments import Moments
 
 try:
     from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from hypothesis import strategies as st
 
-from numbabn._cpu import jit, plan
+from numbabn.backends.cpu import jit, plan
 from tests.problems import FLOAT_DTYPES, LAYOUTS, Problem
 
 # With NUMBA_DISABLE_JIT=1 kernels are plain Python, a thousand times slower: the same tests, smaller arrays.

@@ -290,7 +290,7 @@ def test_show_config_compiles_nothing():
 
 def test_kernel_without_huge_pages(monkeypatch):
     """Linux without transparent huge pages, as with real-time scheduling, refuses advice about them."""
-    memory = pytest.importorskip("numbabn._memory")
+    memory = pytest.importorskip("numbabn.arrays.memory")
 
     class Plain(mmap.mmap):
         def madvise(self, *arguments):
@@ -357,7 +357,7 @@ def all_results():
 
 def lower_the_thresholds(patch):
     """Send small arrays down the paths of large ones: phases, several chunks, stores past the cache."""
-    plan = importlib.import_module("numbabn._cpu.plan")
+    plan = importlib.import_module("numbabn.backends.cpu.plan")
     patch(plan, "PARALLEL_BYTES", 1)
     patch(plan, "STREAM_BYTES", 1)
     patch(plan, "CHUNK_BYTES", 256)

@@ -121,7 +121,7 @@ COUNT = """
     from benchmarks.gpu import traffic
     from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
     from numba import cuda
-    from numbabn._cuda import plan, tiles
+    from numbabn.backends.cuda import plan, tiles
 
     plan.RESIDENT_SIMULATED = 0  # Numba's simulator runs one block after the other: none may wait
     lock, moved = threading.Lock(), {"read": 0, "written": 0}
@@ -177,7 +177,7 @@ FLOW = """
 
     import benchmarks.gpu.timing
     from benchmarks.gpu import arrays, checks, peers, speed
-    from numbabn._cuda import plan
+    from numbabn.backends.cuda import plan
     from tests.cases import Case
 
     class Clock:

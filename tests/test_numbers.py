@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import numbabn as nbn
-from numbabn._cpu import column_kernels, jit, plan, row_kernels
+from numbabn.backends.cpu import column_kernels, jit, plan, row_kernels
 from tests import reference
 from tests.checks import assert_same_bits
 from tests.problems import Problem

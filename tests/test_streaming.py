@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import _pieces, _population
-from numbabn._cpu import jit, statistics
+from numbabn.backends.cpu import jit, statistics
 from tests.checks import assert_same_bits, unchanged
 from tests.problems import LAYOUTS, arrange
 from tests.strategies import JIT, SIZES

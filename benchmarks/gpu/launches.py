@@ -20,7 +20,7 @@ from unittest import mock
 import numpy as np
 
 from numbabn import _cuda
-from numbabn._cuda import gpu, plan
+from numbabn.backends.cuda import gpu, plan
 
 Shape = tuple[int, int, int]  # outer, channels, inner
 
@@ -85,7 +85,7 @@ def recorded(resident: int) -> Iterator[list[Launch]]:
         launches.append(Launch(kernel, blocks, arguments))
 
     memory = SimpleNamespace(address=next(_addresses))
-    workspace = sys.modules["numbabn._cuda.workspace"]  # the package has a function of this name
+    workspace = sys.modules["numbabn.backends.cuda.workspace"]  # the package has a function of this name
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),

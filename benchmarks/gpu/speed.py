@@ -114,7 +114,7 @@ def _failed(name: str, case: Case, error: Exception) -> Row:
 
 def resident_blocks() -> Iterator[Row]:
     """Return how many blocks of the kernels that read once ran at a time, for the byte model."""
-    from numbabn._cuda import kernels
+    from numbabn.backends.cuda import kernels
 
     counts = [
         blocks for kernel in (kernels.forward, kernels.backward) for blocks in kernel._resident.values()

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.gpu import launches
 from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
-from numbabn._cuda import plan
-from numbabn._cuda.plan import Geometry
+from numbabn.backends.cuda import plan
+from numbabn.backends.cuda.plan import Geometry
 from tests.cases import Case
 
 VERBS: dict[str, Callable[[launches.Shape, Any, int], list[launches.Launch]]] = {

@@ -32,7 +32,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 
 from benchmarks.gpu import launches
 from numbabn import _cuda
-from numbabn._cuda import copies, gpu, plan, running
+from numbabn.backends.cuda import copies, gpu, plan, running
 from tests.cuda import sass
 
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
@@ -118,7 +118,7 @@ def reports(architectures: tuple[str, ...] = tuple(ARCHITECTURES)) -> Iterator[R
 
 def _modules() -> list[Any]:
     names = [info.name for info in pkgutil.iter_modules(_cuda.__path__) if "simulated" not in info.name]
-    return [importlib.import_module(f"numbabn._cuda.{name}") for name in names]
+    return [importlib.import_module(f"numbabn.backends.cuda.{name}") for name in names]
 
 
 def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from greenlet import greenlet
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from numba.cuda.simulator.kernel import FakeCUDAKernel
 
-from numbabn._cuda import gpu, memory_simulated, plan
+from numbabn.backends.cuda import gpu, memory_simulated, plan
 from tests.cuda.allocations import allocations
 from tests.cuda.weak_memory import Block, Dim3, Memory, SimulationError
 
@@ -185,7 +185,7 @@ class Simulator:
             self.launches += 1
             machine = Machine(blocks, threads, f"{self.seed} {self.launches}")
             modules = [
-                vars(module) for name, module in sys.modules.items() if name.startswith("numbabn._cuda")
+                vars(module) for name, module in sys.modules.items() if name.startswith("numbabn.backends.cuda")
             ]
             original = gpu.cuda
             scopes = [s for s in (*modules, function.__globals__) if s.get("cuda") is original]

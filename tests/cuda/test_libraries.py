@@ -408,7 +408,7 @@ def no_backend(monkeypatch):
 
 
 def test_without_numba_cuda(no_backend, cupy, monkeypatch):
-    monkeypatch.setitem(sys.modules, "numbabn._cuda.gpu", None)
+    monkeypatch.setitem(sys.modules, "numbabn.backends.cuda.gpu", None)
     for call in (lambda: nbn.moments(cupy.array(normal(4, 3))), lambda: nbn.BatchNorm(3, device="cuda")):
         with pytest.raises(ImportError, match=r'numba-cuda.*python -m pip install "numbabn\[cuda\]"'):
             call()
@@ -416,7 +416,7 @@ def test_without_numba_cuda(no_backend, cupy, monkeypatch):
 
 def test_without_a_driver(no_backend, cupy, monkeypatch):
     cuda = SimpleNamespace(is_available=lambda: False, cuda_error=lambda: "no libcuda.so")
-    monkeypatch.setitem(sys.modules, "numbabn._cuda.gpu", SimpleNamespace(SIMULATED=False, cuda=cuda))
+    monkeypatch.setitem(sys.modules, "numbabn.backends.cuda.gpu", SimpleNamespace(SIMULATED=False, cuda=cuda))
     for call in (lambda: nbn.moments(cupy.array(normal(4, 3))), lambda: nbn.BatchNorm(3, device="cuda")):
         with pytest.raises(RuntimeError, match=r'no libcuda.so.*driver.*pip install "numbabn\[cuda\]"'):
             call()
@@ -621,7 +621,7 @@ def scattered(values, rng):
 @pytest.mark.parametrize("dtype", [np.float16, F32, np.float64])
 def test_strided_copies(cupy, dtype, small, monkeypatch):
     """Any strides to any, float16 by the kernel that converts; nothing else is written."""
-    monkeypatch.setattr("numbabn._cuda.copies.SMALL", small)
+    monkeypatch.setattr("numbabn.backends.cuda.copies.SMALL", small)
     rng = np.random.default_rng(0)
     for shape in ((1,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 2, 3)):
         source, target = (scattered(normal(*shape, dtype=dtype, seed=s), rng) for s in (0, 1))

@@ -10,7 +10,7 @@ if not numba.config.ENABLE_CUDASIM:
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numbabn._cuda import kernels, plan
+from numbabn.backends.cuda import kernels, plan
 from tests.backends import Numba
 from tests.checks import assert_same_bits
 from tests.cuda import simulator

@@ -11,8 +11,8 @@ if not numba.config.ENABLE_CUDASIM:
 
 from numba import cuda as numba_cuda
 
-from numbabn._cuda import memory_simulated, plan
-from numbabn._cuda.gpu import (
+from numbabn.backends.cuda import memory_simulated, plan
+from numbabn.backends.cuda.gpu import (
     Kernel,
     any_thread,
     atomic_add,

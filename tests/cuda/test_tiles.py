@@ -10,7 +10,7 @@ import pytest
 if not numba.config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
-from numbabn._cuda import plan, tiles
+from numbabn.backends.cuda import plan, tiles
 from tests.test_environment import run_python
 
 # As plan.py has them where CUDA is not simulated.
@@ -124,14 +124,14 @@ REAL_SIZES = """
     import numbabn
 
     # plan.py decides when it is imported, and gpu.py later, which is to find a simulator.
-    package = ModuleType("numbabn._cuda")
+    package = ModuleType("numbabn.backends.cuda")
     package.__path__ = [f"{path}/_cuda" for path in numbabn.__path__]
-    sys.modules["numbabn._cuda"] = package
+    sys.modules["numbabn.backends.cuda"] = package
     numba.config.ENABLE_CUDASIM = 0
-    from numbabn._cuda import plan
+    from numbabn.backends.cuda import plan
     numba.config.ENABLE_CUDASIM = 1
     plan.SIMULATED = True
-    del sys.modules["numbabn._cuda"]
+    del sys.modules["numbabn.backends.cuda"]
 
     import numpy as np
     from tests.backends import Numba

@@ -16,7 +16,7 @@ needs_numba_cuda = 'python -m pip install "numbabn[cuda]"'
 def module(name):
     """Return a module of the GPU backend."""
     try:
-        return importlib.import_module(f"numbabn._cuda{name}")
+        return importlib.import_module(f"numbabn.backends.cuda{name}")
     except ImportError as error:
         pytest.skip(str(error))
 
@@ -34,7 +34,7 @@ def verbs(package):
 
 @pytest.mark.parametrize("name", ["", ".running"])
 def test_same_signatures(name):
-    here, there = importlib.import_module(f"numbabn._cpu{name}"), module(name)
+    here, there = importlib.import_module(f"numbabn.backends.cpu{name}"), module(name)
     assert verbs(here)
     assert verbs(there) == verbs(here)
 
@@ -60,7 +60,7 @@ def test_cpu_never_imports_cuda():
                 call()
             except (TypeError, ValueError):
                 pass
-        print([name for name in sys.modules if name.startswith(("numba.cuda", "numbabn._cuda", "cuda"))])
+        print([name for name in sys.modules if name.startswith(("numba.cuda", "numbabn.backends.cuda", "cuda"))])
     """
     assert run_python(code) == "[]\n"
 

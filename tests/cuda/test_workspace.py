@@ -11,9 +11,9 @@ from numba import config
 if not config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
-from numbabn._cuda import plan
+from numbabn.backends.cuda import plan
 
-workspace = importlib.import_module("numbabn._cuda.workspace")  # the package has a function of this name
+workspace = importlib.import_module("numbabn.backends.cuda.workspace")  # the package has a function of this name
 
 SMALL, LARGE = (40, 8, 1), (400, 80, 1)
 
@@ -58,7 +58,7 @@ def test_the_default_stream_of_every_thread_is_its_own():
 
 def test_fewer_blocks_wait_where_more_streams_are_busy(monkeypatch):
     """Together they leave room for the last block of any: else none would end."""
-    import numbabn._cuda as backend
+    import numbabn.backends.cuda as backend
 
     geometry = plan.geometry(SMALL, 4, 1)
     kernel = SimpleNamespace(resident=lambda x, *arguments: geometry.parts * plan.CONCURRENT_LAUNCHES)

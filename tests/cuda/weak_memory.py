@@ -9,7 +9,7 @@ import random
 
 import numpy as np
 
-from numbabn._cuda import plan
+from numbabn.backends.cuda import plan
 from tests.cuda.allocations import allocations
 
 ALL = -1  # threads

@@ -1,0 +1,35 @@
+"""Numbers that users pass: of the right kind, or an error that names the argument."""
+
+import math
+import operator
+from numbers import Real
+
+
+def integer(value: object, name: str) -> int:
+    """Return an integer of any kind as an int."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def real(value: object, name: str) -> float:
+    """Return a real number of any kind as a float; infinity where it is too large for one."""
+    if type(value) is float:  # isinstance with an abstract class takes longer than a kernel's launch
+        return value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:  # an integer
+            return math.inf
+    raise TypeError(f"{name} must be a real number, not {value!r}")
+
+
+def axis(value: object, ndim: int) -> int:
+    """Return an axis of an array of rank ``ndim`` as a number from 0."""
+    number = integer(value, "axis")
+    if not -ndim <= number < ndim:
+        raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for an array of rank {ndim}, not {number}")
+    return number % ndim

@@ -1,0 +1,57 @@
+"""Any array and channel axis to the five numbers, and back.
+
+Statistics do not depend on the order of the other axes, so whatever lies dense in memory, in any order of
+axes, is a view: C order, Fortran order, a transposed batch. Everything else is copied once, dense and in the
+order of its strides, as ``numpy.empty_like`` would lay it out.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+from numbabn.arrays.door import library_of
+from numbabn.arrays.library import AnyArray
+from numbabn.backends.strides import memory_order
+from numbabn.backends.verbs import View
+
+
+class Layout(NamedTuple):
+    """How arrays of one shape and memory order are read as five numbers."""
+
+    order: tuple[int, ...] | None  # axes from the slowest to the fastest; None is C order
+    view: View
+
+    def matches(self, array: AnyArray) -> bool:
+        """Whether an array of the right shape has this memory order, so that ``flat`` is a view."""
+        flags = (array if self.order is None else array.transpose(self.order)).flags
+        return bool(flags.c_contiguous and flags.aligned and array.dtype.isnative)
+
+    def flat(self, array: AnyArray) -> AnyArray:
+        """Return the array as one dimension: a view."""
+        return (array if self.order is None else array.transpose(self.order)).ravel()
+
+
+def channels_layout(x: AnyArray, axis: int) -> Layout:
+    """Layout of a dense array whose channels, on ``axis`` >= 0, are the groups of the statistics."""
+    if x.flags.c_contiguous:
+        return _channels_layout(None, x.shape, axis)
+    order = memory_order(x.strides)
+    return _channels_layout(order, tuple(x.shape[i] for i in order), order.index(axis))
+
+
+@functools.lru_cache(1024)
+def _channels_layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axis: int) -> Layout:
+    channels = shape[axis]
+    if channels == 1:
+        return Layout(order, View(1, 1, 1, 1, math.prod(shape)))
+    return Layout(order, View(1, math.prod(shape[:axis]), channels, 1, math.prod(shape[axis + 1 :])))
+
+
+def arranged(array: AnyArray, like: AnyArray, layout: Layout) -> AnyArray:
+    """Return the array in the memory order of ``like``: itself, or a copy."""
+    if layout.matches(array):
+        return array
+    library = library_of(like)
+    copy = library.empty_like(like)
+    library.assign(copy, array)
+    return copy

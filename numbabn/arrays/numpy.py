@@ -1,0 +1,67 @@
+"""NumPy: arrays in the memory of the host, and the CPU backend that works on them."""
+
+import numpy as np
+
+from numbabn.arrays import memory
+from numbabn.arrays.library import HOST, Library, Place
+from numbabn.backends import cpu
+from numbabn.backends.strides import memory_order
+from numbabn.backends.verbs import Array, Backend
+
+_FLOAT64 = np.dtype(np.float64)  # made once: astype takes a fifth less time than with the type
+
+
+class NumPy(Library):
+    """NumPy. Its arrays are used as they are."""
+
+    name, maker, on_host = "numpy", "numpy.empty", True
+    backend: Backend = cpu
+
+    def place(self, array: Array) -> Place:
+        return HOST
+
+    def to_host(self, array: Array) -> Array:
+        return array.copy()
+
+    def put(self, host: Array, device: int) -> Array:
+        return host.copy()
+
+    def dense(self, array: Array) -> Array:
+        flags = array.flags
+        if not (flags.aligned and array.dtype.isnative):
+            return array.astype(array.dtype.newbyteorder("="), order="K")
+        if flags.forc:  # C or Fortran order
+            return array
+        return array if array.transpose(memory_order(array.strides)).flags.c_contiguous else array.copy("K")
+
+    empty_like = staticmethod(memory.empty_like)  # not a method: each call counts for small arrays
+
+    def empty_vector(self, like: Array) -> Array:
+        return np.empty(like.shape, like.dtype if like.dtype.isnative else like.dtype.newbyteorder("="))
+
+    def constants(self, beside: Array, count: int, values: tuple[float, float]) -> Array:
+        pair = np.empty((2, count))
+        pair[0], pair[1] = values
+        return pair
+
+    def pair(self, first: Array | None, second: Array | None, count: int) -> tuple[Array, Array]:
+        return (
+            np.ones(count) if first is None else first.astype(_FLOAT64),
+            np.zeros(count) if second is None else second.astype(_FLOAT64),
+        )
+
+    def assign(self, target: Array, source: Array) -> None:
+        target[...] = source
+
+    def address(self, array: Array) -> int:
+        first: int = array.__array_interface__["data"][0]
+        return first
+
+    def addresses(self, array: Array) -> Array:
+        return array
+
+    def location_text(self, array: Array) -> str:
+        return "a NumPy array"
+
+    def cast_text(self, name: str, dtype: str) -> str:
+        return f"{name}.astype(numpy.{dtype})"

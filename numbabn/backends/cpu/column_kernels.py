@@ -1,0 +1,340 @@
+"""Kernels for channels whose values lie apart: x is flat rows of ``copies * channels * inner`` columns.
+
+NHWC and NC arrays (inner = 1) are such rows, and NCHW arrays of fewer than 16 pixels. Every column is summed
+by itself over the rows, and each channel's columns are added up at the end. ``copies`` pixels lie side by
+side in one row, so that three channels still fill vectors; the pixels left over make one shorter row.
+
+A task is a chunk of rows. Arrays of columns are a vector longer than the columns.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from numbabn.backends.cpu.affine import affine, fill_gradient, fill_normalize, put, put_part
+from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
+from numbabn.backends.cpu.simd import (
+    LANES,
+    add,
+    convert,
+    fence,
+    fma,
+    load,
+    load_part,
+    prefetch,
+    store,
+    sub,
+    unaligned,
+    widen,
+    zeros,
+)
+from numbabn.backends.cpu.welford import merge_sums
+
+MERGE = 4096  # pixels summed about one shift, or 64 rows of them: bounds the cancellation, see merge_sums
+GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
+PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
+AHEAD = 16  # rows: how far ahead to prefetch
+
+
+class Rows(NamedTuple):
+    """Rows of columns: where the first begins, how many there are, and what lies side by side in each."""
+
+    base: int
+    rows: int
+    copies: int  # pixels
+    channels: int
+    inner: int
+
+
+class Lines(NamedTuple):
+    """Some of such rows, which begin at first, first + width, ... before stop."""
+
+    first: int
+    stop: int
+    width: int
+
+
+@helper
+def columns_of(rows):
+    """Elements of a row."""
+    return rows.copies * rows.channels * rows.inner
+
+
+@helper
+def tile(k, chunks, part, x, copies, channels, inner):
+    """Return part 0 of chunk k, its whole rows, or part 1, the pixels left over, which only the last has."""
+    row = channels * inner
+    pixels = x.size // row
+    rows = pixels // copies
+    first, last = rows * k // chunks, rows * (k + 1) // chunks
+    if part == 0:
+        return Rows(first * copies * row, last - first, copies, channels, inner)
+    left = pixels % copies if k == chunks - 1 else 0
+    return Rows(last * copies * row, min(left, 1), left, channels, inner)
+
+
+@helper
+def expand(values, copies, inner, columns):
+    """columns[(copy * channels + c) * inner + i] = values[c], and the first 16 again at the end."""
+    channels = len(values)
+    for copy in range(copies):
+        part = columns[copy * channels * inner : (copy + 1) * channels * inner]
+        if inner == 1:  # a plain copy; the general loop took as long as the statistics of 7x7x2048
+            for c in range(channels):
+                part[c] = values[c]
+        else:
+            for j in range(channels * inner):
+                part[j] = values[j // inner]
+    width = copies * channels * inner
+    for j in range(LANES):
+        columns[width + j] = columns[j % width]
+
+
+@helper
+def collapse(columns, copies, channels, inner):
+    """Add up the columns of each channel c into columns[c]."""
+    for copy in range(1, copies):
+        part = columns[copy * channels * inner : (copy + 1) * channels * inner]
+        for j in range(channels * inner):
+            columns[j] += part[j]
+    if inner > 1:
+        for c in range(channels):
+            s = 0.0
+            for j in range(c * inner, (c + 1) * inner):
+                s += columns[j]
+            columns[c] = s
+
+
+@helper
+def add_column(dy, x, lines, j, n, shift, s, q):
+    """Add sixteen columns from j on, or n < 16, of the rows that ``lines`` bounds to s and q.
+
+    d = x - shift has shift's dtype, and so have the sums with dy over these few rows. d and its square are
+    summed in float64, see ``row_kernels.sums``; there may be no other rows to average an error out.
+    """
+    first, stop, width = lines
+    like, wide = shift[0], np.float64(0)
+    k, t, u = load(shift, j, like), zeros(like), zeros(like)
+    sum_e, sum_ed = load(s, j, wide), load(q, j, wide)
+    for i in range(first + j, stop + j, width):
+        prefetch(x, i + AHEAD * width, LANES)
+        d = sub(load(x, i, like) if n >= LANES else load_part(x, i, n, k), k)
+        if dy is None:
+            wide_d = widen(d)
+            sum_e, sum_ed = add(sum_e, wide_d), fma(wide_d, wide_d, sum_ed)
+        else:
+            prefetch(dy, i + AHEAD * width, LANES)
+            e = load(dy, i, like) if n >= LANES else load_part(dy, i, n, zeros(like))
+            t, u = add(t, e), fma(e, d, u)
+    store(s, j, add(sum_e, widen(t)))
+    store(q, j, add(sum_ed, widen(u)))
+
+
+@helper
+def column_sums(dy, x, rows, shift, s, q):
+    """s[c] = sum of e and q[c] = sum of e * d over the columns of channel c, with d = x - shift[column].
+
+    e = dy, or d where dy is None. s and q are float64.
+    """
+    width = columns_of(rows)
+    end = rows.base + rows.rows * width
+    for j in range(len(s)):
+        s[j] = 0.0
+        q[j] = 0.0
+    for lo in range(0, width, PANEL):
+        hi = min(lo + PANEL, width)
+        for first in range(rows.base, end, GROUP * width):
+            lines = Lines(first, min(first + GROUP * width, end), width)
+            for j in range(lo, hi, LANES):
+                add_column(dy, x, lines, j, hi - j, shift, s, q)
+    collapse(s, rows.copies, rows.channels, rows.inner)
+    collapse(q, rows.copies, rows.channels, rows.inner)
+
+
+@helper
+def first_estimate(x, rows, like, values):
+    """values[c] = a number of like's dtype near the mean of channel c: that of four pixels.
+
+    One pixel may be an outlier, about which nothing else should be summed.
+    """
+    n = 4 if rows.rows * rows.copies >= 4 else 1
+    pixel = rows.channels * rows.inner
+    for c in range(rows.channels):
+        value = np.float64(0)
+        for i in range(rows.base + c * rows.inner, rows.base + c * rows.inner + n * pixel, pixel):
+            value += x[i]
+        values[c] = convert(value / n, like)
+
+
+@helper
+def moments_task(k, x, copies, inner, like, count, pair):
+    """Moments of chunk k."""
+    channels = pair.shape[2]
+    width = copies * channels * inner + LANES
+    values, shift, s, q = np.empty(channels), np.full(width, like), np.empty(width), np.empty(width)
+    mean, m2 = pair[0, k], pair[1, k]
+    seen = 0.0  # not count[k]: the loop over channels must not suspect that it changes
+    for c in range(channels):
+        mean[c] = 0.0
+        m2[c] = 0.0
+    for part in range(2):
+        base, rows, across, _, _ = tile(k, len(count), part, x, copies, channels, inner)
+        step = max(MERGE // max(across, 1), 64)
+        for r in range(0, rows, step):
+            taken = min(step, rows - r)
+            block = Rows(base + r * across * channels * inner, taken, across, channels, inner)
+            if seen == 0.0:
+                first_estimate(x, block, like, values)
+            expand(values, across, inner, shift)
+            column_sums(None, x, block, shift, s, q)
+            n = np.float64(taken * across * inner)
+            for c in range(channels):
+                _, mean[c], m2[c] = merge_sums(seen, mean[c], m2[c], n, values[c], s[c], q[c])
+                values[c] = convert(mean[c], like)
+            seen += n
+    count[k] = seen
+
+
+@Kernel
+def moments(x, copies, inner, like, count, pair):
+    """Moments of every chunk: count[chunks], and (mean, m2) in pair[2, chunks, channels]."""
+    for k in prange(len(count)):
+        moments_task(np.int64(k), x, copies, inner, like, count, pair)
+
+
+@helper
+def products_task(k, dy, x, copies, inner, mean, sums):
+    """Sums of dy and dy * (x - mean) of chunk k."""
+    _, chunks, channels = sums.shape
+    width = copies * channels * inner + LANES
+    center, shift = np.empty(channels, x.dtype), np.empty(width, x.dtype)
+    s, q = np.empty(width), np.empty(width)
+    sum_dy, sum_dy_d = sums[0, k], sums[1, k]
+    for c in range(channels):
+        center[c] = mean[c]
+        sum_dy[c] = 0.0
+        sum_dy_d[c] = 0.0
+    for part in range(2):
+        rows = tile(k, chunks, part, x, copies, channels, inner)
+        if rows.rows > 0:
+            expand(center, rows.copies, inner, shift)
+            column_sums(dy, x, rows, shift, s, q)
+            for c in range(channels):
+                sum_dy[c] += s[c]
+                sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
+
+
+@Kernel
+def products(dy, x, copies, inner, mean, sums):
+    """Sums of dy and dy * (x - mean) of every chunk: sums[2, chunks, channels]."""
+    for k in prange(sums.shape[1]):
+        products_task(np.int64(k), dy, x, copies, inner, mean, sums)
+
+
+@helper
+def apply_panel(dy, x, rows, first, last, columns, streaming, out):
+    """Columns first..last of rows, in whole vectors.
+
+    Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
+    """
+    width = columns_of(rows)
+    for o in range(rows.base, rows.base + rows.rows * width, width):
+        for j in range(first, last, LANES):
+            k, a = load(columns[0], j, x[0]), load(columns[1], j, x[0])
+            b, w = load(columns[2], j, x[0]), load(columns[3], j, x[0])
+            put(affine(dy, x, o + j, k, a, b, w), o + j, streaming, out)
+
+
+@helper
+def apply_tile(dy, x, rows, columns, streaming, out):
+    """out = (x - center) * scale + shift + dy * weight over rows, coefficients columns[4, width + 16].
+
+    The vectors begin at a cache line of out and run over the end of a row into the next, which is why the
+    first 16 coefficients are repeated after the last, and why a width not of whole vectors has one row.
+    """
+    base, count, copies, channels, inner = rows
+    width = columns_of(rows)
+    first = min(unaligned(out, base), width) if streaming else 0
+    last = first + (width - first) // LANES * LANES
+    if first > 0:
+        put_columns(dy, x, base, first, np.int64(0), columns, out)
+    for n, end in ((count - 1, first + width), (np.int64(1), last)):
+        part = Rows(base, n, copies, channels, inner)
+        for j in range(first, end, PANEL):
+            apply_panel(dy, x, part, j, min(j + PANEL, end), columns, streaming, out)
+        base += n * width
+    if last < width:
+        put_columns(dy, x, base - width + last, width - last, last, columns, out)
+
+
+@helper
+def put_columns(dy, x, i, count, j, columns, out):
+    """Write ``count`` < 16 elements from i on, which lie in the columns from j on."""
+    like = x[0]
+    k, a = load(columns[0], j, like), load(columns[1], j, like)
+    put_part(dy, x, i, count, (k, a, load(columns[2], j, like), load(columns[3], j, like)), out)
+
+
+@helper
+def apply_task(k, dy, x, cut, coefficients, out):
+    """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner, streaming)."""
+    chunks, copies, inner, streaming = cut
+    channels = coefficients.shape[1]
+    columns = np.empty((4, copies * channels * inner + LANES), x.dtype)
+    for part in range(2):
+        rows = tile(k, chunks, part, x, copies, channels, inner)
+        if rows.rows > 0:
+            for c in range(4):
+                expand(coefficients[c], rows.copies, inner, columns[c])
+            apply_tile(dy, x, rows, columns, streaming, out)
+    fence()
+
+
+@Kernel
+def apply(dy, x, cut, coefficients, out):
+    """out = (x - center) * scale + shift + dy * weight, with coefficients[4, channels] in this order.
+
+    ``cut`` is (chunks, copies, inner, streaming). From the last chunk to the first, because what the
+    statistics read last is still in the cache.
+    """
+    chunks, copies, inner, streaming = cut
+    for t in prange(chunks):
+        apply_task(chunks - 1 - np.int64(t), dy, x, (chunks, copies, inner, streaming), coefficients, out)
+
+
+@small_kernel
+def normalize(x, cut, mean, var, gamma, beta, eps, y):
+    """Normalise a small array with the statistics given, in one launch; ``cut`` is (copies, inner)."""
+    copies, inner = cut
+    coefficients = np.empty((4, len(mean)), x.dtype)
+    for c in range(len(mean)):
+        fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
+    apply_task(0, None, x, (1, copies, inner, 0), coefficients, y)
+
+
+@small_kernel
+def forward(x, cut, gamma, beta, eps, statistics, y):
+    """Training forward of a small array: mean and biased variance in statistics[2, channels]."""
+    copies, inner = cut
+    count = np.empty(1)
+    mean, var = statistics[0], statistics[1]
+    coefficients = np.empty((4, len(mean)), x.dtype)
+    moments_task(0, x, copies, inner, x[0], count, statistics.reshape(2, 1, -1))
+    for c in range(len(mean)):
+        var[c] /= count[0]
+        fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
+    apply_task(0, None, x, (1, copies, inner, 0), coefficients, y)
+
+
+@small_kernel
+def backward(dy, x, cut, statistics, gamma, eps, sums, dx):
+    """Training backward of a small array: sums of dy and dy * xhat in sums[2, channels]."""
+    copies, inner = cut
+    coefficients = np.empty((4, len(gamma)), x.dtype)
+    count = np.float64(x.size // len(gamma))
+    products_task(0, dy, x, copies, inner, statistics[0], sums.reshape(2, 1, -1))
+    for c in range(len(gamma)):
+        sums[1, c] /= np.sqrt(statistics[1, c] + eps)
+        fill_gradient(c, statistics, gamma, eps, count, sums, coefficients)
+    apply_task(0, dy, x, (1, copies, inner, 0), coefficients, dx)

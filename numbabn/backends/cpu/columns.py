@@ -1,0 +1,67 @@
+"""The verbs for channels whose values lie apart, inner < 16: `column_kernels`, cut up by `plan`."""
+
+import functools
+
+import numpy as np
+
+from numbabn.backends.cpu import column_kernels as kernels
+from numbabn.backends.cpu import plan
+from numbabn.backends.verbs import Affine, Array, Pair, View
+
+
+def moments(x: Array, view: View, like: np.floating) -> tuple[Array, Array]:
+    """Return (count[chunks], (mean, m2) as [2, chunks, groups])."""
+    copies, chunks = plan.columns(view, x.nbytes)
+    count, pair = np.empty(chunks), np.empty((2, chunks, view.groups))
+    kernels.moments(x.nbytes, x, copies, view.inner, like, count, pair)
+    return count, pair
+
+
+def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
+    """Return (sum of dy, sum of dy * (x - mean)), an array [2, chunks, groups]."""
+    copies, chunks = plan.columns(view, 2 * x.nbytes)
+    sums = np.empty((2, chunks, view.groups))
+    kernels.products(2 * x.nbytes, dy, x, copies, view.inner, mean, sums)
+    return sums
+
+
+def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
+    """Write out = (x - center) * scale + shift, + dy * weight; coefficients[4, groups] in this order."""
+    nbytes = plan.touched(x, dy)
+    copies, chunks = plan.columns(view, nbytes)
+    cut = chunks, copies, view.inner, int(plan.streams(nbytes))
+    kernels.apply(nbytes, dy, x, cut, coefficients, out)
+
+
+def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
+    """Fill statistics[2, groups] and y of a small array in one launch, or return False."""
+    if not plan.small(x.nbytes):
+        return False
+    kernels.forward(x, _cut(view), *affine.parameters, affine.eps, statistics, y)
+    return True
+
+
+def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) -> bool:
+    """Fill y of a small array in one launch, or return False."""
+    if not plan.small(x.nbytes):
+        return False
+    kernels.normalize(x, _cut(view), *statistics, *affine.parameters, affine.eps, y)
+    return True
+
+
+def backward(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array
+) -> bool:
+    """Fill sums[2, groups] and dx of a small array in one launch, or return False."""
+    if not plan.small(2 * x.nbytes):
+        return False
+    gamma, _ = affine.parameters
+    kernels.backward(dy, x, _cut(view), statistics, gamma, affine.eps, sums, dx)
+    return True
+
+
+@functools.lru_cache(1024)
+def _cut(view: View) -> tuple[int, int]:
+    """How a small array is cut up: pixels side by side in a row, and inner."""
+    copies, _ = plan.columns(view, 0)
+    return copies, view.inner

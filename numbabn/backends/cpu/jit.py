@@ -1,0 +1,130 @@
+"""How every CPU kernel is compiled, cached and run: the one place for Numba's options.
+
+Kernels compile on their first call, never at import.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import numba
+from numba import config, njit
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+# contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
+# which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
+_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+# Below this many bytes of x one thread is faster: entering a parallel region costs 2 to 20 us.
+PARALLEL_BYTES = 512 * 1024
+
+
+@functools.cache
+def _package_stamp():
+    """Digest of every source file of the backends: what a cached kernel is valid for.
+
+    Numba stamps a cached function with the file that defines it alone, so after an upgrade that changes a
+    helper in another file it would go on serving the old machine code.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class _PackageCache(FunctionCache):
+    """Numba's on-disk cache, with files of its own for every version of the package and every variant.
+
+    Numba takes no notice of jit options: serial and parallel code of one function would share a file. The
+    version is in the name too, because Numba writes the index before the code: of a process killed in
+    between, a new index would be left that names old code. And whatever is wrong with the folder, a full disk
+    or a file cut short, a kernel can still be compiled.
+    """
+
+    def __init__(self, function, variant):
+        super().__init__(function)
+        stamp = _package_stamp()
+        name = f"{self._impl.filename_base}-{variant}-{stamp[:16]}"
+        self._cache_file = IndexDataCacheFile(self.cache_path, name, stamp)
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # unpickling a damaged file raises anything
+            with contextlib.suppress(OSError):
+                self.flush()  # a damaged index would refuse what is compiled now
+            return None
+
+    def save_overload(self, sig, data):
+        with contextlib.suppress(Exception):
+            super().save_overload(sig, data)
+
+
+def helper(function):
+    """Compile a function only kernels call: without entry points for Python and C, in less time."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+
+
+class Kernel:
+    """A function whose outer loop is a ``prange`` over independent tasks: a serial and a parallel version.
+
+    The bits are the same for both, since the tasks are. Call it with the number of bytes it works on, which
+    decides between them, and its arguments.
+    """
+
+    def __init__(self, function):
+        self.serial = _cached(njit(**_OPTIONS)(function), "serial")
+        self.parallel = _cached(njit(parallel=True, **_OPTIONS)(function), "parallel")
+
+    def __call__(self, nbytes, *arguments):
+        (self.parallel if use_threads(nbytes) else self.serial)(*arguments)
+
+
+def small_kernel(function):
+    """Compile a function for work that is never worth a second thread."""
+    return _cached(njit(**_OPTIONS)(function), "serial")
+
+
+def _cached(dispatcher, variant):
+    if not config.DISABLE_JIT:
+        # Where no cache folder can be written to: compile in every process rather than fail the import.
+        with contextlib.suppress(RuntimeError):
+            dispatcher._cache = _PackageCache(dispatcher.py_func, variant)
+    return dispatcher
+
+
+_forked = False
+
+
+def _note_fork():
+    """In a forked child: OpenMP's threads did not survive, and entering a parallel region hangs or kills it.
+
+    Whether they ran in the parent cannot be known: PyTorch's OpenMP may be the one that Numba uses.
+    """
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def use_threads(nbytes: int) -> bool:
+    """Whether work of this size is worth a parallel region, and a parallel region is safe here.
+
+    Numba's workqueue layer aborts the process when two threads enter it at once, so it is never entered.
+    """
+    if nbytes < PARALLEL_BYTES or _forked or config.DISABLE_JIT:
+        return False
+    # get_num_threads starts the pool, and only a started pool has a layer.
+    return numba.get_num_threads() > 1 and numba.threading_layer() in ("omp", "tbb")
+
+
+def cache_folder() -> str | None:
+    """Return the folder of compiled kernels, or None where no folder can be written to."""
+    try:
+        return FunctionCache(cache_folder).cache_path
+    except RuntimeError:
+        return None

@@ -1,0 +1,52 @@
+"""The verbs for long contiguous rows, inner >= 16: `row_kernels` with their work cut up by `plan`."""
+
+import numpy as np
+
+from numbabn.backends.cpu import plan
+from numbabn.backends.cpu import row_kernels as kernels
+from numbabn.backends.verbs import Affine, Array, View
+
+
+def moments(x: Array, view: View, like: np.floating) -> tuple[Array, Array]:
+    """Return (count[chunks], (mean, m2) as [2, chunks, groups])."""
+    chunks = plan.row_chunks(view, x.itemsize)
+    count, pair = np.empty(chunks), np.empty((2, chunks, view.groups))
+    kernels.moments(x.nbytes, x, view.outer, view.groups, view.inner, like, count, pair)
+    return count, pair
+
+
+def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
+    """Return (sum of dy, sum of dy * (x - mean)), an array [2, chunks, groups]."""
+    sums = np.empty((2, plan.row_chunks(view, x.itemsize), view.groups))
+    kernels.products(2 * x.nbytes, dy, x, view.outer, view.groups, view.inner, mean, sums)
+    return sums
+
+
+def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
+    """Write out = (x - center) * scale + shift, + dy * weight; coefficients[4, groups] in this order."""
+    nbytes = plan.touched(x, dy)
+    streaming, tasks = int(plan.streams(nbytes)), plan.apply_tasks(view)
+    kernels.apply(nbytes, dy, x, tasks, view.inner, coefficients, streaming, out)
+
+
+def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
+    """Fill statistics[2, groups] and y in one pass over memory, or return False where phases are better."""
+    block = plan.block_channels(view, x.itemsize, arrays=1)
+    if not block:
+        return False
+    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(x)))
+    kernels.forward(x.nbytes, x, cut, *affine.parameters, affine.eps, statistics, y)
+    return True
+
+
+def backward(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array
+) -> bool:
+    """Fill sums[2, groups] and dx in one pass over memory, or return False where phases are better."""
+    block = plan.block_channels(view, x.itemsize, arrays=2)
+    if not block:
+        return False
+    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(x, dy)))
+    gamma, _ = affine.parameters
+    kernels.backward(2 * x.nbytes, dy, x, cut, statistics, gamma, affine.eps, sums, dx)
+    return True

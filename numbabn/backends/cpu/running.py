@@ -1,0 +1,33 @@
+"""What a batch does to running statistics: new arrays, so that nobody sees half of it."""
+
+import numpy as np
+
+from numbabn.backends.arithmetic import merge_means
+from numbabn.backends.verbs import Pair, Population
+
+
+def average(running: Pair, batch: Pair, momentum: float, correction: float) -> Pair:
+    """Return running * (1 - momentum) + batch * momentum.
+
+    The variance of the batch is multiplied by ``correction``. Computed in float64, and rounded to the dtypes
+    of the running mean and variance.
+    """
+    mean, var = running
+    keep = np.float64(1 - momentum)
+    return (
+        (mean * keep + batch[0] * momentum).astype(mean.dtype),
+        (var * keep + batch[1] * (momentum * correction)).astype(var.dtype),
+    )
+
+
+def pool(running: Pair, population: Population, batch: Pair, count: int) -> tuple[Pair, Population]:
+    """Return the statistics and the population of all values and of ``count`` more, those of the batch.
+
+    The population is float64. The statistics are its mean and its unbiased variance, rounded to the dtypes of
+    the running ones.
+    """
+    (mean, m2), (batch_mean, batch_var) = population.moments, batch
+    total, mean, between = merge_means(population.seen, mean, count, batch_mean)
+    m2 = m2 + batch_var * count + between
+    statistics = mean.astype(running[0].dtype), (m2 / (total - 1)).astype(running[1].dtype)
+    return statistics, Population(total, (mean, m2))

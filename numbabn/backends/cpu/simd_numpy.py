@@ -1,0 +1,141 @@
+"""The operations of ``simd_llvm`` as NumPy one-liners, for runs with ``NUMBA_DISABLE_JIT=1``."""
+
+import numpy as np
+
+from numbabn.backends.cpu.simd_llvm import LANES, LINE, __all__  # noqa: F401  (the same names)
+
+
+def load(array, index, like):
+    """array[index : index + 16] in like's dtype."""
+    return array[index : index + LANES].astype(type(like))
+
+
+def load_part(array, index, count, otherwise):
+    """array[index : index + count] in the first lanes, ``otherwise`` in the others."""
+    value = otherwise.copy()
+    value[:count] = array[index : index + count]
+    return value
+
+
+def load_number(array, index, half, like):
+    """``load`` of any kind of numbers; those of 16 bits are float16 unless ``half`` is None."""
+    part = array[index : index + LANES]
+    return (part if half is None or part.dtype != np.uint16 else part.view(np.float16)).astype(type(like))
+
+
+def load_number_part(array, index, count, half, like):
+    """Do the same for array[index : index + count] in the first lanes; 0 in the others."""
+    value = np.zeros(LANES, type(like))
+    value[:count] = load_number(array[: index + count], index, half, like)
+    return value
+
+
+def store_part(array, index, count, value):
+    """array[index : index + count] = the first lanes of value."""
+    array[index : index + count] = value[:count]
+
+
+def convert(value, like):
+    """Return the scalar in like's dtype."""
+    return type(like)(value)
+
+
+def widen(a):
+    """Return the vector in float64."""
+    return a.astype(np.float64)
+
+
+def cast(a, like):
+    """Return the vector in like's dtype."""
+    return a.astype(type(like))
+
+
+def splat(scalar):
+    """Return the scalar in every lane."""
+    return np.full(LANES, scalar)
+
+
+def zeros(like):
+    """Return zeros of like's dtype."""
+    return np.zeros(LANES, type(like))
+
+
+def add(a, b):
+    """Return a + b."""
+    return a + b
+
+
+def sub(a, b):
+    """Return a - b."""
+    return a - b
+
+
+def div(a, b):
+    """Return a / b."""
+    return a / b
+
+
+def fma(a, b, c):
+    """Return a * b + c, rounded twice: NumPy has no fused operation."""
+    return a * b + c
+
+
+def blend(a, b, count):
+    """Return the first ``count`` lanes of a and the others of b."""
+    return np.concatenate([a[:count], b[count:]])
+
+
+def minimum(a, b):
+    """Lesser of a and b; b where a is NaN."""
+    return np.where(a < b, a, b)
+
+
+def maximum(a, b):
+    """Greater of a and b; b where a is NaN."""
+    return np.where(a > b, a, b)
+
+
+def select(weight, a, b):
+    """Return a where the weight is above 0, else b."""
+    return np.where(weight > 0, a, b)
+
+
+def drop_nan(weight, a):
+    """Return the weight, or 0 where a is NaN."""
+    return np.where(np.isnan(a), 0, weight)
+
+
+def total(a):
+    """Sum of the lanes."""
+    return a.sum()
+
+
+def lowest(a):
+    """Least of the lanes, which are not NaN."""
+    return a.min()
+
+
+def highest(a):
+    """Greatest of the lanes, which are not NaN."""
+    return a.max()
+
+
+def store(array, index, value):
+    """array[index : index + 16] = value."""
+    array[index : index + LANES] = value
+
+
+stream = store
+
+
+def prefetch(array, index, count):
+    """Do nothing: there is nothing to hide behind."""
+
+
+def fence():
+    """Do nothing: NumPy's stores are ordered."""
+
+
+def unaligned(array, index):
+    """How many elements from array[index] to the next cache line."""
+    return -(array.ctypes.data + index * array.itemsize) % LINE // array.itemsize

@@ -1,0 +1,1 @@
+"""Exact sums, and moments with a range, for statistics of data of any size."""

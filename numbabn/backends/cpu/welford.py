@@ -1,0 +1,33 @@
+"""Merging moments of chunks, in float64: once per chunk of a channel, with Chan's formula."""
+
+from numbabn.backends import arithmetic
+from numbabn.backends.cpu.jit import helper, small_kernel
+
+merge_means = helper(arithmetic.merge_means)
+
+
+@helper
+def merge_sums(count, mean, m2, n, shift, s, q):
+    """Merge n values with sum s and sum of squares q about ``shift`` into (count, mean, m2).
+
+    Cancellation in m2_b = q - s*s/n costs eps * (1 + (shift - mean_b)**2 / var_b): harmless while the shift
+    is a value of the data and n a few thousand, since (shift - mean_b)**2 <= n * var_b then.
+    """
+    m2_b = q - s * (s / n)
+    if m2_b < 0.0:  # by rounding; not max(), which would turn a NaN into 0
+        m2_b = 0.0
+    total, mean, between = merge_means(count, mean, n, shift + s / n)
+    return total, mean, m2 + m2_b + between
+
+
+@small_kernel
+def merge_chunks(count, pair):
+    """Merge the chunks of count[chunks] and (mean, m2), pair[2, chunks, channels], into chunk 0, in order."""
+    mean, m2 = pair[0], pair[1]
+    total = count[0]
+    for k in range(1, len(count)):
+        more = count[k]
+        for c in range(mean.shape[1]):
+            _, mean[0, c], between = merge_means(total, mean[0, c], more, mean[k, c])
+            m2[0, c] += m2[k, c] + between
+        total += more

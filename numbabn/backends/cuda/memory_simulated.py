@@ -1,0 +1,176 @@
+"""`memory` for the CUDA simulator: the same functions in Python, on addresses of host memory.
+
+They end in the few accesses of ``machine``. That below is for Numba's own simulator, where blocks run one
+after the other; the tests put one in its place that runs them at once and checks every access.
+"""
+
+import ctypes
+import threading
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from numbabn.backends.cuda import plan
+
+
+class Machine:
+    """Memory as it is, unchecked. ``kind`` is the type of a NumPy scalar, ``index`` counts elements."""
+
+    _types = {  # noqa: RUF012 - nobody writes to it
+        np.float32: ctypes.c_float,
+        np.float64: ctypes.c_double,
+        np.int32: ctypes.c_int32,
+        np.uint16: ctypes.c_uint16,
+    }
+    _lock = threading.Lock()
+    _thread = threading.local()
+
+    def load(self, base, index, kind):
+        """Read device memory."""
+        return kind(self._types[kind].from_address(int(base + index * kind().itemsize)).value)
+
+    def store(self, base, index, value):
+        """Write device memory."""
+        self._types[type(value)].from_address(int(base + index * value.itemsize)).value = value.item()
+
+    peek = load
+
+    def atomic_add(self, base, index, value):
+        """Add to an int32 and return what was there."""
+        with self._lock:
+            old = self.load(base, index, np.int32)
+            self.store(base, index, np.int32(old + value))
+        return old
+
+    def shared_load(self, offset, index, kind):
+        """Read the block's shared memory."""
+        return self.load(self._base() + offset, index, kind)
+
+    def shared_store(self, offset, index, value):
+        """Write the block's shared memory."""
+        self.store(self._base() + offset, index, value)
+
+    def copy(self, offset, index, base, position, kind):
+        """Begin to copy one element of device memory to shared memory."""
+        self.shared_store(offset, index, self.load(base, position, kind))
+
+    def copy_wait(self):
+        """Wait for what this thread has begun to copy."""
+
+    def _base(self):
+        if not hasattr(self._thread, "base"):
+            address = _allocate_shared().ctypes.data
+            self._thread.base = address + -address % 16
+        return self._thread.base
+
+
+@cuda.jit(device=True)  # so that the simulator gives it the cuda module of the running kernel
+def _allocate_shared():
+    return cuda.shared.array(plan.SHARED_BYTES + 16, np.uint8)
+
+
+machine: Any = Machine()
+
+
+def _aligned(base, index, like):
+    if (base + index * like.itemsize) % plan.ALIGNMENT:
+        raise ValueError(f"misaligned address: element {index} of {int(base):#x}")
+
+
+def load(base, index, like):
+    """Return element ``index`` of the memory at ``base``."""
+    return machine.load(base, index, type(like))
+
+
+def load4(base, index, like):
+    """Four elements from there on; the address must be 16-byte aligned, as on a GPU."""
+    _aligned(base, index, like)
+    kind = type(like)
+    return tuple([machine.load(base, index + k, kind) for k in range(4)])
+
+
+def store(base, index, value):
+    """Write one element of the value's dtype."""
+    machine.store(base, index, value)
+
+
+def store4(base, index, a, b, c, d):
+    """Write four elements."""
+    _aligned(base, index, a)
+    for k, value in enumerate((a, b, c, d)):
+        machine.store(base, index + k, value)
+
+
+def peek(base, index, like):
+    """Read what another block may have written."""
+    return machine.peek(base, index, type(like))
+
+
+def atomic_add(base, index, value):
+    """Add to an int32 and return what was there."""
+    return machine.atomic_add(base, index, value)
+
+
+def shared_load(offset, index, like):
+    """Return element ``index`` of the shared memory at ``offset``."""
+    return machine.shared_load(offset, index, type(like))
+
+
+def shared_load4(offset, index, like):
+    """Four elements from there on."""
+    _aligned(offset, index, like)
+    kind = type(like)
+    return tuple([machine.shared_load(offset, index + k, kind) for k in range(4)])
+
+
+def shared_store(offset, index, value):
+    """Write one element to shared memory."""
+    machine.shared_store(offset, index, value)
+
+
+def copy_async(shared, index, base, position, like):
+    """Begin to copy one element to shared memory."""
+    machine.copy(shared, index, base, position, type(like))
+
+
+def copy_async4(shared, index, base, position, like):
+    """Begin to copy four elements to shared memory."""
+    _aligned(shared, index, like)
+    _aligned(base, position, like)
+    for k in range(4):
+        machine.copy(shared, index + k, base, position + k, type(like))
+
+
+def copy_wait():
+    """Wait for what this thread has begun to copy."""
+    machine.copy_wait()
+
+
+def convert(value, like):
+    """Return the number in like's dtype."""
+    with np.errstate(all="ignore"):
+        return type(like)(value)
+
+
+def load_float16(base, index):
+    """Read a float16 as float32."""
+    return np.float32(machine.load(base, index, np.uint16).view(np.float16))
+
+
+def load_bfloat16(base, index):
+    """Read a bfloat16 as float32."""
+    return np.uint32(int(machine.load(base, index, np.uint16)) << 16).view(np.float32)
+
+
+def store_float16(base, index, value):
+    """Write a float32 as float16."""
+    with np.errstate(over="ignore"):
+        machine.store(base, index, value.astype(np.float16).view(np.uint16))
+
+
+def store_bfloat16(base, index, value):
+    """Write a float32 as bfloat16, rounded to nearest even."""
+    word = int(value.view(np.uint32))
+    bits = 0x7FFF if np.isnan(value) else (word + 0x7FFF + (word >> 16 & 1)) >> 16
+    machine.store(base, index, np.uint16(bits))

@@ -1,0 +1,161 @@
+"""What all layers are: parameters and their gradients on a device, a mode, and a state that can be saved."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numbabn import arrays
+from numbabn.arrays import library_of
+from numbabn.arrays.library import HOST, Place
+from numbabn.arrays.place import place, put
+from numbabn.backends.verbs import Array
+from numbabn.norms import _checks, _options
+from numbabn.norms._saved import Saved
+
+
+class Layer:
+    """Base of the layers: what does not depend on which values are normalised together.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``gamma`` and ``beta``, as far as the layer has them; arrays of the layer's library. For type checkers
+        they are NumPy's.
+    training : bool
+        The mode; see `train` and `eval`.
+    """
+
+    params: dict[str, Array]
+    grads: dict[str, Array]
+    training: bool
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        eps: float,
+        scale: bool,
+        center: bool,
+        dtype: DTypeLike,
+        device: Any,
+    ) -> None:
+        self.eps = _checks.eps(eps)
+        self.dtype = _options.parameter_dtype(dtype)
+        self.training = True
+        self._place = at = place(device)
+        initial = {"gamma": np.ones(shape, self.dtype)} if scale else {}
+        initial |= {"beta": np.zeros(shape, self.dtype)} if center else {}
+        self.params = {name: put(values, at) for name, values in initial.items()}
+        self.grads = {name: put(np.zeros_like(values), at) for name, values in initial.items()}
+        self._saved: Saved | None = None
+
+    def train(self) -> Self:
+        """Switch to training mode; return the layer."""
+        self.training = True
+        return self
+
+    def eval(self) -> Self:
+        """Switch to evaluation mode; return the layer."""
+        self.training = False
+        return self
+
+    def to(self, device: Any) -> Self:
+        """Move parameters, gradients and statistics; return the layer.
+
+        Parameters
+        ----------
+        device : {"cpu", "cuda", "cuda:0", ...} or array
+            "cuda" is the current device, and chooses CuPy's arrays where CuPy is installed, else PyTorch's
+            where it can use CUDA, else Numba's. An array stands for its own device and library. x may be of
+            another library than the layer, on the same device.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is none of these, or there is no such device.
+        ImportError, RuntimeError
+            If numba-cuda is not installed, or finds no GPU.
+
+        Notes
+        -----
+        `params` and `grads` get new arrays, unless the layer is there already, and `backward` needs a new
+        forward call.
+
+        Examples
+        --------
+        >>> import numbabn as nbn
+        >>> nbn.BatchNorm(64).to("cpu")
+        BatchNorm(64, axis=1, eps=1e-05, momentum=0.1)
+        """
+        to = place(device)
+        if to != self._place:
+            self.__dict__ |= self._moved(to)
+        return self
+
+    def _moved(self, to: Place) -> dict[str, Any]:
+        """Attributes of this layer at a place, in new arrays; nothing of a batch."""
+        moved = {
+            name: {key: put(_to_host(value, key), to) for key, value in values.items()}
+            for name, values in (("params", self.params), ("grads", self.grads))
+        }
+        return {**moved, "_place": to, "_saved": None}
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of all parameters in NumPy, for `load_state_dict` or ``numpy.savez``.
+
+        Keys: gamma and beta, as far as the layer has them.
+        """
+        return {name: _to_host(value, name) for name, value in self.params.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over parameters and statistics from `state_dict`; the dtypes become those of this layer.
+
+        Parameters
+        ----------
+        state : mapping of str to array
+            Exactly the keys of `state_dict` of a layer made with the same options. The arrays may be of any
+            library, on any device.
+
+        Raises
+        ------
+        KeyError
+            If keys are missing or unknown.
+        TypeError, ValueError
+            If a value has the wrong dtype or shape. Whatever is raised, the layer is unchanged.
+        """
+        values = _options.state(state, self.state_dict())
+        params = {name: arrays.of(value, f"params[{name!r}]") for name, value in self.params.items()}
+        _options.writable_parameters(params)
+        loaded = self._loaded(values)
+        for name, value in params.items():
+            library = library_of(value)
+            library.assign(value, arrays.of(put(values[name], library.place(value)), name))
+        self.__dict__ |= loaded
+
+    def _loaded(self, state: dict[str, Array]) -> dict[str, Any]:
+        """Attributes of this layer besides its parameters, from a state that was checked."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_saved": None}  # a batch is no part of a layer
+        if self._place != HOST:  # in NumPy, which every process can read
+            state |= {**self._moved(HOST), "_place": self._place}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {**state, "_place": HOST}
+        if state["_place"] != HOST:
+            self.__dict__ |= self._moved(state["_place"])
+
+    def _saved_for_backward(self) -> Saved:
+        """Return what the last forward call left."""
+        if self._saved is None:
+            raise RuntimeError("backward needs a forward call first: y = bn(x), then bn.backward(dy)")
+        return self._saved
+
+
+def _to_host(native: Any, name: str) -> Array:
+    array = arrays.of(native, name)
+    return library_of(array).to_host(array)

@@ -1,0 +1,192 @@
+"""One call on its straight way: recognise, check, view, allocate, run, deliver."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from numbabn import _numbers, arrays
+from numbabn.arrays import AnyArray, library_of, native
+from numbabn.arrays.layout import arranged, channels_layout
+from numbabn.arrays.overlap import same_memory
+from numbabn.backends.verbs import Affine, Array, Pair
+from numbabn.norms import _checks
+from numbabn.norms._saved import Saved
+
+
+class Reduce(Protocol):
+    """The exchange with the other ranks of a synchronised layer."""
+
+    def statistics(self, count: int, moments: Array) -> tuple[int, Array]:
+        """Return the count and the pair (mean, biased variance) of all ranks from this rank's (mean, m2)."""
+
+    def sums(self, sums: Array) -> Array:
+        """Return the sums of all ranks from those of this rank."""
+
+
+class Call:
+    """A call with x: what x is, how it is read, and where the result goes.
+
+    x, once recognised and checked, is read through the attributes here by everything that follows.
+    """
+
+    __slots__ = ("channels", "count", "layout", "library", "out", "source", "x")
+
+    def __init__(self, x: object, axis: object, out: object = None) -> None:
+        self.x = array = arrays.of(x, "x")
+        _checks.data(array, "x")
+        number = _numbers.axis(axis, array.ndim)
+        self.channels: int = array.shape[number]
+        self.count: int = array.size // self.channels if self.channels else 0  # values per channel
+        self.out = None if out is None else _checks.output(out, array, "x", {"x": array})
+        self.library = library_of(array)
+        self.source = self.library.dense(array)
+        self.layout = channels_layout(self.source, number)
+
+    def affine(self, gamma: object, beta: object, eps: object) -> Affine:
+        """Return gamma, beta and eps as backends take them."""
+        x, channels, number = self.x, self.channels, _checks.eps(eps)
+        given_gamma = None if gamma is None else _checks.per_channel(gamma, "gamma", channels, x)
+        given_beta = None if beta is None else _checks.per_channel(beta, "beta", channels, x)
+        parameters = self.library.pair(given_gamma, given_beta, channels)
+        return Affine(parameters, number, (given_gamma, given_beta))
+
+    def known(self, mean: object, var: object) -> Pair | None:
+        """Return given statistics as backends take them, or None where there are none."""
+        if mean is None and var is None:
+            return None
+        if mean is None or var is None:
+            missing, present = ("mean", "var") if mean is None else ("var", "mean")
+            raise ValueError(
+                f"{present} is given without {missing}; pass both to use known statistics, or none"
+            )
+        return self.library.pair(
+            _checks.per_channel(mean, "mean", self.channels, self.x),
+            _checks.variance(var, "var", self.channels, self.x),
+            self.channels,
+        )
+
+    def moments(self) -> tuple[int, Pair]:
+        """Return the count and the pair (mean, m2) of every channel: NaN and 0 where there are no values."""
+        if self.source.size == 0:
+            return 0, self.library.constants(self.source, self.channels, (np.nan, 0.0))
+        flat = self.layout.flat(self.source)
+        return self.count, self.library.backend.moments(flat, self.layout.view)
+
+    def normalize(self, affine: Affine, known: Pair | None, reduce: Reduce | None) -> tuple[Any, Saved]:
+        """Return y, and what its backward call needs.
+
+        Statistics are those ``known``, or with ``reduce`` those of all ranks, or else those of x.
+        """
+        source, layout, library, out = self.source, self.layout, self.library, self.out
+        count, training = self.count, known is None
+        if count == 1 and training and reduce is None:
+            raise ValueError(
+                f"x has shape {self.x.shape}, one value per channel, whose variance is 0; "
+                "pass a larger batch, or mean= and var= to use known statistics"
+            )
+        y = out if out is not None and layout.matches(out) else library.empty_like(source)
+        if reduce is not None:
+            count, known = reduce.statistics(*self.moments())
+        if source.size == 0:
+            nothing = np.nan, np.nan
+            statistics = library.constants(source, self.channels, nothing) if known is None else known
+        elif known is None:
+            statistics = library.backend.forward(layout.flat(source), layout.view, affine, layout.flat(y))
+        else:
+            statistics = known
+            library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
+        x = None if out is not None and same_memory(out, self.x) else source
+        saved = Saved(x, layout, affine, statistics, count, training, reduce is not None)
+        return _deliver(y, out), saved
+
+
+@np.errstate(all="ignore")
+def backward(
+    dy: object,
+    saved: object,
+    out: object,
+    need_dx: bool,
+    need_dgamma: bool,
+    need_dbeta: bool,
+    reduce: Reduce | None,
+) -> tuple[Any, Any, Any]:
+    """Return dx, dgamma and dbeta, of which what is not needed is None."""
+    if not isinstance(saved, Saved):
+        raise TypeError(f"saved must come from batch_norm_forward, but is {type(saved).__name__}")
+    x, layout = saved._x, saved._layout
+    if x is None:
+        raise ValueError(
+            "saved is from a forward call that wrote y over x (out=x), so x is gone; "
+            "give that call an array of its own to go backward"
+        )
+    array = _checks.gradient(dy, x)
+    target = None
+    if out is not None:
+        if not need_dx:
+            raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
+        target = _checks.output(out, x, "dy", {"dy": array, "x": x})
+    source = arranged(array, x, layout)
+    gamma, beta = saved._affine.given
+    dgamma = library_of(gamma).empty_vector(gamma) if need_dgamma and gamma is not None else None
+    dbeta = library_of(beta).empty_vector(beta) if need_dbeta and beta is not None else None
+    dx = None
+    if need_dx:
+        fits = target is not None and layout.matches(target)
+        dx = target if fits else library_of(x).empty_like(x)
+    if reduce is None:
+        _backward(source, saved, dx, (dgamma, dbeta))
+    else:
+        _reduced_backward(source, saved, reduce, dx, (dgamma, dbeta))
+    return (
+        None if dx is None else _deliver(dx, target),
+        None if dgamma is None else native(dgamma),
+        None if dbeta is None else native(dbeta),
+    )
+
+
+def _backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:
+    """Fill dx and the gradients (dgamma, dbeta), as far as they are not None."""
+    x: AnyArray = saved._x
+    layout, affine, statistics = saved._layout, saved._affine, saved._statistics
+    if x.size == 0:
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.fill(0)
+        return
+    backend, view, flat_dy = library_of(x).backend, layout.view, layout.flat(dy)
+    if saved._training and dx is not None:
+        backend.backward(flat_dy, layout.flat(x), view, statistics, affine, layout.flat(dx), gradients)
+        return
+    dgamma, dbeta = gradients
+    if dgamma is not None or dbeta is not None:
+        backend.backward_reduce(flat_dy, layout.flat(x), view, statistics, affine.eps, gradients)
+    if dx is not None:
+        backend.scale(flat_dy, view, statistics, affine, layout.flat(dx))
+
+
+def _reduced_backward(
+    dy: AnyArray, saved: Saved, reduce: Reduce, dx: AnyArray | None, gradients: Pair
+) -> None:
+    """Like ``_backward`` with the sums of all ranks. Every rank takes part, with an empty batch, too."""
+    x: AnyArray = saved._x
+    layout, affine, statistics = saved._layout, saved._affine, saved._statistics
+    backend, view = library_of(x).backend, layout.view
+    flat_dy, flat_x = layout.flat(dy), layout.flat(x)
+    if x.size:
+        sums = backend.backward_reduce(flat_dy, flat_x, view, statistics, affine.eps, (None, None))
+    else:
+        sums = np.zeros((2, len(statistics[0])))
+    sums = reduce.sums(sums)
+    for gradient, total in zip(gradients, (sums[1], sums[0]), strict=True):
+        if gradient is not None:
+            library_of(gradient).assign(gradient, total)
+    if dx is not None and x.size:
+        backend.backward_apply(flat_dy, flat_x, view, statistics, affine, sums, saved.count, layout.flat(dx))
+
+
+def _deliver(result: AnyArray, target: AnyArray | None) -> Any:
+    """Return the result, or ``target``: where its memory order is another, the result is copied there."""
+    if target is not None and target is not result:
+        library_of(target).assign(target, result)
+        result = target
+    return native(result)

@@ -1,0 +1,62 @@
+"""What a forward call leaves for its backward call."""
+
+from typing import Any
+
+from numbabn.arrays import AnyArray, native
+from numbabn.arrays.layout import Layout
+from numbabn.backends.verbs import Affine, Pair
+
+
+class Saved:
+    """What a forward call leaves for its backward call. Opaque, except for the statistics.
+
+    Attributes
+    ----------
+    mean, var : array, shape (C,)
+        Mean and biased variance that x was normalised with, in float64; arrays that were given on a GPU are
+        these arrays themselves.
+    count : int
+        Number of values per channel.
+    training : bool
+        Whether they are the statistics of x itself, through which gradients flow, or were given.
+    """
+
+    __slots__ = ("_affine", "_count", "_layout", "_reduced", "_statistics", "_training", "_x")
+
+    def __init__(
+        self,
+        x: AnyArray | None,  # dense, or None where y was written over it
+        layout: Layout,
+        affine: Affine,
+        statistics: Pair,
+        count: int,
+        training: bool,
+        reduced: bool,  # whether statistics and count are those of all ranks
+    ) -> None:
+        self._x = x
+        self._layout = layout
+        self._affine = affine
+        self._statistics = statistics
+        self._count = count
+        self._training = training
+        self._reduced = reduced
+
+    @property
+    def mean(self) -> Any:
+        return native(self._statistics[0])
+
+    @property
+    def var(self) -> Any:
+        return native(self._statistics[1])
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    @property
+    def training(self) -> bool:
+        return self._training
+
+    def __repr__(self) -> str:
+        channels = self._statistics[0].shape[0]
+        return f"Saved(channels={channels}, count={self.count}, training={self.training})"

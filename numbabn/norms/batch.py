@@ -1,0 +1,549 @@
+"""Batch normalisation: the functions, which remember nothing, and the layer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numbabn import _numbers
+from numbabn.arrays import native
+from numbabn.arrays.library import HOST, Place
+from numbabn.backends.verbs import Array
+from numbabn.norms import _options, _ranks
+from numbabn.norms._base import Layer
+from numbabn.norms._call import Call, Reduce, backward
+from numbabn.norms._running import Running
+from numbabn.norms._saved import Saved
+from numbabn.norms._types import A
+
+
+def batch_norm_forward(
+    x: A,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    mean: Any = None,
+    var: Any = None,
+    out: A | None = None,
+) -> tuple[A, Saved]:
+    r"""Normalise every channel of a batch, and keep what the backward pass needs.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
+
+    with the mean and the biased variance of x over all axes but ``axis``, or with those given.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, rank >= 2
+        Any memory layout; C channels on ``axis``: NC, NCL, NCHW and NCDHW have 1, NHWC has -1.
+    gamma, beta : array of any float dtype, shape (C,), optional
+        Scale and shift; 1 and 0 without.
+    axis : int, default 1
+        Channel axis.
+    eps : float, default 1e-5
+        Added to the variance; not negative. With 0, a constant channel gives NaN.
+    mean, var : array of any float dtype, shape (C,), optional
+        Use these statistics, constants for the backward pass, in place of those of x. Both or none.
+    out : array, optional
+        Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
+        may not overlap x in any other way.
+
+    Returns
+    -------
+    y : array
+        Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
+    saved : Saved
+        For `batch_norm_backward`. Holds x, not a copy: do not change x before going backward; on a GPU, nor
+        gamma, mean and var.
+
+    Raises
+    ------
+    TypeError
+        If an array is of no library that is supported or has the wrong dtype, if some arrays are on a GPU and
+        others are not, or if ``out`` is of another library than x.
+    ValueError
+        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, a channel has just one value to
+        take statistics of, or arrays are on different GPUs.
+    ImportError, RuntimeError
+        If x is on a GPU, and numba-cuda is not installed or finds none.
+
+    Notes
+    -----
+    Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
+    covariate shift". An empty batch gives an empty result. NaN and infinity stay in their channel. A constant
+    channel gives exactly beta. A negative variance is refused on the CPU. On a GPU, reading it would
+    synchronise with the device: there its channel becomes NaN, unless eps makes the sum positive.
+
+    On a GPU all arrays of a call are on one device. Nothing is copied to the host and nothing waits: work
+    goes to the current stream of the library of x, for Numba to the stream that its array was made with.
+    y and dx are arrays of the library of x; dgamma and dbeta are arrays of the library of gamma and beta.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> y, saved = nbn.batch_norm_forward(x, eps=0.0)
+    >>> y
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> saved.var
+    array([  1., 100.])
+    """
+    call = Call(x, axis, out)
+    return call.normalize(call.affine(gamma, beta, eps), call.known(mean, var), None)
+
+
+def batch_norm_inference(
+    x: A,
+    mean: Any,
+    var: Any,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    out: A | None = None,
+) -> A:
+    r"""Normalise every channel with known statistics.
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
+
+    Parameters
+    ----------
+    x : array of float32 or float64, rank >= 2
+        Any memory layout; C channels on ``axis``.
+    mean, var : array of any float dtype, shape (C,)
+        Statistics of the population, usually running averages.
+    gamma, beta : array of any float dtype, shape (C,), optional
+        Scale and shift; 1 and 0 without.
+    axis : int, default 1
+        Channel axis.
+    eps : float, default 1e-5
+        Added to the variance; not negative.
+    out : array, optional
+        Write the result here; may be x itself.
+
+    Returns
+    -------
+    y : array
+        Shape and dtype of x; ``out`` if given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_forward`.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]])
+    >>> nbn.batch_norm_inference(x, np.array([2.0, 20.0]), np.array([1.0, 100.0]), eps=0.0)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    if mean is None or var is None:
+        raise TypeError("mean and var must be arrays of one value per channel, not None")
+    call = Call(x, axis, out)
+    y: A
+    y, _ = call.normalize(call.affine(gamma, beta, eps), call.known(mean, var), None)
+    return y
+
+
+@overload
+def batch_norm_backward(
+    dy: A,
+    saved: Saved,
+    *,
+    out: A | None = None,
+    need_dx: Literal[True] = True,
+    need_dgamma: bool = True,
+    need_dbeta: bool = True,
+) -> tuple[A, Any, Any]: ...
+@overload
+def batch_norm_backward(
+    dy: A,
+    saved: Saved,
+    *,
+    out: A | None = None,
+    need_dx: bool,
+    need_dgamma: bool = True,
+    need_dbeta: bool = True,
+) -> tuple[A | None, Any, Any]: ...
+def batch_norm_backward(
+    dy: A,
+    saved: Saved,
+    *,
+    out: A | None = None,
+    need_dx: bool = True,
+    need_dgamma: bool = True,
+    need_dbeta: bool = True,
+) -> tuple[A | None, Any, Any]:
+    r"""Gradients of a forward call.
+
+    With xhat the normalised x and means over a channel's n values:
+
+    .. math::
+
+        d\beta = \sum dy, \qquad d\gamma = \sum dy\, \hat x, \qquad
+        dx = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}
+             \left(dy - \overline{dy} - \hat x\, \overline{dy\, \hat x}\right)
+
+    where the statistics were those of x; where they were given, the two means are absent from dx.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y: shape and dtype of x, any memory layout.
+    saved : Saved
+        From the `batch_norm_forward` call that made y.
+    out : array, optional
+        Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    need_dx, need_dgamma, need_dbeta : bool, default True
+        What to compute; the rest is None.
+
+    Returns
+    -------
+    dx : array or None
+        Shape and dtype of x; ``out`` if given.
+    dgamma, dbeta : array or None, shape (C,)
+        In the dtypes of gamma and beta; None where the forward call had no such parameter.
+
+    Raises
+    ------
+    TypeError
+        If dy is not an array of the library and dtype of x, or saved is not a `Saved`.
+    ValueError
+        If a shape is wrong, ``out`` overlaps an input partly, or the forward call overwrote x (``out=x``).
+
+    Notes
+    -----
+    Ioffe and Szegedy (2015), section 3. An empty batch has an empty dx, and zero dgamma and dbeta.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> x = np.array([[1.0], [2.0], [6.0]])
+    >>> y, saved = nbn.batch_norm_forward(x, np.ones(1), np.zeros(1))
+    >>> dx, dgamma, dbeta = nbn.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), saved)
+    >>> dx.sum().round(12), dbeta
+    (np.float64(0.0), array([1.]))
+    """
+    return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+
+
+class BatchNorm(Layer):
+    r"""Batch normalisation with learned scale and shift, and running statistics for inference.
+
+    In training mode every channel is normalised with the statistics of the batch,
+
+    .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c,
+
+    and the running statistics move towards them; in evaluation mode the running statistics are used.
+
+    Parameters
+    ----------
+    num_channels : int
+        C, the length of x along ``axis``.
+    axis : int, default 1
+        Channel axis of x, of any rank from 2: 1 for NC, NCL, NCHW and NCDHW, -1 for NHWC.
+    eps : float, default 1e-5
+        Added to the variance; not negative.
+    momentum : float or None, default 0.1
+        Weight of the **new** batch, ``running = (1 - momentum) * running + momentum * batch``, as in PyTorch;
+        Keras' and Flax' momentum is 1 minus this. None keeps the exact statistics of everything seen, every
+        value with the same weight, which is neither PyTorch's mean of batch means nor its mean of variances.
+    scale, center : bool, default True
+        Whether there is a gamma, and a beta.
+    track_running_stats : bool, default True
+        Without, evaluation mode uses the statistics of the batch too.
+    dtype : dtype, default float32
+        Of parameters and running statistics; any floating dtype, on a GPU of at most 64 bits. x may have
+        another.
+    device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
+        Where parameters and statistics are, and x must be; see `to`.
+    comm : MPI communicator, optional
+        Synchronise the layer over its ranks, see Notes; for example ``mpi4py.MPI.COMM_WORLD``. Needs
+        ``pip install "numbabn[mpi]"``, and NumPy arrays.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``gamma`` and ``beta``, shape (C,); update them in place. `backward` replaces the entries of grads.
+    running_mean, running_var : array of shape (C,), or None
+        Start at 0 and 1. running_var is unbiased, as in PyTorch; normalisation uses the biased variance. On a
+        GPU they are updated in place, on the CPU replaced by new arrays.
+    num_batches_tracked : int
+        Training batches seen.
+    training : bool
+        The mode; see `train` and `eval`.
+    comm : MPI communicator or None
+        As given; may be set, and is not pickled.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range. A refused call changes nothing.
+
+    Notes
+    -----
+    Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
+    covariate shift".
+
+    In evaluation mode several threads may call one layer at once. In training mode every call gives its own
+    right result, but of calls at the same moment just one may be counted in the running statistics, and
+    `backward` belongs to the last call: train with one thread per layer.
+
+    On a GPU the running statistics are updated in place, so that a replayed CUDA graph goes on updating them;
+    counts are kept on the host, so that ``num_batches_tracked`` stands still then and ``momentum=None`` must
+    not be captured.
+
+    **Several processes.** With ``comm``, each rank calls its own layer with its own batch, of any size, 0
+    too. In training mode it gets what one process would with the batches of all ranks in one: y and dx of its
+    part, and the same bits on all ranks of the running statistics, of dgamma and of dbeta. These two are sums
+    over all ranks and must not be added up again; PyTorch's SyncBatchNorm keeps local sums. Parameters must
+    be the same on all ranks, as they are in the beginning.
+
+    All ranks make the same calls in training mode, in the same order: each call of the layer and each
+    `backward` of it is one message of 2 C + 2 numbers (an ``Allgather``). In evaluation mode nothing is sent,
+    and dgamma and dbeta are those of the rank's own batch. If a call is refused on one rank, it raises its
+    error there and a RuntimeError that names the rank on all others; none of them has changed anything, and
+    all may go on. What no layer can see is a rank that ends before its call: the others wait for it. Start
+    programs with ``python -m mpi4py``, which ends all ranks when one has an error that nobody catches::
+
+        # mpiexec -n 4 python -m mpi4py train.py
+        from mpi4py import MPI
+        bn = nbn.BatchNorm(64, comm=MPI.COMM_WORLD)
+        y = bn(x)               # of this rank's part of the batch
+        dx = bn.backward(dy)
+
+    Copies of a layer keep its comm; a layer from a pickle has none, until ``bn.comm = comm``.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> bn = nbn.BatchNorm(2)
+    >>> x = np.array([[1, 10], [3, 30]], np.float32)
+    >>> bn(x).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> bn.running_mean
+    array([0.2, 2. ], dtype=float32)
+    >>> dx = bn.backward(np.ones_like(x))
+    >>> bn.grads["beta"]
+    array([2., 2.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        scale: bool = True,
+        center: bool = True,
+        track_running_stats: bool = True,
+        dtype: DTypeLike = np.float32,
+        device: Any = "cpu",
+        comm: Any = None,
+    ) -> None:
+        self.num_channels = _options.channels(num_channels)
+        self.axis = _numbers.integer(axis, "axis")
+        self.momentum = _options.momentum(momentum)
+        super().__init__(
+            (self.num_channels,), eps=eps, scale=scale, center=center, dtype=dtype, device=device
+        )
+        self._ranks = _ranks.ranks(comm, self._place)
+        self._running: Running | None = None
+        if track_running_stats:
+            self._running = Running.initial(self.num_channels, self.dtype, self._place)
+        self._frozen = 0
+
+    @property
+    def running_mean(self) -> Array | Any:
+        """Running mean, or None without tracking."""
+        return None if self._running is None else native(self._running.mean)
+
+    @property
+    def running_var(self) -> Array | Any:
+        """Running unbiased variance, or None without tracking."""
+        return None if self._running is None else native(self._running.var)
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """Number of training batches in the running statistics."""
+        return 0 if self._running is None else self._running.batches
+
+    @property
+    def comm(self) -> Any:
+        """Communicator of a synchronised layer, or None."""
+        return None if self._ranks is None else self._ranks.comm
+
+    @comm.setter
+    def comm(self, comm: Any) -> None:
+        self._ranks = _ranks.ranks(comm, self._place)
+        self._saved = None
+
+    def __call__(self, x: A, *, out: A | None = None) -> A:
+        """Normalise x; in training mode, update the running statistics.
+
+        Parameters
+        ----------
+        x : array of float32 or float64, rank >= 2
+            With ``num_channels`` along ``axis``, on the device of the layer.
+        out : array, optional
+            Write the result here; may be x itself, which then cannot go backward.
+
+        Returns
+        -------
+        y : array
+            Shape, dtype and library of x; ``out`` if given.
+        """
+        if self._ranks is None or not self.training:
+            return self._forward(x, out, None)
+        with self._ranks.message(_ranks.FORWARD, self.num_channels) as message:
+            return self._forward(x, out, message)
+
+    def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
+        call = Call(x, self.axis, out)
+        if call.channels != self.num_channels or call.library.place(call.x) != self._place:
+            _options.layer_input(call.x, self.axis, self.num_channels, self._place)
+        affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
+        running, training = self._running, self.training
+        known = None if training or running is None else call.known(running.mean, running.var)
+        y: A
+        y, saved = call.normalize(affine, known, reduce)
+        if training and running is not None and not self._frozen and saved.count:
+            self._running = running.after(saved._statistics, saved.count, self.momentum)
+        self._saved = saved
+        return y
+
+    @overload
+    def backward(self, dy: A, *, out: A | None = None, need_dx: Literal[True] = True) -> A: ...
+    @overload
+    def backward(self, dy: A, *, out: A | None = None, need_dx: bool) -> A | None: ...
+    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
+        """Gradient of the last call: return dx, and put dgamma and dbeta into `grads`.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient with respect to the last result: shape and dtype of that x.
+        out : array, optional
+            Write dx here; may be dy itself.
+        need_dx : bool, default True
+            Without, only the gradients of the parameters are computed.
+
+        Returns
+        -------
+        dx : array or None
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not called before.
+        """
+        saved = self._saved
+        together = self.training if saved is None else saved._reduced
+        if self._ranks is None or not together:
+            return self._backward(dy, out, need_dx, None)
+        with self._ranks.message(_ranks.BACKWARD, self.num_channels) as message:
+            return self._backward(dy, out, need_dx, message)
+
+    def _backward(self, dy: A, out: A | None, need_dx: bool, reduce: Reduce | None) -> A | None:
+        dx: A | None
+        dx, dgamma, dbeta = backward(dy, self._saved_for_backward(), out, need_dx, True, True, reduce)
+        if dgamma is not None:
+            self.grads["gamma"] = dgamma
+        if dbeta is not None:
+            self.grads["beta"] = dbeta
+        return dx
+
+    @contextmanager
+    def frozen_stats(self) -> Iterator[Self]:
+        """Within the block no call updates the running statistics; what a call returns is the same.
+
+        For recomputation of activations, and for looking at training-mode output in the middle of training.
+
+        Examples
+        --------
+        >>> import numpy as np, numbabn as nbn
+        >>> bn = nbn.BatchNorm(1)
+        >>> with bn.frozen_stats():
+        ...     y = bn(np.array([[1.0], [3.0]]))
+        >>> bn.num_batches_tracked
+        0
+        """
+        self._frozen += 1
+        try:
+            yield self
+        finally:
+            self._frozen -= 1
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.
+
+        Keys: gamma, beta, running_mean, running_var, num_batches_tracked, as far as the layer has them; with
+        ``momentum=None`` also population_count, population_mean and population_m2 in full precision.
+        """
+        state = super().state_dict()
+        if self._running is not None:
+            state |= self._running.state(population=self.momentum is None)
+        return state
+
+    def _loaded(self, state: dict[str, Array]) -> dict[str, Any]:
+        if self._running is None:
+            return {}
+        return {"_running": self._running.loaded(Running.from_state(state, self._place))}
+
+    def _moved(self, to: Place) -> dict[str, Any]:
+        _ranks.ranks(self.comm, to)  # refuses a GPU
+        running = self._running
+        if running is not None:
+            running = Running.from_state(running.state(population=True), to)
+        return {**super()._moved(to), "_running": running}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_frozen": 0}
+
+    # For `recalibrate`.
+
+    @contextmanager
+    def _preserved(self) -> Iterator[None]:
+        """Whatever happens in the block: mode, statistics and saved arrays are afterwards as before."""
+        names = "training", "momentum", "_frozen", "_running", "_saved"
+        before = {name: getattr(self, name) for name in names}
+        try:
+            yield
+        finally:
+            self.__dict__ |= before
+
+    def _collect(self) -> None:
+        """Begin exact statistics of all inputs from now on, in training mode."""
+        self.training, self.momentum, self._frozen = True, None, 0
+        self._running = Running.initial(self.num_channels, self.dtype, self._place)
+
+    def _adopt(self, collected: Running) -> None:
+        """Take over statistics that were collected; the population only where it is in use."""
+        running = self._running
+        assert running is not None  # of a layer that tracks
+        if self.momentum is not None:
+            collected = collected._replace(population=running.population)
+        self._running = running.loaded(collected)
+
+    def __repr__(self) -> str:
+        options = f"axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
+        for name, present in (
+            ("scale", "gamma" in self.params),
+            ("center", "beta" in self.params),
+            ("track_running_stats", self._running is not None),
+        ):
+            options += "" if present else f", {name}=False"
+        options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        options += "" if self._place == HOST else f", device='{self._place}'"
+        options += "" if self._ranks is None else f", comm={self.comm!r}"
+        return f"BatchNorm({self.num_channels}, {options})"

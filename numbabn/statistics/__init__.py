@@ -1,0 +1,1 @@
+"""Exact statistics of data of any size."""

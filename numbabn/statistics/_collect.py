@@ -1,0 +1,105 @@
+"""One chunk of data to the population that it is: piece by piece, by the kernels of the backend."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numbabn.backends.cpu.streaming import doubled, statistics
+from numbabn.backends.verbs import Array
+from numbabn.statistics._pieces import Piece, cut, pieces
+from numbabn.statistics._population import Exact, Population, Real
+
+_SCAN_BYTES = 1 << 20  # looked at once in the search for a NaN
+
+
+@np.errstate(all="ignore")  # of NaN and infinity, where kernels run as plain Python
+def population(
+    x: Array, kept: Sequence[int], weights: Array | None, where: Array | None, nan_policy: str
+) -> Population:
+    """Return the population of an array; its channels are the axes ``kept``, in this order, flat.
+
+    Weights and where have the shape of x. A NaN is a ValueError under the policy "raise".
+    """
+    channels = int(np.prod([x.shape[axis] for axis in kept], dtype=np.int64))
+    integers = x.dtype.kind in "biu" and weights is None
+    found = Population(
+        Exact.nothing(channels) if integers else None,
+        None if integers else Real.nothing(channels),
+        np.full(channels, np.inf),
+        np.full(channels, -np.inf),
+        weighted=weights is not None,
+    )
+    if x.size == 0:
+        return found
+    suspicious = nan_policy == "raise"
+    for piece in pieces(x, [a for a in (weights, where) if a is not None], kept):
+        place = _place(piece, x.shape, kept)
+        weight = _weight(piece.beside, weights is not None)
+        if found.exact:
+            low, high = _add_integers(found.exact, piece, place, weight)
+        elif found.real:
+            low, high = _add_reals(found.real, piece, place, weight, nan_policy == "omit")
+            if suspicious and np.isnan(found.real.moments[2]).any():
+                _refuse_nan(x, kept, weights, where)
+                suspicious = False  # infinities of both signs
+        found.low[place] = np.minimum(found.low[place], low)
+        found.high[place] = np.maximum(found.high[place], high)
+    if found.exact:
+        found.exact.carry()
+    return found
+
+
+def _weight(beside: list[Array], weighted: bool) -> Array | None:
+    """Return float64 weights, or a bool mask, or None for a piece."""
+    if not beside:
+        return None
+    if not weighted:
+        return beside[0]
+    weight = beside[0].astype(np.float64, copy=False)
+    return weight if len(beside) == 1 else np.where(beside[1], weight, 0)
+
+
+def _place(piece: Piece, shape: tuple[int, ...], kept: Sequence[int]) -> Any:
+    """Index of a piece's channels, in its order, among those of the array."""
+    whole = all(piece.place[axis] == slice(0, shape[axis]) for axis in kept)
+    if whole and [a for a in piece.kept if shape[a] > 1] == [a for a in kept if shape[a] > 1]:
+        return slice(None)
+    numbers = np.arange(np.prod([shape[axis] for axis in kept], dtype=np.int64))
+    numbers = numbers.reshape([shape[axis] for axis in kept])[tuple(piece.place[axis] for axis in kept)]
+    return numbers.transpose([kept.index(axis) for axis in piece.kept]).reshape(-1)
+
+
+def _add_integers(exact: Exact, piece: Piece, place: Any, weight: Array | None) -> tuple[Array, Array]:
+    """Add a piece to the sums; return the least and greatest value of its channels."""
+    sums = statistics.integers(piece.x, piece.view, weight)
+    exact.add(sums.number, sums.total, sums.squares, place)
+    return sums.low, sums.high
+
+
+def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit: bool) -> tuple[Array, Array]:
+    """Merge a piece into the moments; return the least and greatest value of its channels."""
+    chunks = statistics.moments(piece.x, piece.view, weight, omit)
+    moments = np.ascontiguousarray(real.moments[:, place])  # itself, or a copy of some channels
+    doubled.absorb(moments, chunks)
+    if not isinstance(place, slice):
+        real.moments[:, place] = moments
+    return chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0)
+
+
+def _refuse_nan(x: Array, kept: Sequence[int], weights: Array | None, where: Array | None) -> None:
+    """Raise with the place of the first NaN of an array, if there is any."""
+    for index in cut(x.shape, range(x.ndim), x.itemsize, _SCAN_BYTES):
+        bad = np.isnan(x[index])
+        if weights is not None:
+            bad &= weights[index] > 0
+        if where is not None:
+            bad &= where[index]
+        if bad.any():
+            first = np.unravel_index(np.argmax(bad), bad.shape)
+            at = tuple(int(i + part.start) for i, part in zip(first, index, strict=True))
+            channel = tuple(at[axis] for axis in kept)
+            raise ValueError(
+                f"chunk has a NaN in channel {channel[0] if len(channel) == 1 else channel}, the first at "
+                f'chunk{list(at)}; nan_policy="omit" leaves NaN out, "propagate" lets it through'
+            )

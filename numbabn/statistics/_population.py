@@ -1,0 +1,221 @@
+"""What is known of a population: exact sums of integers, and moments of everything else.
+
+Two parts, because integers can be added up without any error and real numbers cannot. Both may be there: they
+meet when a result is asked for, so that an exact sum stays exact through any number of merges.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import Any, Self
+
+import numpy as np
+
+from numbabn.backends.cpu.streaming import doubled
+from numbabn.backends.cpu.streaming.digits import carried, joined
+from numbabn.backends.verbs import Array
+
+SUM_DIGITS, SQUARE_DIGITS = 4, 6  # 2**63 values below 2**64: sums below 2**127, of squares below 2**191
+MOST = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Count, sum and sum of squares of integers: digits of 32 bits, the lowest first, the highest signed."""
+
+    count: Array  # int64 [channels]
+    total: Array  # int64 [4, channels]
+    squares: Array  # int64 [6, channels]
+
+    @classmethod
+    def nothing(cls, channels: int) -> Self:
+        """Return the sums of no values."""
+        return cls(*(np.zeros((*n, channels), np.int64) for n in ((), (SUM_DIGITS,), (SQUARE_DIGITS,))))
+
+    def merge(self, other: Self) -> Self:
+        """Return the sums of both."""
+        if (self.count > MOST - other.count).any():
+            raise _too_many()
+        return type(self)(
+            self.count + other.count,
+            carried(self.total + other.total),
+            carried(self.squares + other.squares),
+        )
+
+    def add(self, number: Array, total: Array, squares: Array, place: Any) -> None:
+        """Add sums, of as many digits as they need, to those of some channels; `carry` after the last."""
+        self.count[place] += number
+        self.total[: len(total), place] += total
+        self.squares[: len(squares), place] += squares
+
+    def carry(self) -> None:
+        """Bring all digits back into their range."""
+        self.total[...] = carried(self.total)
+        self.squares[...] = carried(self.squares)
+
+    def sums(self) -> tuple[Array, Array, Array]:
+        """Return (count, sum, sum of squares) of the channels as Python's integers."""
+        return self.count.astype(object), joined(self.total), joined(self.squares)
+
+    def real(self) -> "Real":
+        """Return the same as moments, each the nearest two float64."""
+        n, total, squares = self.sums()
+        real = Real.nothing(len(n))
+        for c in np.flatnonzero(self.count):
+            real.moments[0:2, c] = _two_floats(Fraction(n[c]))
+            real.moments[2:4, c] = _two_floats(Fraction(total[c], n[c]))
+            real.moments[4:6, c] = _two_floats(Fraction(n[c] * squares[c] - total[c] ** 2, n[c]))
+        return real
+
+    def mean(self) -> Array:
+        """Return the mean, rounded once."""
+        n, total, _ = self.sums()
+        return _ratio(total, n)
+
+    def var(self, ddof: float) -> Array:
+        """Return m2 / (count - ddof), rounded once."""
+        n, total, squares = self.sums()
+        less = Fraction(ddof)
+        rest = n * less.denominator - less.numerator
+        return _ratio((n * squares - total * total) * less.denominator, n * np.where(rest > 0, rest, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """Weight, mean and sum of squared deviations, each an unevaluated sum of two float64."""
+
+    moments: Array  # float64 [6, channels]: weight, mean and m2, each followed by what it has rounded
+
+    @classmethod
+    def nothing(cls, channels: int) -> Self:
+        """Return the moments of no values."""
+        return cls(np.zeros((6, channels)))
+
+    @np.errstate(all="ignore")  # of NaN and infinity, where the kernel runs as plain Python
+    def merge(self, other: Self) -> Self:
+        """Return the moments of both."""
+        moments = self.moments.copy()
+        doubled.merge(moments, other.moments)
+        return type(self)(moments)
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """Everything that `Moments` remembers of its channels, which are flat here."""
+
+    exact: Exact | None
+    real: Real | None
+    low: Array  # float64 [channels]; infinity where there is nothing
+    high: Array
+    weighted: bool  # whether some value had a weight of its own
+
+    @classmethod
+    def nothing(cls, channels: int) -> Self:
+        """Return the population of no values."""
+        return cls(None, None, np.full(channels, np.inf), np.full(channels, -np.inf), False)
+
+    def merge(self, other: Self) -> Self:
+        """Return the population of both."""
+        merged = type(self)(
+            _either(self.exact, other.exact),
+            _either(self.real, other.real),
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.weighted or other.weighted,
+        )
+        merged.count()  # an error where it is too large
+        return merged
+
+    def count(self) -> Array:
+        """Values per channel as int64, or the sum of the weights as float64."""
+        exact = np.zeros(len(self.low), np.int64) if self.exact is None else self.exact.count
+        if self.real is None:
+            return exact.copy()
+        high, low = self.real.moments[:2]
+        if self.weighted:
+            return np.asarray(exact + (high + low))
+        fits = high < 2.0**63
+        whole = np.where(fits, high, 0).astype(np.int64) + low.astype(np.int64)
+        if not fits.all() or (exact > MOST - whole).any():
+            raise _too_many()
+        return np.asarray(exact + whole)
+
+    def mean(self) -> Array:
+        """Mean per channel; NaN where there is nothing."""
+        if self.real is None and self.exact is not None:
+            return self.exact.mean()
+        together = self._together()
+        mean: Array = np.where(together[0] > 0, together[2] + together[3], np.nan)
+        return mean
+
+    def var(self, ddof: float) -> Array:
+        """Variance per channel; NaN where count <= ddof."""
+        if self.real is None and self.exact is not None:
+            return self.exact.var(ddof)
+        together = self._together()
+        rest = together[0] - ddof + together[1]
+        var = np.full(len(rest), np.nan)
+        np.divide(together[4] + together[5], rest, out=var, where=rest > 0)
+        return var
+
+    def arrays(self) -> dict[str, Array]:
+        """Return copies of all arrays by name, as a state file has them."""
+        parts = {"exact": self.exact, "real": self.real}
+        return {
+            "weighted": np.array(self.weighted),
+            "min": self.low.copy(),
+            "max": self.high.copy(),
+            **{
+                f"{name}_{field.name}": getattr(part, field.name).copy()
+                for name, part in parts.items()
+                if part is not None
+                for field in fields(part)
+            },
+        }
+
+    @classmethod
+    def from_arrays(cls, values: Mapping[str, Array]) -> Self:
+        """Inverse of `arrays`; keeps the arrays."""
+        exact = (
+            Exact(*(values[f"exact_{field.name}"] for field in fields(Exact)))
+            if "exact_count" in values
+            else None
+        )
+        real = (
+            Real(*(values[f"real_{field.name}"] for field in fields(Real)))
+            if "real_moments" in values
+            else None
+        )
+        return cls(exact, real, values["min"], values["max"], bool(values["weighted"]))
+
+    def _together(self) -> Array:
+        """Return the moments of both parts."""
+        if self.exact is None:
+            return (self.real or Real.nothing(len(self.low))).moments
+        real = self.exact.real()
+        return (self.real.merge(real) if self.real else real).moments
+
+
+def _too_many() -> OverflowError:
+    return OverflowError(f"a channel would count more than {MOST} values")
+
+
+def _either(mine: Any, other: Any) -> Any:
+    """Merge two parts, of which any may be absent."""
+    if mine is None or other is None:
+        return other if mine is None else mine
+    return mine.merge(other)
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Return the float64 nearest to a quotient of Python's integers; NaN where the denominator is 0."""
+    ratio = np.full(len(numerator), np.nan)
+    some = denominator != 0
+    ratio[some] = numerator[some] / denominator[some]
+    return ratio
+
+
+def _two_floats(value: Fraction) -> tuple[float, float]:
+    """Return the float64 nearest to a number, and the float64 nearest to the rest."""
+    high = value.numerator / value.denominator
+    return high, float(value - Fraction(high))
