@@ -1,25 +1,24 @@
 """Measure StreamingStandardScaler against scikit-learn's StandardScaler: ``python -m benchmarks.estimator``.
 
-Writes ``estimator.md`` and ``estimator.json``. Both run in this process, whose threads they share: NumPy uses
-none of its own for this work. They take turns, burst by burst.
+Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``estimator.md`` and ``estimator.json``.
+Both scalers run in this process, whose threads they share: NumPy uses none of its own for this work. They
+take turns, burst by burst.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from benchmarks.machine import describe
-from benchmarks.report import RESULTS
+from benchmarks.output import Files, Output, add_options, fewer_rounds
 from benchmarks.tables import table
 from benchmarks.workers import burst
 from numbabn.sklearn import StreamingStandardScaler
@@ -29,6 +28,7 @@ DTYPES = ("float32", "float64")
 SCALERS = (StandardScaler, StreamingStandardScaler)
 TARGETS = {"transform": 3.0, "partial_fit": 10.0}  # times faster, on the first shape in float32
 LARGEST_ERROR = 1e-6
+ROUNDS = 7
 BURST_SECONDS = 0.2
 FEWEST_CALLS = 3
 
@@ -55,17 +55,17 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimator", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each scaler per row (default 7)")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"turns of each scaler per row (default {ROUNDS})"
+    )
+    add_options(parser)
     options = parser.parse_args()
+    output = Output.chosen(parser, options, fewer_rounds(options.rounds, ROUNDS))
     cases = [(shape, dtype) for shape in SHAPES for dtype in DTYPES]
     rows = [row for case in tqdm(cases, unit="shape") for row in measure(*case, options.rounds)]
     machine, checked = describe(), targets(rows)
     found = {"machine": machine, "targets": checked, "rows": [asdict(row) for row in rows]}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "estimator.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.output / "estimator.md").write_text(markdown(machine, checked, rows))
-    print(markdown(machine, checked, rows))
+    output.deliver(Files("estimator", markdown(machine, checked, rows), found))
 
 
 def data(shape: tuple[int, int], dtype: str) -> np.ndarray:

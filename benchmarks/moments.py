@@ -3,20 +3,18 @@
 Everything takes turns in one process, so that a loud minute of the machine falls on all of it; reading the
 same array is timed in the same turns. Threads are bound to cores (``OMP_PROC_BIND=true``): one that was idle
 while NumPy ran would else wake on the busy core, and every call take the 8 ms until the system moves it.
-Writes ``moments.md`` and ``moments.json``.
+Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``moments.md`` and ``moments.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -25,8 +23,9 @@ from tqdm import tqdm
 import numbabn as nbn
 from benchmarks.floor import reader
 from benchmarks.machine import describe
+from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 
-RESULTS = Path(__file__).parent / "results"
+ROUNDS = 5
 OURS, READ, NUMPY, SKLEARN = "numbabn", "reading the array", "NumPy", "scikit-learn"
 
 
@@ -169,32 +168,29 @@ def as_markdown(
 
 
 def main() -> None:
-    """Measure all rows and write the report."""
+    """Measure all rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moments", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of everything per row (default 5)")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"turns of everything per row (default {ROUNDS})"
+    )
     parser.add_argument(
         "--threads", type=int, default=2, help="threads of numbabn and the reading (default 2)"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
+    add_options(parser)
     options = parser.parse_args()
+    left_out = [*uninstalled("sklearn"), *fewer_rounds(options.rounds, ROUNDS)]
+    output = Output.chosen(parser, options, left_out)
     if "OMP_PROC_BIND" not in os.environ:  # read when a process starts
         arguments = [sys.executable, "-m", "benchmarks.moments", *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
     numba.set_num_threads(options.threads)
     results = [(row, measure(row, options.rounds)) for row in tqdm(ROWS, unit="array")]
     machine = describe(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "moments.md").write_text(as_markdown(machine, results))
     records = [
         {"name": row.name, "shape": row.shape, "dtype": row.dtype, "times": found} for row, found in results
     ]
-    (options.output / "moments.json").write_text(
-        json.dumps({"machine": machine, "rows": records}, indent=1) + "\n"
-    )
-    for row, found in results:
-        for promise, measured, met in verdicts(row, found):
-            print("met    " if met else "NOT MET", promise, "--", measured)
-    print(f"Written: {options.output}")
+    numbers = {"machine": machine, "rows": records}
+    output.deliver(Files("moments", as_markdown(machine, results), numbers))
 
 
 if __name__ == "__main__":
