@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.libraries import BACKWARD, EPS, FORWARD, LIBRARIES, NUMBABN, Data
 from benchmarks.machine import describe
 from benchmarks.output import Files, Output, add_options, uninstalled
-from benchmarks.tables import table
+from benchmarks.tables import bullets, page, table
 from tests.cases import Case
 
 CASE = Case((64, 16, 32, 32), "NCHW")
@@ -96,12 +96,11 @@ def _largest(operation: Callable[[], object], expected: np.ndarray) -> float:
 
 def _markdown(machine: dict[str, str], forward: Errors, backward: Errors) -> str:
     inputs = list(forward[NUMBABN])
-    parts = ["# Accuracy of numbabn and its peers", "Written by `python -m benchmarks.accuracy`."]
-    parts += ["\n".join(f"- {label}: {text}" for label, text in machine.items())]
+    parts = ["Written by `python -m benchmarks.accuracy`.", bullets(machine)]
     for title, found in zip(TITLES, (forward, backward), strict=True):
         rows = [[library, *(f"{values[label]:.1e}" for label in inputs)] for library, values in found.items()]
         parts += [f"## {title}", table(["offset of x", *inputs], rows)]
-    return "\n\n".join(parts) + "\n"
+    return page("Accuracy of numbabn and its peers", *parts)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``moments.md`
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numba
@@ -23,10 +23,21 @@ from tqdm import tqdm
 import numbabn as nbn
 from benchmarks.floor import reader
 from benchmarks.machine import describe
+from benchmarks.measure import median_and_p90
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
+from benchmarks.tables import bullets, page, promises, table
+from benchmarks.targets import Target
 
 ROUNDS = 5
-OURS, READ, NUMPY, SKLEARN = "numbabn", "reading the array", "NumPy", "scikit-learn"
+OURS, READ, NUMPY, SKLEARN = SHOWN = ("numbabn", "reading the array", "NumPy", "scikit-learn")
+
+ABOUT = """\
+`python -m benchmarks.moments`; milliseconds, median (p90), everything in turns in one process. NumPy is
+`x.mean` and `x.var`, of numbers of 8 and 16 bits after `astype(float32)`; scikit-learn is
+`StandardScaler().partial_fit`. Only numbabn and the reading use more than one thread. Share: of the bandwidth
+of reading the same array."""
+
+Times = dict[str, tuple[float, float, int]]  # name -> (median, p90) in milliseconds, number of calls
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,11 @@ class Row:
     bandwidth: float | None = None  # least share of the read bandwidth
     faster: tuple[str, float] | None = None  # (library, least factor)
     omit: bool = False
+
+    @property
+    def label(self) -> str:
+        """Return dtype, layout and shape as one label."""
+        return f"{self.dtype} {self.name} {'x'.join(map(str, self.shape))}"
 
     def data(self) -> np.ndarray:
         """Return the array: floats around 0, integers over their whole range."""
@@ -93,8 +109,8 @@ def _numpy(x: np.ndarray, rest: tuple[int, ...], omit: bool) -> object:
     return mean(values, axis=rest), var(values, axis=rest)
 
 
-def measure(row: Row, rounds: int) -> dict[str, tuple[float, float, int]]:
-    """Return (median, p90) in milliseconds and the number of calls, by name."""
+def measure(row: Row, rounds: int) -> Times:
+    """Return the times of everything on one row."""
     x = row.data()
     timed = calls(row, x)
     times: dict[str, list[float]] = {name: [] for name in timed}
@@ -106,65 +122,38 @@ def measure(row: Row, rounds: int) -> dict[str, tuple[float, float, int]]:
                 start = time.perf_counter()
                 call()
                 times[name].append((time.perf_counter() - start) * 1e3)
-    return {
-        name: (statistics.median(all_), float(np.percentile(all_, 90)), len(all_))
-        for name, all_ in times.items()
-    }
+    return {name: (*median_and_p90(pooled), len(pooled)) for name, pooled in times.items()}
 
 
-def verdicts(row: Row, found: dict[str, tuple[float, float, int]]) -> list[tuple[str, str, bool]]:
-    """Return (promise, measured, whether it holds)."""
-    label = f"{row.dtype} {row.name} {'x'.join(map(str, row.shape))}"
-    made = []
+def verdicts(row: Row, found: Times) -> Iterator[Target]:
+    """Check what is promised of a row."""
     if row.bandwidth:
         share = found[READ][0] / found[OURS][0]
-        made.append(
-            (
-                f"{label}: at least {row.bandwidth} of the read bandwidth",
-                f"{share:.2f}",
-                share >= row.bandwidth,
-            )
-        )
+        promise = f"{row.label}: at least {row.bandwidth} of the read bandwidth"
+        yield Target(promise, f"{share:.2f}", share >= row.bandwidth)
     if row.faster and row.faster[0] in found:
         name, least = row.faster
         factor = found[name][0] / found[OURS][0]
-        made.append((f"{label}: at least {least:g}x {name}", f"{factor:.1f}x", factor >= least))
-    return made
+        yield Target(f"{row.label}: at least {least:g}x {name}", f"{factor:.1f}x", factor >= least)
 
 
-def as_markdown(
-    machine: dict[str, str], results: list[tuple[Row, dict[str, tuple[float, float, int]]]]
-) -> str:
-    """Return the report as text."""
-    lines = ["# Streaming statistics: count, mean, variance and range in one pass", ""]
-    lines.append(
-        "`python -m benchmarks.moments`; milliseconds, median (p90), everything in turns in one process. "
-        "NumPy is `x.mean` and `x.var`, of numbers of 8 and 16 bits after `astype(float32)`; scikit-learn is "
-        "`StandardScaler().partial_fit`. Only numbabn and the reading use more than one thread. Share: of "
-        "the bandwidth of reading the same array.\n"
-    )
-    lines += [f"- {name}: {value}" for name, value in machine.items()]
-    lines += [
-        "",
-        "| array | numbabn | GB/s | share | reading | NumPy | scikit-learn |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def as_markdown(machine: dict[str, str], results: list[tuple[Row, Times]]) -> str:
+    """Return the run as a page."""
+    rows = []
     for row, found in results:
-        nbytes = np.dtype(row.dtype).itemsize * int(np.prod(row.shape))
-        cells = [
-            f"{found[n][0]:.2f} ({found[n][1]:.2f})" if n in found else "-"
-            for n in (OURS, READ, NUMPY, SKLEARN)
-        ]
+        times = [f"{found[n][0]:.2f} ({found[n][1]:.2f})" if n in found else "-" for n in SHOWN]
+        nbytes = np.dtype(row.dtype).itemsize * math.prod(row.shape)
         rate, share = nbytes / found[OURS][0] / 1e6, found[READ][0] / found[OURS][0]
-        label = f"{row.dtype} {row.name} {'x'.join(map(str, row.shape))}"
-        lines.append(f"| {label} | {cells[0]} | {rate:.1f} | {share:.2f} | {' | '.join(cells[1:])} |")
-    lines += ["", "| promise | measured | |", "|---|---|---|"]
-    for row, found in results:
-        lines += [
-            f"| {promise} | {measured} | {'met' if met else '**not met**'} |"
-            for promise, measured, met in verdicts(row, found)
-        ]
-    return "\n".join(lines) + "\n"
+        rows.append([row.label, times[0], f"{rate:.1f}", f"{share:.2f}", *times[1:]])
+    header = ["array", "numbabn", "GB/s", "share", "reading", "NumPy", "scikit-learn"]
+    checked = [target for row, found in results for target in verdicts(row, found)]
+    return page(
+        "Streaming statistics: count, mean, variance and range in one pass",
+        ABOUT,
+        bullets(machine),
+        table(header, rows),
+        promises(checked),
+    )
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.libraries import LIBRARIES
+from benchmarks.libraries import LIBRARIES, OPERATIONS, PEERS
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn import Duel, duels
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.tables import as_json, as_markdown
-from benchmarks.targets import check
+from benchmarks.targets import Run, Target, announce, check
 from tests.cases import CASES, Case
 
 ROUNDS = 5
@@ -39,7 +39,9 @@ def main() -> None:
             records += measure(case, crew, options.rounds)
     against = duels(options.onednn, options.threads, options.rounds) if options.onednn else []
     unmeasured = set(LIBRARIES) - {record.library for record in records}
-    output.deliver(_files(options.threads, records, against), sorted(unmeasured))
+    targets = check(records, against)
+    output.deliver(_files(describe(options.threads), records, against, targets), sorted(unmeasured))
+    announce(targets)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,14 +73,16 @@ def _left_out(options: argparse.Namespace, cases: list[Case]) -> list[str]:
     return found if options.onednn else [*found, "oneDNN (--onednn)"]
 
 
-def _files(threads: int, records: list[Record], against: list[Duel]) -> Files:
-    machine, targets = describe(threads), check(records, against)
-
+def _files(
+    machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
+) -> Files:
     def draw(folder: Path) -> None:
-        from benchmarks.figures import speed, speed_summary  # matplotlib is not for the worker processes
+        from benchmarks import figures  # matplotlib is not for the worker processes
 
-        speed(records, folder / "speed.png")
-        speed_summary(records, folder / "speed_summary.png")
+        run, foot = Run(records), f"{machine['Processor']}, {machine['Date'].split()[0]}"
+        panels = figures.Panels("Batch normalisation of float32 arrays:", OPERATIONS, columns=2, peers=PEERS)
+        figures.speed(run, panels, foot, folder / "speed.png")
+        figures.speed_summary(run, foot, folder / "speed_summary.png")
 
     page = as_markdown(machine, records, against, targets)
     return Files("report", page, as_json(machine, records, against, targets), draw)
