@@ -49,7 +49,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Panels:
-    """What the figure of all rows shows: one panel per operation, and the peers as markers."""
+    """What the figure of all rows shows: one panel per operation, the peers as markers, a title over all."""
 
     title: str
     operations: Sequence[str]
@@ -60,7 +60,7 @@ class Panels:
 def speed(run: Run, panels: Panels, foot: str, path: Path) -> None:
     """Draw one panel per operation and one line per shape: times as multiples of a plain copy."""
     rows = math.ceil(len(panels.operations) / panels.columns)
-    size = (6.5 * panels.columns, rows * (0.21 * len(run.cases) + 0.9) + 0.9)
+    size = (7 + 3 * panels.columns, rows * (0.21 * len(run.cases) + 0.9) + 0.9)
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(
             rows, panels.columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
@@ -70,8 +70,7 @@ def speed(run: Run, panels: Panels, foot: str, path: Path) -> None:
         for panel in axes[:, 1:].flat:
             panel.set_yticklabels([])
         figure.suptitle(
-            f"{panels.title}\ntime as a multiple of copying the same bytes",
-            x=0.01, ha="left", fontsize=13, weight="bold",
+            panels.title, x=0.01, ha="left", fontsize=13, weight="bold",
         )  # fmt: skip
         keys = _keys(run, panels)
         figure.legend(handles=keys, loc="outside upper right", ncols=3, fontsize=10, frameon=False)

@@ -80,7 +80,8 @@ def _files(
         from benchmarks import figures  # matplotlib is not for the worker processes
 
         run, foot = Run(records), f"{machine['Processor']}, {machine['Date'].split()[0]}"
-        panels = figures.Panels("Batch normalisation of float32 arrays:", OPERATIONS, columns=2, peers=PEERS)
+        title = "Batch normalisation of float32 arrays:\ntime as a multiple of copying the same bytes"
+        panels = figures.Panels(title, OPERATIONS, columns=2, peers=PEERS)
         figures.speed(run, panels, foot, folder / "speed.png")
         figures.speed_summary(run, foot, folder / "speed_summary.png")
 
