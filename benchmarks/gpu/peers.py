@@ -25,7 +25,7 @@ def numbabn_out(case: Case, data: Data) -> Operations:
 
 
 def torch(case: Case, data: Data, cudnn: bool) -> Operations:
-    """The calls that autograd makes, with or without cuDNN; PyTorch takes its own kernels where it must."""
+    """The calls that autograd makes, with cuDNN (where it has a kernel) or with PyTorch's own kernels."""
     import torch
 
     torch.set_grad_enabled(False)
@@ -59,7 +59,7 @@ def torch_compiled(case: Case, data: Data) -> Operations:
 
 
 def copy(case: Case, data: Data) -> Operations:
-    """The floor: a copy on the device, one read and one write. For every operation: a bandwidth.
+    """The floor, the same for every operation: a copy on the device, which reads and writes an array once.
 
     Numba's copy is a memcpy, as PyTorch's ``copy_`` is; ``cupy.copyto`` runs a kernel.
     """

@@ -69,7 +69,7 @@ class CuPyStreams:
     """Streams, events and CUDA graphs of CuPy."""
 
     def __init__(self, cupy):
-        self.cupy, self.ballast = cupy, None
+        self.cupy = cupy
 
     def put(self, values):
         return self.cupy.asarray(values)
@@ -92,10 +92,9 @@ class CuPyStreams:
 
     def occupy(self):
         """Keep the current stream busy for some tens of milliseconds."""
-        if self.ballast is None:
-            self.ballast = self.cupy.ones(2**28, self.cupy.float32)
+        ballast = self.cupy.ones(2**28, self.cupy.float32)
         for _ in range(40):
-            self.ballast *= self.cupy.float32(1)
+            ballast *= self.cupy.float32(1)
 
     def event(self, stream):
         """Return an event that passes when the stream has done what it was given so far."""
