@@ -206,6 +206,7 @@ def test_without_a_gpu_nothing_is_claimed(tmp_path, monkeypatch, capsys):
     (tmp_path / "gpu.md").write_text("measured")
     program.main()
     assert (tmp_path / "gpu.md").read_text() == "measured"
+    assert "Nothing is written over what was measured" in capsys.readouterr().out
 
 
 # Where it is written ----------------------------------------------------------------------------------------

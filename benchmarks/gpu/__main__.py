@@ -36,11 +36,13 @@ def main() -> None:
     before = read(to.folder or output.RESULTS)
     if options.draw:
         to.deliver(files(before))
-    elif no_gpu and before.ran:
-        print(f"Nothing is written over what a GPU has said: {no_gpu}")
     elif no_gpu:
         print(f"{tables.NOT_RUN}: {no_gpu}\n")
-        to.deliver(files(Results()))
+        model = files(Results())
+        if before.ran:
+            print(f"{model.page}\nNothing is written over what was measured on a GPU.")
+        else:
+            to.deliver(model)
     else:
         results = measure(options.sections, options.seconds, to)
         to.deliver(files(results), results.lacks)
