@@ -1,24 +1,23 @@
 """Measure the error of batch normalisation in float32 as the data move away from zero.
 
-``python -m benchmarks.accuracy`` writes ``accuracy.md``, ``accuracy.json`` and ``accuracy.png``. The oracle
-computes in two passes in float64 on the same float32 input; every library computes as its users write it.
+``python -m benchmarks.accuracy`` prints the page; with ``--output FOLDER`` or ``--write`` it leaves
+``accuracy.md``, ``accuracy.json`` and ``accuracy.png``. The oracle computes in two passes in float64 on the
+same float32 input; every library computes as its users write it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.figures import accuracy
 from benchmarks.libraries import BACKWARD, EPS, FORWARD, LIBRARIES, NUMBABN, Data
 from benchmarks.machine import describe
-from benchmarks.report import RESULTS
-from benchmarks.tables import table
+from benchmarks.output import Files, Output, add_options, uninstalled
+from benchmarks.tables import bullets, page, table
 from tests.cases import Case
 
 CASE = Case((64, 16, 32, 32), "NCHW")
@@ -32,15 +31,19 @@ Errors = dict[str, dict[str, float]]  # library -> input -> largest error
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
-    folder = parser.parse_args().output
+    add_options(parser)
+    output = Output.chosen(parser, parser.parse_args(), uninstalled("torch", "jax", "matplotlib"))
     forward, backward = errors()
-    folder.mkdir(parents=True, exist_ok=True)
-    run = {"machine": describe(), "shape": CASE.shape, "forward": forward, "backward": backward}
-    (folder / "accuracy.json").write_text(json.dumps(run, indent=1) + "\n")
-    (folder / "accuracy.md").write_text(_markdown(forward, backward))
-    accuracy(list(zip(TITLES, (forward, backward), strict=True)), folder / "accuracy.png")
-    print(_markdown(forward, backward))
+    machine = describe()
+    run = {"machine": machine, "shape": CASE.shape, "forward": forward, "backward": backward}
+
+    def draw(folder: Path) -> None:
+        from benchmarks.figures import accuracy
+
+        accuracy(list(zip(TITLES, (forward, backward), strict=True)), folder / "accuracy.png")
+
+    unmeasured = [library for library in COMPARED if library not in forward]
+    output.deliver(Files("accuracy", _markdown(machine, forward, backward), run, draw), unmeasured)
 
 
 def errors() -> tuple[Errors, Errors]:
@@ -91,14 +94,13 @@ def _largest(operation: Callable[[], object], expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(result).astype(np.float64) - expected).max())
 
 
-def _markdown(forward: Errors, backward: Errors) -> str:
+def _markdown(machine: dict[str, str], forward: Errors, backward: Errors) -> str:
     inputs = list(forward[NUMBABN])
-    parts = ["# Accuracy of numbabn and its peers", "Written by `python -m benchmarks.accuracy`."]
-    parts += ["\n".join(f"- {label}: {text}" for label, text in describe().items())]
+    parts = ["Written by `python -m benchmarks.accuracy`.", bullets(machine)]
     for title, found in zip(TITLES, (forward, backward), strict=True):
         rows = [[library, *(f"{values[label]:.1e}" for label in inputs)] for library, values in found.items()]
         parts += [f"## {title}", table(["offset of x", *inputs], rows)]
-    return "\n\n".join(parts) + "\n"
+    return page("Accuracy of numbabn and its peers", *parts)
 
 
 if __name__ == "__main__":

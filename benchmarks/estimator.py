@@ -1,26 +1,26 @@
 """Measure StreamingStandardScaler against scikit-learn's StandardScaler: ``python -m benchmarks.estimator``.
 
-Writes ``estimator.md`` and ``estimator.json``. Both run in this process, whose threads they share: NumPy uses
-none of its own for this work. They take turns, burst by burst.
+Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``estimator.md`` and ``estimator.json``.
+Both scalers run in this process, whose threads they share: NumPy uses none of its own for this work. They
+take turns, burst by burst.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from benchmarks.machine import describe
-from benchmarks.report import RESULTS
-from benchmarks.tables import table
+from benchmarks.measure import median_and_p90
+from benchmarks.output import Files, Output, add_options, fewer_rounds
+from benchmarks.tables import bullets, page, promises, table
+from benchmarks.targets import Target
 from benchmarks.workers import burst
 from numbabn.sklearn import StreamingStandardScaler
 
@@ -29,6 +29,7 @@ DTYPES = ("float32", "float64")
 SCALERS = (StandardScaler, StreamingStandardScaler)
 TARGETS = {"transform": 3.0, "partial_fit": 10.0}  # times faster, on the first shape in float32
 LARGEST_ERROR = 1e-6
+ROUNDS = 7
 BURST_SECONDS = 0.2
 FEWEST_CALLS = 3
 
@@ -55,17 +56,21 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimator", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each scaler per row (default 7)")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"turns of each scaler per row (default {ROUNDS})"
+    )
+    add_options(parser)
     options = parser.parse_args()
+    output = Output.chosen(parser, options, fewer_rounds(options.rounds, ROUNDS))
     cases = [(shape, dtype) for shape in SHAPES for dtype in DTYPES]
     rows = [row for case in tqdm(cases, unit="shape") for row in measure(*case, options.rounds)]
     machine, checked = describe(), targets(rows)
-    found = {"machine": machine, "targets": checked, "rows": [asdict(row) for row in rows]}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "estimator.json").write_text(json.dumps(found, indent=1) + "\n")
-    (options.output / "estimator.md").write_text(markdown(machine, checked, rows))
-    print(markdown(machine, checked, rows))
+    found = {
+        "machine": machine,
+        "targets": [asdict(target) for target in checked],
+        "rows": [asdict(row) for row in rows],
+    }
+    output.deliver(Files("estimator", markdown(machine, checked, rows), found))
 
 
 def data(shape: tuple[int, int], dtype: str) -> np.ndarray:
@@ -99,7 +104,7 @@ def measure(shape: tuple[int, int], dtype: str, rounds: int) -> Iterator[Row]:
         for _ in range(rounds):
             for pooled, function in zip(times, (theirs[operation], mine[operation]), strict=True):
                 pooled += burst(function, BURST_SECONDS, FEWEST_CALLS)
-        figures = [f / 1e6 for t in times for f in (statistics.median(t), float(np.percentile(t, 90)))]
+        figures = [nanoseconds / 1e6 for pooled in times for nanoseconds in median_and_p90(pooled)]
         yield Row(operation, shape, dtype, *figures)
 
 
@@ -115,30 +120,22 @@ def errors() -> tuple[float, float]:
     return from_theirs, from_formula
 
 
-def targets(rows: list[Row]) -> list[dict[str, object]]:
+def targets(rows: list[Row]) -> list[Target]:
     """Check what is promised."""
-    found: list[dict[str, object]] = []
+    found: list[Target] = []
     for row in rows:
         least = TARGETS.get(row.operation)
         if least and (row.shape, row.dtype) == (SHAPES[0], DTYPES[0]):
             promise = f"{row.operation}, float32 {row.shape}: at least {least:g}x StandardScaler"
-            found.append({"promise": promise, "measured": f"{row.ratio:.1f}x", "met": row.ratio >= least})
+            found.append(Target(promise, f"{row.ratio:.1f}x", row.ratio >= least))
     from_theirs, from_formula = errors()
-    found.append(
-        {
-            "promise": f"transform, float32 {SHAPES[0]}: within {LARGEST_ERROR:g} of StandardScaler",
-            "measured": f"{from_theirs:.1e}, and within {from_formula:.1e} of the formula in float64",
-            "met": from_theirs <= LARGEST_ERROR,
-        }
-    )
-    return found
+    promise = f"transform, float32 {SHAPES[0]}: within {LARGEST_ERROR:g} of StandardScaler"
+    measured = f"{from_theirs:.1e}, and within {from_formula:.1e} of the formula in float64"
+    return [*found, Target(promise, measured, from_theirs <= LARGEST_ERROR)]
 
 
-def markdown(machine: dict[str, str], checked: list[dict[str, object]], rows: list[Row]) -> str:
+def markdown(machine: dict[str, str], checked: list[Target], rows: list[Row]) -> str:
     """Return the run as a page."""
-    promises = [
-        ["met" if t["met"] else "**not met**", str(t["promise"]), str(t["measured"])] for t in checked
-    ]
     cells = [
         [
             f"{row.operation}, {row.dtype} {row.shape}",
@@ -148,15 +145,14 @@ def markdown(machine: dict[str, str], checked: list[dict[str, object]], rows: li
         ]
         for row in rows
     ]
-    parts = [
-        "# StreamingStandardScaler and StandardScaler",
+    return page(
+        "StreamingStandardScaler and StandardScaler",
         "Written by `python -m benchmarks.estimator`.",
-        "\n".join(f"- {label}: {text}" for label, text in machine.items()),
-        table(("", "promise", "measured"), promises, text_columns=3),
+        bullets(machine),
+        promises(checked),
         "Medians of one call in milliseconds, with the 90th percentile.",
         table(["", "StandardScaler", "StreamingStandardScaler", "ratio"], cells),
-    ]
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,9 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.libraries import COPY, NUMBABN, OPERATIONS, OUT, PEERS
-from benchmarks.machine import short
-from benchmarks.measure import Record
+from benchmarks.libraries import COPY, NUMBABN, OPERATIONS, OUT
 from benchmarks.targets import Run, geometric_mean
 from tests.cases import Case
 
@@ -25,8 +25,14 @@ COLOURS = {
     "torch.compile": "#f2a541",
     "JAX": "#7a5195",
     "NumPy": "#8d99a6",
+    "PyTorch native": "#e4572e",
+    "PyTorch cuDNN": "#7a5195",
+    "CuPy": "#8d99a6",
 }
-MARKERS = {"PyTorch": "o", "torch.compile": "D", "JAX": "s", "NumPy": "v"}
+MARKERS = {
+    "PyTorch": "o", "torch.compile": "D", "JAX": "s", "NumPy": "v",
+    "PyTorch native": "o", "PyTorch cuDNN": "s", "CuPy": "v",
+}  # fmt: skip
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
 EXACT = 1e-8  # where a logarithmic axis shows an error of zero
 STYLE = {
@@ -41,29 +47,40 @@ STYLE = {
 }
 
 
-def speed(records: Iterable[Record], path: Path) -> None:
+@dataclass(frozen=True)
+class Panels:
+    """What the figure of all rows shows: one panel per operation, the peers as markers, a title over all."""
+
+    title: str
+    operations: Sequence[str]
+    columns: int
+    peers: Sequence[str]
+
+
+def speed(run: Run, panels: Panels, foot: str, path: Path) -> None:
     """Draw one panel per operation and one line per shape: times as multiples of a plain copy."""
-    run = Run(records)
-    height = 0.21 * len(run.cases) + 0.9
+    rows = math.ceil(len(panels.operations) / panels.columns)
+    size = (7 + 3 * panels.columns, rows * (0.21 * len(run.cases) + 0.9) + 0.9)
     with mpl.rc_context(STYLE):
-        figure, panels = plt.subplots(2, 2, figsize=(13, 2 * height + 0.9), sharex=True, layout="constrained")
-        for panel, operation in zip(panels.flat, OPERATIONS, strict=True):
+        figure, axes = plt.subplots(
+            rows, panels.columns, figsize=size, sharex=True, squeeze=False, layout="constrained"
+        )
+        for panel, operation in zip(axes.flat, panels.operations, strict=True):
             _rows(panel, run, operation)
-        for panel in panels[:, 1]:
+        for panel in axes[:, 1:].flat:
             panel.set_yticklabels([])
         figure.suptitle(
-            "Batch normalisation of float32 arrays:\ntime as a multiple of copying the same bytes",
-            x=0.01, ha="left", fontsize=13, weight="bold",
+            panels.title, x=0.01, ha="left", fontsize=13, weight="bold",
         )  # fmt: skip
-        figure.legend(handles=_keys(run), loc="outside upper right", ncols=3, fontsize=10, frameon=False)
-        figure.supxlabel(short(), fontsize=8, color="0.4")
+        keys = _keys(run, panels)
+        figure.legend(handles=keys, loc="outside upper right", ncols=3, fontsize=10, frameon=False)
+        figure.supxlabel(foot, fontsize=8, color="0.4")
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
 
-def speed_summary(records: Iterable[Record], path: Path) -> None:
+def speed_summary(run: Run, foot: str, path: Path) -> None:
     """Draw the geometric mean over all shapes, one group of bars per operation."""
-    run = Run(records)
     libraries = [library for library in COLOURS if run.ratios(OPERATIONS[0], library, COPY)]
     with mpl.rc_context(STYLE | {"ytick.labelsize": 9}):
         figure, panels = plt.subplots(
@@ -76,7 +93,7 @@ def speed_summary(records: Iterable[Record], path: Path) -> None:
             f"Time as a multiple of copying the same bytes (geometric mean over {rows} shapes, float32)",
             x=0.01, ha="left", fontsize=11, weight="bold",
         )  # fmt: skip
-        figure.supxlabel(short(), fontsize=8, color="0.4")
+        figure.supxlabel(foot, fontsize=8, color="0.4")
         figure.savefig(path, dpi=130)
         plt.close(figure)
 
@@ -157,9 +174,9 @@ def _bars(panel: Axes, run: Run, operation: str, libraries: list[str]) -> None:
     panel.spines["bottom"].set_visible(False)
 
 
-def _keys(run: Run) -> list[Patch | Line2D]:
+def _keys(run: Run, panels: Panels) -> list[Patch | Line2D]:
     bars = [Patch(color=COLOURS[NUMBABN], label="numbabn"), Patch(color=COLOURS[OUT], label="numbabn, out=")]
-    measured = [peer for peer in PEERS if run.ratios(OPERATIONS[0], peer, COPY)]
+    measured = [peer for peer in panels.peers if run.ratios(panels.operations[0], peer, COPY)]
     return bars + [
         Line2D([], [], ls="", marker=MARKERS[peer], color=COLOURS[peer], ms=6, label=peer)
         for peer in measured

@@ -1,37 +1,72 @@
-"""Name the machine and the versions a measurement was made with: a time without them means nothing."""
+"""Name the machine and the versions that a measurement was made with: a time without them means nothing."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
+import shutil
+import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("numpy", "numba", "torch", "jax", "scikit-learn")
+GPU_PACKAGES = (
+    "numpy", "numba", "numba-cuda", "cuda-bindings", "cupy", "cupy-cuda13x", "cupy-cuda12x",
+    "torch", "triton",
+)  # fmt: skip
 
 
 def describe(threads: int | None = None) -> dict[str, str]:
-    """Return the processor, its caches, the system, the versions and the date, as label and text."""
+    """Return the processor, its caches and memory, and the software, as label and text."""
     return {
         "Processor": _processor(),
         "Cores": str(os.cpu_count()) + (f", of which {threads} used by every library" if threads else ""),
         "Caches": _caches(),
         "Memory": _memory(),
+        **_software(PACKAGES),
+    }
+
+
+def describe_gpu() -> dict[str, str]:
+    """Return the GPU, its cache and memory, its driver, and the software, as label and text."""
+    from numba import cuda
+
+    device = cuda.get_current_device()
+    name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
+    free, total = cuda.current_context().get_memory_info()
+    return {
+        "GPU": f"{name}, compute capability {'.'.join(map(str, device.compute_capability))}",
+        "Multiprocessors": str(device.MULTIPROCESSOR_COUNT),
+        "L2 cache": f"{device.L2_CACHE_SIZE / 2**20:.0f} MiB",
+        "GPU memory": f"{total / 2**30:.0f} GiB, of which {free / 2**30:.0f} GiB were free",
+        "Driver": _driver(),
+        **_software(GPU_PACKAGES),
+    }
+
+
+def _software(packages: Iterable[str]) -> dict[str, str]:
+    return {
         "System": platform.platform(),
-        "Versions": ", ".join([f"Python {platform.python_version()}", *_versions()]),
+        "Versions": ", ".join([f"Python {platform.python_version()}", *_versions(packages)]),
         "Date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def short() -> str:
-    """Return the processor and the date, for the foot of a figure."""
-    return f"{_processor()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+def _driver() -> str:
+    """Return the version of the driver, the highest clocks and the power limit."""
+    if shutil.which("nvidia-smi") is None:
+        return "unknown"
+    query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.memory,power.limit"
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.strip() or "unknown"
 
 
-def _versions() -> list[str]:
+def _versions(packages: Iterable[str]) -> list[str]:
     found = []
-    for package in ("numbabn", *PACKAGES):
+    for package in ("numbabn", *packages):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,34 @@ class Record:
     median_ms: float
     p90_ms: float
     calls: int
+
+    @classmethod
+    def of(cls, operation: str, case: Case, library: str, times_ms: Sequence[float]) -> Record:
+        """Return the record of some calls."""
+        return cls(operation, case, library, *median_and_p90(times_ms), len(times_ms))
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Record:
+        """Return the record that `as_row` made a row of; the row may hold other things, too."""
+        case = Case(tuple(row["shape"]), row["layout"])
+        names = ("operation", "library", "median_ms", "p90_ms", "calls")
+        return cls(case=case, **{name: row[name] for name in names})
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return flat(self)
+
+
+def median_and_p90(times: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the 90th percentile."""
+    return statistics.median(times), float(np.percentile(times, 90))
+
+
+def flat(item: Any) -> dict[str, Any]:
+    """Return a dataclass that has a case as plain data, the fields of the case beside its own."""
+    fields = asdict(item)
+    case = fields.pop("case")
+    return {"name": item.case.name, **case, **fields}
 
 
 @contextmanager
@@ -64,5 +93,4 @@ def measure(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
             for worker, pooled in times.items():
                 pooled += worker.ask("burst", operation, BURST_SECONDS, FEWEST_CALLS)
         for worker, pooled in times.items():
-            median, p90 = statistics.median(pooled) / 1e6, float(np.percentile(pooled, 90)) / 1e6
-            yield Record(operation, case, worker.library, median, p90, len(pooled))
+            yield Record.of(operation, case, worker.library, [nanoseconds / 1e6 for nanoseconds in pooled])

@@ -3,20 +3,18 @@
 Everything takes turns in one process, so that a loud minute of the machine falls on all of it; reading the
 same array is timed in the same turns. Threads are bound to cores (``OMP_PROC_BIND=true``): one that was idle
 while NumPy ran would else wake on the busy core, and every call take the 8 ms until the system moves it.
-Writes ``moments.md`` and ``moments.json``.
+Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``moments.md`` and ``moments.json``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -25,9 +23,21 @@ from tqdm import tqdm
 import numbabn as nbn
 from benchmarks.floor import reader
 from benchmarks.machine import describe
+from benchmarks.measure import median_and_p90
+from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
+from benchmarks.tables import bullets, page, promises, table
+from benchmarks.targets import Target
 
-RESULTS = Path(__file__).parent / "results"
-OURS, READ, NUMPY, SKLEARN = "numbabn", "reading the array", "NumPy", "scikit-learn"
+ROUNDS = 5
+OURS, READ, NUMPY, SKLEARN = SHOWN = ("numbabn", "reading the array", "NumPy", "scikit-learn")
+
+ABOUT = """\
+`python -m benchmarks.moments`; milliseconds, median (p90), everything in turns in one process. NumPy is
+`x.mean` and `x.var`, of numbers of 8 and 16 bits after `astype(float32)`; scikit-learn is
+`StandardScaler().partial_fit`. Only numbabn and the reading use more than one thread. Share: of the bandwidth
+of reading the same array."""
+
+Times = dict[str, tuple[float, float, int]]  # name -> (median, p90) in milliseconds, number of calls
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,11 @@ class Row:
     bandwidth: float | None = None  # least share of the read bandwidth
     faster: tuple[str, float] | None = None  # (library, least factor)
     omit: bool = False
+
+    @property
+    def label(self) -> str:
+        """Return dtype, layout and shape as one label."""
+        return f"{self.dtype} {self.name} {'x'.join(map(str, self.shape))}"
 
     def data(self) -> np.ndarray:
         """Return the array: floats around 0, integers over their whole range."""
@@ -94,8 +109,8 @@ def _numpy(x: np.ndarray, rest: tuple[int, ...], omit: bool) -> object:
     return mean(values, axis=rest), var(values, axis=rest)
 
 
-def measure(row: Row, rounds: int) -> dict[str, tuple[float, float, int]]:
-    """Return (median, p90) in milliseconds and the number of calls, by name."""
+def measure(row: Row, rounds: int) -> Times:
+    """Return the times of everything on one row."""
     x = row.data()
     timed = calls(row, x)
     times: dict[str, list[float]] = {name: [] for name in timed}
@@ -107,94 +122,64 @@ def measure(row: Row, rounds: int) -> dict[str, tuple[float, float, int]]:
                 start = time.perf_counter()
                 call()
                 times[name].append((time.perf_counter() - start) * 1e3)
-    return {
-        name: (statistics.median(all_), float(np.percentile(all_, 90)), len(all_))
-        for name, all_ in times.items()
-    }
+    return {name: (*median_and_p90(pooled), len(pooled)) for name, pooled in times.items()}
 
 
-def verdicts(row: Row, found: dict[str, tuple[float, float, int]]) -> list[tuple[str, str, bool]]:
-    """Return (promise, measured, whether it holds)."""
-    label = f"{row.dtype} {row.name} {'x'.join(map(str, row.shape))}"
-    made = []
+def verdicts(row: Row, found: Times) -> Iterator[Target]:
+    """Check what is promised of a row."""
     if row.bandwidth:
         share = found[READ][0] / found[OURS][0]
-        made.append(
-            (
-                f"{label}: at least {row.bandwidth} of the read bandwidth",
-                f"{share:.2f}",
-                share >= row.bandwidth,
-            )
-        )
+        promise = f"{row.label}: at least {row.bandwidth} of the read bandwidth"
+        yield Target(promise, f"{share:.2f}", share >= row.bandwidth)
     if row.faster and row.faster[0] in found:
         name, least = row.faster
         factor = found[name][0] / found[OURS][0]
-        made.append((f"{label}: at least {least:g}x {name}", f"{factor:.1f}x", factor >= least))
-    return made
+        yield Target(f"{row.label}: at least {least:g}x {name}", f"{factor:.1f}x", factor >= least)
 
 
-def as_markdown(
-    machine: dict[str, str], results: list[tuple[Row, dict[str, tuple[float, float, int]]]]
-) -> str:
-    """Return the report as text."""
-    lines = ["# Streaming statistics: count, mean, variance and range in one pass", ""]
-    lines.append(
-        "`python -m benchmarks.moments`; milliseconds, median (p90), everything in turns in one process. "
-        "NumPy is `x.mean` and `x.var`, of numbers of 8 and 16 bits after `astype(float32)`; scikit-learn is "
-        "`StandardScaler().partial_fit`. Only numbabn and the reading use more than one thread. Share: of "
-        "the bandwidth of reading the same array.\n"
-    )
-    lines += [f"- {name}: {value}" for name, value in machine.items()]
-    lines += [
-        "",
-        "| array | numbabn | GB/s | share | reading | NumPy | scikit-learn |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def as_markdown(machine: dict[str, str], results: list[tuple[Row, Times]]) -> str:
+    """Return the run as a page."""
+    rows = []
     for row, found in results:
-        nbytes = np.dtype(row.dtype).itemsize * int(np.prod(row.shape))
-        cells = [
-            f"{found[n][0]:.2f} ({found[n][1]:.2f})" if n in found else "-"
-            for n in (OURS, READ, NUMPY, SKLEARN)
-        ]
+        times = [f"{found[n][0]:.2f} ({found[n][1]:.2f})" if n in found else "-" for n in SHOWN]
+        nbytes = np.dtype(row.dtype).itemsize * math.prod(row.shape)
         rate, share = nbytes / found[OURS][0] / 1e6, found[READ][0] / found[OURS][0]
-        label = f"{row.dtype} {row.name} {'x'.join(map(str, row.shape))}"
-        lines.append(f"| {label} | {cells[0]} | {rate:.1f} | {share:.2f} | {' | '.join(cells[1:])} |")
-    lines += ["", "| promise | measured | |", "|---|---|---|"]
-    for row, found in results:
-        lines += [
-            f"| {promise} | {measured} | {'met' if met else '**not met**'} |"
-            for promise, measured, met in verdicts(row, found)
-        ]
-    return "\n".join(lines) + "\n"
+        rows.append([row.label, times[0], f"{rate:.1f}", f"{share:.2f}", *times[1:]])
+    header = ["array", "numbabn", "GB/s", "share", "reading", "NumPy", "scikit-learn"]
+    checked = [target for row, found in results for target in verdicts(row, found)]
+    return page(
+        "Streaming statistics: count, mean, variance and range in one pass",
+        ABOUT,
+        bullets(machine),
+        table(header, rows),
+        promises(checked),
+    )
 
 
 def main() -> None:
-    """Measure all rows and write the report."""
+    """Measure all rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moments", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="turns of everything per row (default 5)")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"turns of everything per row (default {ROUNDS})"
+    )
     parser.add_argument(
         "--threads", type=int, default=2, help="threads of numbabn and the reading (default 2)"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
+    add_options(parser)
     options = parser.parse_args()
+    left_out = [*uninstalled("sklearn"), *fewer_rounds(options.rounds, ROUNDS)]
+    output = Output.chosen(parser, options, left_out)
     if "OMP_PROC_BIND" not in os.environ:  # read when a process starts
         arguments = [sys.executable, "-m", "benchmarks.moments", *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
     numba.set_num_threads(options.threads)
     results = [(row, measure(row, options.rounds)) for row in tqdm(ROWS, unit="array")]
     machine = describe(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "moments.md").write_text(as_markdown(machine, results))
     records = [
         {"name": row.name, "shape": row.shape, "dtype": row.dtype, "times": found} for row, found in results
     ]
-    (options.output / "moments.json").write_text(
-        json.dumps({"machine": machine, "rows": records}, indent=1) + "\n"
-    )
-    for row, found in results:
-        for promise, measured, met in verdicts(row, found):
-            print("met    " if met else "NOT MET", promise, "--", measured)
-    print(f"Written: {options.output}")
+    numbers = {"machine": machine, "rows": records}
+    output.deliver(Files("moments", as_markdown(machine, results), numbers))
 
 
 if __name__ == "__main__":

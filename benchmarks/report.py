@@ -1,75 +1,92 @@
 """Measure numbabn and its peers side by side: ``python -m benchmarks.report``.
 
-Writes ``report.md``, ``report.json``, ``speed.png`` and ``speed_summary.png``.
+Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``report.md``, ``report.json``,
+``speed.png`` and ``speed_summary.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.libraries import LIBRARIES, OPERATIONS, PEERS
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn import Duel, duels
+from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.tables import as_json, as_markdown
-from benchmarks.targets import check
+from benchmarks.targets import Run, Target, announce, check
 from tests.cases import CASES, Case
 
-RESULTS = Path(__file__).parent / "results"
+ROUNDS = 5
 QUICK = ("32x64x56x56 NCHW", "32x512x7x7 NCHW", "32x56x56x64 NHWC", "32x64 NC", "8192x512 NC")
 
 
 def main() -> None:
-    options = _options()
+    parser = _parser()
+    options = parser.parse_args()
     cases = [case for case in CASES if _wanted(case, options)]
     if not cases:
         raise SystemExit(f"No row matches {options.rows!r}; rows are named like {CASES[0].name!r}.")
+    output = Output.chosen(parser, options, _left_out(options, cases))
     records: list[Record] = []
     with workers(options.threads) as crew:
         for case in (progress := tqdm(cases, unit="shape")):
             progress.set_description(case.name)
             records += measure(case, crew, options.rounds)
     against = duels(options.onednn, options.threads, options.rounds) if options.onednn else []
-    _write(options.output, options.threads, records, against)
+    unmeasured = set(LIBRARIES) - {record.library for record in records}
+    targets = check(records, against)
+    output.deliver(_files(describe(options.threads), records, against, targets), sorted(unmeasured))
+    announce(targets)
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a handful of small shapes")
     parser.add_argument(
         "--rows", default="", metavar="PATTERN", help="regular expression, such as 'NHWC|32x64 '"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every library per row (default 5)")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help=f"turns of every library per row (default {ROUNDS})"
+    )
     parser.add_argument("--threads", type=int, default=2, help="threads of every library (default 2)")
     parser.add_argument(
         "--onednn", metavar="PATH", help="a program that times oneDNN; see benchmarks/onednn.py"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
-    return parser.parse_args()
+    add_options(parser)
+    return parser
 
 
 def _wanted(case: Case, options: argparse.Namespace) -> bool:
     return bool(re.search(options.rows, case.name)) and (not options.quick or case.name in QUICK)
 
 
-def _write(folder: Path, threads: int, records: list[Record], against: list[Duel]) -> None:
-    from benchmarks.figures import speed, speed_summary  # matplotlib is not for the worker processes
+def _left_out(options: argparse.Namespace, cases: list[Case]) -> list[str]:
+    """Return what the committed results show and this run does not measure."""
+    found = [*uninstalled("torch", "jax", "matplotlib"), *fewer_rounds(options.rounds, ROUNDS)]
+    if len(cases) < len(CASES):
+        found.append(f"{len(CASES) - len(cases)} of {len(CASES)} rows")
+    return found if options.onednn else [*found, "oneDNN (--onednn)"]
 
-    machine, targets = describe(threads), check(records, against)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(
-        json.dumps(as_json(machine, records, against, targets), indent=1) + "\n"
-    )
-    (folder / "report.md").write_text(as_markdown(machine, records, against, targets))
-    speed(records, folder / "speed.png")
-    speed_summary(records, folder / "speed_summary.png")
-    for target in targets:
-        print("met    " if target.met else "NOT MET", target.promise, "--", target.measured)
-    print(f"Written: {folder}")
+
+def _files(
+    machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
+) -> Files:
+    def draw(folder: Path) -> None:
+        from benchmarks import figures  # matplotlib is not for the worker processes
+
+        run, foot = Run(records), f"{machine['Processor']}, {machine['Date'].split()[0]}"
+        title = "Batch normalisation of float32 arrays:\ntime as a multiple of copying the same bytes"
+        panels = figures.Panels(title, OPERATIONS, columns=2, peers=PEERS)
+        figures.speed(run, panels, foot, folder / "speed.png")
+        figures.speed_summary(run, foot, folder / "speed_summary.png")
+
+    page = as_markdown(machine, records, against, targets)
+    return Files("report", page, as_json(machine, records, against, targets), draw)
 
 
 if __name__ == "__main__":

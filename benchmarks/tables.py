@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
 from benchmarks.libraries import BACKWARD, COPY, LIBRARIES, NUMBABN, OPERATIONS, OUT, PEERS
-from benchmarks.measure import Record
+from benchmarks.measure import Record, flat
 from benchmarks.onednn import BLOCKED, NHWC, PLAIN, Duel
 from benchmarks.targets import Run, Target, geometric_mean
+from tests.cases import Case
 
 ABOUT = """\
 All times are milliseconds of one call on float32, with the same number of threads for every library. Each
@@ -38,8 +39,8 @@ def as_json(
     """Return the run as plain data."""
     return {
         "machine": machine,
-        "rows": [_flat(record) for record in records],
-        "onednn": [_flat(duel) | {"ratio": duel.ratio} for duel in against],
+        "rows": [record.as_row() for record in records],
+        "onednn": [flat(duel) | {"ratio": duel.ratio} for duel in against],
         "targets": [asdict(target) for target in targets],
     }
 
@@ -49,13 +50,13 @@ def as_markdown(
 ) -> str:
     """Return the run as a page: the machine, the targets, then the tables."""
     parts = [
-        "# Speed of numbabn and its peers",
         "Written by `python -m benchmarks.report`.",
-        "\n".join(f"- {label}: {text}" for label, text in machine.items()),
+        bullets(machine),
         ABOUT.strip(),
         "![speed](speed.png)",
         "## Targets",
-        _targets(targets),
+        promises(targets),
+        misses(targets),
         "## Geometric means",
         "Time of each library over the time of numbabn with a fresh output.",
         _means(Run(records)),
@@ -66,7 +67,17 @@ def as_markdown(
     parts += ["## 90th percentiles"]
     for operation in OPERATIONS:
         parts += [f"### {operation.capitalize()}", _times(records, operation, lambda record: record.p90_ms)]
-    return "\n\n".join(parts) + "\n"
+    return page("Speed of numbabn and its peers", *parts)
+
+
+def page(title: str, *parts: str) -> str:
+    """Return a title and the parts below it, with an empty line between any two."""
+    return "\n\n".join([f"# {title}", *parts]) + "\n"
+
+
+def bullets(facts: Mapping[str, str]) -> str:
+    """Return labels and texts as a list."""
+    return "\n".join(f"- {label}: {text}" for label, text in facts.items())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
@@ -75,17 +86,33 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: in
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
-def _flat(item: Record | Duel) -> dict[str, object]:
-    fields = asdict(item)
-    case = fields.pop("case")
-    return {"name": item.case.name, **case, **fields}
-
-
-def _targets(targets: list[Target]) -> str:
+def promises(targets: Iterable[Target]) -> str:
+    """Return what is promised, what was measured, and whether that is enough."""
     rows = [("met" if t.met else "**not met**", t.promise, t.measured) for t in targets]
-    text = table(("", "promise", "measured"), rows, text_columns=3)
+    return table(("", "promise", "measured"), rows, text_columns=3)
+
+
+def misses(targets: Iterable[Target]) -> str:
+    """Return the rows in which a promise is not kept, also where it is about their mean and kept by that."""
     outside = [f"- {target.promise}: {'; '.join(target.misses)}" for target in targets if target.misses]
-    return text + "\n\nRows outside the bound of their promise:\n\n" + "\n".join(outside or ["- none"])
+    return "Rows outside the bound of their promise:\n\n" + "\n".join(outside or ["- none"])
+
+
+def cells(
+    times: Mapping[tuple[Case, str], float], case: Case, libraries: Iterable[str], fresh: Sequence[str] = ()
+) -> list[str]:
+    """Return the times of libraries on a case, the best of the ``fresh`` libraries in bold."""
+    best = min((times[case, library] for library in fresh if (case, library) in times), default=None)
+    texts = []
+    for library in libraries:
+        time = times.get((case, library))
+        text = "" if time is None else _three_digits(time)
+        texts.append(f"**{text}**" if library in fresh and time is not None and time == best else text)
+    return texts
+
+
+def _three_digits(value: float) -> str:
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
 def _means(run: Run) -> str:
@@ -100,19 +127,9 @@ def _means(run: Run) -> str:
 def _times(records: list[Record], operation: str, of: Callable[[Record], float]) -> str:
     times = {(record.case, record.library): of(record) for record in records if record.operation == operation}
     libraries = [name for name in LIBRARIES if any(library == name for _, library in times)]
-    rows = []
-    for case in dict.fromkeys(case for case, _ in times):
-        fresh = [times[case, name] for name in (NUMBABN, *PEERS) if (case, name) in times]
-        cells = [_cell(times.get((case, name)), name in (NUMBABN, *PEERS), min(fresh)) for name in libraries]
-        rows.append([case.name, *cells])
+    cases = dict.fromkeys(case for case, _ in times)
+    rows = [[case.name, *cells(times, case, libraries, (NUMBABN, *PEERS))] for case in cases]
     return table(["ms", *libraries], rows)
-
-
-def _cell(time: float | None, fresh: bool, best: float) -> str:
-    if time is None:
-        return ""
-    text = np.format_float_positional(time, precision=3, fractional=False, trim="-")
-    return f"**{text}**" if fresh and time <= best else text
 
 
 def _duels(against: list[Duel]) -> list[str]:
@@ -126,8 +143,8 @@ def _duels(against: list[Duel]) -> list[str]:
         for case in dict.fromkeys(case for case, _ in duels):
             found = [duels.get((case, layout)) for layout in layouts]
             ours = next(duel.numbabn_ms for duel in found if duel)
-            cells = [f"{duel.onednn_ms:.3f} ({duel.ratio:.2f}x)" if duel else "" for duel in found]
-            rows.append([case.name, f"{ours:.3f}", *cells])
+            against_ours = [f"{duel.onednn_ms:.3f} ({duel.ratio:.2f}x)" if duel else "" for duel in found]
+            rows.append([case.name, f"{ours:.3f}", *against_ours])
         header = ["ms (numbabn over oneDNN)", OUT, *(f"oneDNN {layout}" for layout in layouts)]
         parts += [f"### {operation.capitalize()}", table(header, rows)]
     return parts

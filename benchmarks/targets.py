@@ -60,6 +60,12 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
+def announce(targets: Iterable[Target]) -> None:
+    """Print one line for every target."""
+    for target in targets:
+        print("met    " if target.met else "NOT MET", target.promise, "--", target.measured)
+
+
 def check(records: list[Record], against_onednn: list[Duel]) -> list[Target]:
     """Return every target that the run has the rows for."""
     run = Run(records)
@@ -99,11 +105,11 @@ def _large(run: Run) -> Iterable[Target | None]:
 
     for operation, least in ((FORWARD, 5.0), (BACKWARD, 3.0)):
         promise = f"{operation}: NCHW of 50 MB and more, out=: at least {least:g}x PyTorch eager"
-        yield _at_least(promise, run.ratios(operation, "PyTorch", OUT, nchw), least)
+        yield at_least(promise, run.ratios(operation, "PyTorch", OUT, nchw), least)
         promise = f"{operation}: NCHW of 50 MB and more, out=: at most 1.25x a plain copy of the bytes"
-        yield _at_most(promise, run.ratios(operation, OUT, COPY, nchw), 1.25)
+        yield at_most(promise, run.ratios(operation, OUT, COPY, nchw), 1.25)
     promise = f"{FORWARD}: NHWC and NC of 50 MB and more, out=: at least 4x PyTorch eager"
-    yield _at_least(promise, run.ratios(FORWARD, "PyTorch", OUT, channels_last), 4.0)
+    yield at_least(promise, run.ratios(FORWARD, "PyTorch", OUT, channels_last), 4.0)
 
 
 def _latency(run: Run) -> Iterable[Target]:
@@ -125,7 +131,7 @@ def _onednn(against: list[Duel]) -> Iterable[Target | None]:
             if duel.operation == operation:
                 rows[duel.layout][duel.case] = duel.ratio
         faster = {case: 1 / ratio for case, ratio in rows[PLAIN].items()}
-        yield _at_least(
+        yield at_least(
             f"{operation}: NCHW rows, out=: at least 4x oneDNN's plain nchw", faster, 4.0, mean=True
         )
         for layout, most in ((BLOCKED, 1.15), (NHWC, 1.0)):
@@ -134,15 +140,17 @@ def _onednn(against: list[Duel]) -> Iterable[Target | None]:
                 if layout == BLOCKED
                 else "NHWC rows against its nhwc"
             )
-            yield _at_most(f"{operation}: {name}, out=: mean at most {most}x", rows[layout], most, mean=True)
-            yield _at_most(f"{operation}: {name}, out=: no row above 1.4x", rows[layout], 1.4)
+            yield at_most(f"{operation}: {name}, out=: mean at most {most}x", rows[layout], most, mean=True)
+            yield at_most(f"{operation}: {name}, out=: no row above 1.4x", rows[layout], 1.4)
 
 
-def _at_least(promise: str, ratios: dict[Case, float], least: float, mean: bool = False) -> Target | None:
+def at_least(promise: str, ratios: dict[Case, float], least: float, mean: bool = False) -> Target | None:
+    """Return the target that every ratio, or their geometric mean, is at least this; None without rows."""
     return _bounded(promise, ratios, mean, min, lambda value: value >= least)
 
 
-def _at_most(promise: str, ratios: dict[Case, float], most: float, mean: bool = False) -> Target | None:
+def at_most(promise: str, ratios: dict[Case, float], most: float, mean: bool = False) -> Target | None:
+    """Return the target that every ratio, or their geometric mean, is at most this; None without rows."""
     return _bounded(promise, ratios, mean, max, lambda value: value <= most)
 
 

@@ -1,184 +1,47 @@
-"""The GPU benchmark, as far as a machine without a GPU can tell: the byte model, the flow, the page."""
+"""The GPU benchmark, as far as a machine without a GPU can tell: its sections, the page, the peers."""
 
-import inspect
 import json
-import os
 import subprocess
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 
 from tests import reference, table
-from tests.cases import CASES, Case
+from tests.cases import Case
 from tests.strategies import JIT
 
-ROOT = Path(__file__).parents[1]
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
 pytest.importorskip("numba_cuda", reason='needs numba-cuda: python -m pip install "numbabn[cuda]"')
 
+from benchmarks import output  # noqa: E402
 from benchmarks.gpu import __main__ as program  # noqa: E402
-from benchmarks.gpu import checks, peers, tables, targets, traffic  # noqa: E402
-from benchmarks.gpu.arrays import ArrayLibrary  # noqa: E402
+from benchmarks.gpu import peers, tables, targets, traffic  # noqa: E402
 from benchmarks.gpu.results import Results  # noqa: E402
 from benchmarks.gpu.sections import SECTIONS  # noqa: E402
-from benchmarks.libraries import BACKWARD, COPY, FORWARD, INFERENCE, NUMBABN, Data  # noqa: E402
+from benchmarks.libraries import BACKWARD, COPY, FORWARD, INFERENCE, NUMBABN, OUT, Data  # noqa: E402
+from benchmarks.measure import Record  # noqa: E402
+from benchmarks.output import Output  # noqa: E402
+from tests.cuda import runner  # noqa: E402
+from tests.cuda.simulated_program import ROOT, run_simulated  # noqa: E402
 
-NCHW, NHWC, NC = Case((32, 64, 56, 56), "NCHW"), Case((3, 5, 7, 4), "NHWC"), Case((32, 64), "NC")
-MANY = 10**6  # blocks: everything that can be read once is
+NHWC, NC = Case((3, 5, 7, 4), "NHWC"), Case((32, 64), "NC")
 LARGE = Case((32, 256, 56, 56), "NCHW")
 
 
-# The byte model ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(SIMULATED, reason="the simulator cuts arrays up for itself")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bytes_of_one_and_of_two_launches(dtype):
-    shape = outer, channels, inner = traffic.canonical(NCHW)
-    assert shape == (32, 64, 3136)
-    whole = outer * channels * inner * np.dtype(dtype).itemsize
-
-    def moved(operation, resident):
-        found = traffic.traffic(operation, shape, dtype, resident)
-        return found.kernels, found.read, found.written
-
-    kernels, read, written = moved(INFERENCE, 0)
-    assert kernels == ("normalize",)
-    assert (read, written) == (whole + 4 * 4 * channels, whole)  # mean, var, gamma, beta of float32
-
-    # Besides the arrays, per channel: gamma and beta of float32, statistics and sums of float64, read or
-    # written; and 24 bytes for every part of it, written and read.
-    for operation, arrays, fused, two, given, made in (
-        (FORWARD, 1, ("forward",), ("moments", "normalize"), 4 + 4, 8 + 8),
-        (BACKWARD, 2, ("backward",), ("products", "gradient"), 4 + 8 + 8, 4 + 4 + 16),
-    ):
-        kernels, read, written = moved(operation, MANY)
-        assert kernels == fused
-        partials = read - arrays * whole - given * channels
-        assert partials == written - whole - made * channels
-        parts, rest = divmod(partials, 24 * channels)
-        assert rest == 0
-        assert 2 <= parts <= 64
-        kernels, read, written = moved(operation, 0)
-        assert kernels == two
-        # The second launch reads the parameters, and what the first has written of statistics or sums.
-        assert read == 2 * arrays * whole + partials + (given + 16 + (operation == BACKWARD) * 16) * channels
-        assert written == whole + partials + made * channels
-
-
-def test_a_single_part_has_no_partial_sums():
-    shape = (2, 3, 5)  # 30 elements: one tile a group
-    found = traffic.traffic(FORWARD, shape, np.float32, 0)
-    assert found.kernels == ("forward",)
-    assert (found.read, found.written) == (30 * 4 + 2 * 3 * 4, 30 * 4 + 2 * 3 * 8)  # parameters, statistics
-    found = traffic.traffic(BACKWARD, shape, np.float64, 0)
-    assert found.kernels == ("backward",)
-    # dy, x, gamma of float32 and two statistics; dx, two gradients of float32 and two sums.
-    assert (found.read, found.written) == (2 * 240 + 12 + 48, 240 + 24 + 48)
-
-
-@pytest.mark.skipif(SIMULATED, reason="the simulator cuts arrays up for itself")
-@pytest.mark.parametrize("resident", [0, 132 * 4, MANY])
-@pytest.mark.parametrize("operation", peers.OPERATIONS)
-def test_never_more_than_two_reads_and_one_write(operation, resident):
-    arrays = 2 if operation == BACKWARD else 1
-    for case in CASES:
-        found = traffic.traffic(operation, traffic.canonical(case), np.float32, resident)
-        assert len(found.kernels) <= (1 if operation == INFERENCE else 2)
-        small = 0.25 * case.nbytes + 64 * case.channels
-        assert found.read <= 2 * arrays * case.nbytes + small, case.name
-        assert case.nbytes <= found.written <= case.nbytes + small, case.name
-        assert found.moved >= traffic.floor(operation, case)
-
-
-def run_simulated(code):
-    """Run code in a process where CUDA is simulated; return what it prints, as JSON."""
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", inspect.cleandoc(code)],
-        cwd=ROOT,
-        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-COUNT = """
-    import json
-    import threading
-
-    import numpy as np
-
-    import numbabn as nbn
-    from benchmarks.gpu import traffic
-    from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
-    from numba import cuda
-    from numbabn.backends.cuda import plan, tiles
-
-    plan.RESIDENT_SIMULATED = 0  # Numba's simulator runs one block after the other: none may wait
-    lock, moved = threading.Lock(), {"read": 0, "written": 0}
-
-    def counted(function, direction, lanes):
-        def call(*arguments):
-            with lock:
-                moved[direction] += lanes * arguments[-1].itemsize
-            return function(*arguments)
-
-        return call
-
-    for name, direction, lanes in (
-        ("copy_async", "read", 1), ("copy_async4", "read", 4),
-        ("store", "written", 1), ("store4", "written", 4),
-    ):
-        setattr(tiles, name, counted(getattr(tiles, name), direction, lanes))
-    found = []
-    for shape, dtype in (((5, 3, 5), np.float32), ((1, 1, 150), np.float64)):
-        x = cuda.to_device(np.random.default_rng(0).standard_normal(shape).astype(dtype))
-        y, saved = nbn.batch_norm_forward(x)
-        calls = {
-            FORWARD: lambda: nbn.batch_norm_forward(x),
-            INFERENCE: lambda: nbn.batch_norm_inference(x, saved.mean, saved.var),
-            BACKWARD: lambda: nbn.batch_norm_backward(x, saved),
-        }
-        for operation, call in calls.items():
-            moved.update(read=0, written=0)
-            call()
-            model = traffic.traffic(operation, shape, dtype, 0)
-            found.append([moved["read"], moved["written"], model.read, model.written, model.kernels])
-    print(json.dumps(found))
-"""
-
-
-@pytest.mark.skipif(not JIT, reason="the other run of CI does it")
-def test_the_model_is_what_kernels_do():
-    found = run_simulated(COUNT)
-    assert {len(kernels) for *_, kernels in found} == {1, 2}
-    for read, written, model_read, model_written, kernels in found:
-        small = 4000  # parameters, statistics and partial sums, which the model has besides the arrays
-        assert 0 <= model_read - read <= small, kernels
-        assert 0 <= model_written - written <= small, kernels
-        assert read >= 5 * 3 * 5 * 4
-        assert written >= 5 * 3 * 5 * 4
-
-
-# The flow ---------------------------------------------------------------------------------------------------
+# The sections -----------------------------------------------------------------------------------------------
 
 FLOW = """
     import json
     import time
 
     import benchmarks.gpu.timing
-    from benchmarks.gpu import arrays, checks, peers, speed
+    from benchmarks.gpu import peers, sections, speed
     from numbabn.backends.cuda import plan
     from tests.cases import Case
+    from tests.cuda import runner
 
     class Clock:
         def burst(self, calls):
@@ -195,7 +58,7 @@ FLOW = """
         def wait(self):
             pass
 
-    def breaks(case, data, library):
+    def breaks(case, data):
         def fail():
             raise ValueError("as it should")
 
@@ -204,14 +67,14 @@ FLOW = """
     plan.RESIDENT_SIMULATED = 0
     benchmarks.gpu.timing.BURST, speed.ROUNDS, speed.SECONDS, speed.FEWEST = 1, 2, 0.0, 1
     peers.ENTRIES = {**peers.ENTRIES, "broken": (breaks, ("numba",))}
-    found, names = arrays.libraries(), ("numbabn", "broken", "copy", "CuPy")
+    found, names = runner.usable(), ("numbabn", "numbabn out=", "broken", "copy", "CuPy")
     cases = [Case((2, 3, 3), "NCL"), Case((4, 2), "NC")]
     rows = list(speed.speed(cases, names, found, Clock(), 100))
     small = {"numbabn": peers.ENTRIES["numbabn"]}
     peers.ENTRIES = small
     rows += speed.latency(found, Clock(), Case((4, 2), "NC"), bursts=1, calls=1)
-    rows += checks.missing(("numba", "cupy"))
-    rows += checks.whole_cases([Case((2, 3, 3), "NCL")], ("numba",))
+    rows += sections.missing(("numba", "cupy"))
+    rows += sections.checks(runner.whole_cases([Case((2, 3, 3), "NCL")], ("numba",)))
     print(json.dumps(rows))
 """
 
@@ -219,16 +82,16 @@ FLOW = """
 @pytest.mark.skipif(not JIT, reason="the other run of CI does it")
 def test_flow_in_the_simulator():
     results = Results(run_simulated(FLOW))
-    measured = {(r.case.name, r.library, r.operation) for r in results.records}
+    measured = {(r.case.name, r.library, r.operation) for r in results.records()}
     names = ("2x3x3 NCL", "4x2 NC")
     assert measured == {
         (name, library, operation)
         for name in names
-        for library in (NUMBABN, COPY)
+        for library in (NUMBABN, OUT, COPY)
         for operation in peers.OPERATIONS
     }
-    assert all(r.median_ms > 0 and r.calls >= 2 for r in results.records)
-    assert [r.library for r in results.latencies] == ["numbabn (numba)"] * 3
+    assert all(r.median_ms > 0 and r.calls >= 2 for r in results.records())
+    assert [r.library for r in results.records("latency")] == ["numbabn (numba)"] * 3
     messages = " ".join(row["text"] for row in results.of("message"))
     assert "broken failed on 2x3x3 NCL" in messages
     assert "as it should" in messages
@@ -236,21 +99,22 @@ def test_flow_in_the_simulator():
     assert "CuPy is left out: it needs cupy" in messages
     assert "cupy is not checked" in messages
     assert [row["passed"] for row in results.of("check")] == [True]
+    assert results.lacks == ["CuPy", "broken", "cupy"]
 
 
 @pytest.mark.skipif(not JIT or SIMULATED, reason="the other runs of CI do it")
 def test_checks_on_the_cpu():
     """The same sections on NumPy's arrays: they pass, and a row that fails is told."""
-    rows = [*checks.shared_table(("cpu",), large=False), *checks.whole_cases([NHWC], ("cpu",))]
-    rows += checks.repeat([NC], ("cpu",))
-    assert [row["name"] for row in rows] == [
+    outcomes = [*runner.shared_table(("cpu",), large=False), *runner.whole_cases([NHWC], ("cpu",))]
+    outcomes += runner.repeat([NC], ("cpu",))
+    assert [outcome.name for outcome in outcomes] == [
         "cpu: shared table",
         "cpu: cases of the benchmark",
         "cpu: cases with the same bits in 20 runs",
     ]
-    assert all(row["passed"] for row in rows)
-    assert int(rows[0]["detail"].split(" of ")[0]) > 100
-    assert [row["detail"] for row in rows[1:]] == ["1 of 1", "1 of 1"]
+    assert all(outcome.passed for outcome in outcomes)
+    assert int(outcomes[0].detail.split(" of ")[0]) > 100
+    assert [outcome.detail for outcome in outcomes[1:]] == ["1 of 1", "1 of 1"]
 
 
 def test_a_check_that_fails(monkeypatch):
@@ -259,10 +123,24 @@ def test_a_check_that_fails(monkeypatch):
 
     table_rows = [table.Row("good row", check, ("good",)), table.Row("bad row", check, ("bad",))]
     monkeypatch.setattr(table, "rows", lambda large: table_rows)
-    failed, total = checks.shared_table(("cpu",))
-    assert (failed["name"], failed["passed"]) == ("cpu: bad row", False)
-    assert "AssertionError: bits differ" in failed["detail"]
-    assert (total["passed"], total["detail"]) == (False, "1 of 2")
+    failed, total = runner.shared_table(("cpu",))
+    assert (failed.name, failed.passed) == ("cpu: bad row", False)
+    assert "AssertionError: bits differ" in failed.detail
+    assert (total.passed, total.detail) == (False, "1 of 2")
+
+
+def test_a_check_that_says_something(monkeypatch):
+    monkeypatch.setattr(table, "rows", lambda large: [table.Row("row", lambda backend: "3 replays", ())])
+    said, total = runner.shared_table(("cpu",))
+    assert said == ("cpu: row", True, "3 replays")
+    assert total == ("cpu: shared table", True, "1 of 1")
+
+
+def test_nothing_of_the_benchmark_needs_pytest():
+    """A machine with a GPU may have numba-cuda, CuPy and PyTorch, and nothing of what the tests install."""
+    names = ("pytest", "hypothesis", "matplotlib", "tqdm", "sklearn")
+    code = f"import sys; sys.modules.update(dict.fromkeys({names})); import benchmarks.gpu.__main__"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def script(tmp_path, body):
@@ -286,6 +164,7 @@ def test_a_section_that_fails_keeps_its_rows(tmp_path, capsys):
     assert len(rows) == 2
     assert not rows[1]["passed"]
     assert "ValueError: broken" in rows[1]["detail"]
+    assert rows[1]["lacks"] == "section any"
     assert "ValueError: broken" in capsys.readouterr().out
 
 
@@ -304,13 +183,15 @@ def test_all_sections_run_and_are_written(tmp_path, monkeypatch, capsys):
         return [{"kind": "fact", "label": "GPU", "text": name}]
 
     monkeypatch.setattr(program, "run_section", section)
-    program.measure(list(SECTIONS), 100, tmp_path)
+    results = program.measure(list(SECTIONS), 100, Output(tmp_path))
+    assert results.lacks == []
     assert [name for name, _ in asked] == list(SECTIONS)
     assert all(0 < limit <= SECTIONS[name].seconds for name, limit in asked)
     assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) == len(SECTIONS)
-    results = program.measure(list(SECTIONS), -1, tmp_path)
+    results = program.measure(list(SECTIONS), -1, Output(tmp_path))
     assert len(asked) == len(SECTIONS)
     assert len(results.of("message")) == len(SECTIONS)
+    assert results.lacks == [f"section {name}" for name in SECTIONS]
 
 
 def test_without_a_gpu_nothing_is_claimed(tmp_path, monkeypatch, capsys):
@@ -325,6 +206,63 @@ def test_without_a_gpu_nothing_is_claimed(tmp_path, monkeypatch, capsys):
     (tmp_path / "gpu.md").write_text("measured")
     program.main()
     assert (tmp_path / "gpu.md").read_text() == "measured"
+    assert "Nothing is written over what was measured" in capsys.readouterr().out
+
+
+# Where it is written ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_gpu(tmp_path, monkeypatch):
+    """Return what runs the program on a made-up GPU, and the folder in the place of the committed results."""
+    results = tmp_path / "results"
+    monkeypatch.setattr(output, "RESULTS", results)
+    monkeypatch.setattr(program, "_no_gpu", lambda: None)
+    monkeypatch.setattr(program, "uninstalled", lambda *packages: [])
+    monkeypatch.setattr(
+        program, "run_section", lambda name, *_: [{"kind": "fact", "label": "GPU", "text": "made up"}]
+    )
+
+    def main(*options):
+        monkeypatch.setattr(sys, "argv", ["gpu", *map(str, options)])
+        program.main()
+
+    return main, results
+
+
+def test_only_a_full_run_replaces_the_results(on_a_gpu, tmp_path, capsys):
+    main, results = on_a_gpu
+    main()
+    main("--sections", "latency", "--output", tmp_path / "other")
+    assert (tmp_path / "other" / "gpu.md").exists()
+    for options, lacks in ((("--sections", "latency"), "section table"), (("--seconds", 60), "400 of 460")):
+        with pytest.raises(SystemExit):
+            main(*options, "--write")
+        assert lacks in capsys.readouterr().err
+    assert not results.exists()
+    main("--write")
+    assert "made up" in (results / "gpu.md").read_text()
+
+
+def test_a_run_that_loses_a_section_keeps_the_results(on_a_gpu, tmp_path, monkeypatch, capsys):
+    main, results = on_a_gpu
+    monkeypatch.setattr(output.tempfile, "mkdtemp", lambda prefix: str(tmp_path / prefix))
+    monkeypatch.setattr(
+        program, "run_section", lambda name, *_: [program.check(name, False, "") | {"lacks": name}]
+    )
+    main("--write")
+    assert "left out environment, cases" in capsys.readouterr().out
+    assert not results.exists()
+    assert (tmp_path / "numbabn-gpu-" / "gpu.json").exists()
+
+
+def test_a_run_is_drawn_again(on_a_gpu, capsys):
+    main, results = on_a_gpu
+    main("--write")
+    page = (results / "gpu.md").read_text()
+    (results / "gpu.md").write_text("old")
+    main("--draw", "--write")
+    assert (results / "gpu.md").read_text() == page
 
 
 # What is made of a run --------------------------------------------------------------------------------------
@@ -332,13 +270,9 @@ def test_without_a_gpu_nothing_is_claimed(tmp_path, monkeypatch, capsys):
 
 def measured(times, latency_us=30.0):
     """Results of a run: times in ms by (operation, case, library)."""
-    rows = [
-        {"kind": "record", "operation": operation, "case": asdict(case), "library": library,
-         "median_ms": ms, "p90_ms": ms, "calls": 10}
-        for (operation, case, library), ms in times.items()
-    ]  # fmt: skip
-    host = {"case": asdict(NC), "library": "numbabn (cupy)", "p90_ms": 1.0, "calls": 1}
-    rows.append({"kind": "latency", "operation": FORWARD, "median_ms": latency_us / 1e3, **host})
+    rows = [{"kind": "record", **Record(*key, ms, ms, 10).as_row()} for key, ms in times.items()]
+    host = Record(FORWARD, NC, "numbabn (cupy)", latency_us / 1e3, 1.0, 1)
+    rows.append({"kind": "latency", **host.as_row()})
     rows.append({"kind": "fact", "label": "GPU", "text": "made up"})
     rows.append({"kind": "check", "name": "a|b", "passed": True, "detail": ""})
     return Results(json.loads(json.dumps(rows)))
@@ -380,14 +314,14 @@ def test_share_of_the_copy_counts_the_bytes_of_the_model(monkeypatch):
 
 def test_page_and_figure(tmp_path):
     results = measured(times(0.05, 0.06, 0.07))
-    program._write(tmp_path, results)
+    program.files(results).write(tmp_path)
     page = (tmp_path / "gpu.md").read_text()
     assert "not yet run" not in page
     assert "made up" in page
     assert "| 32x256x56x56 NCHW | normalize | 50 | 60 | 70 | 50 | 1.00 |" in page
     assert "a\\|b" in page
     assert (tmp_path / "gpu.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert program._read(tmp_path).rows == results.rows
+    assert program.read(tmp_path).rows == results.rows
     assert tables.NOT_RUN in tables.as_markdown(Results(), [])
 
 
@@ -404,7 +338,7 @@ def test_peers_compute_batch_norm(entry, case, monkeypatch):
         torch = pytest.importorskip("torch")
         given = Data(**{name: torch.from_numpy(value) for name, value in vars(data).items()})
         monkeypatch.setattr(torch, "set_grad_enabled", lambda _: None)  # not for the other tests
-    operations = peers.ENTRIES[entry][0](case, given, ArrayLibrary())
+    operations = peers.ENTRIES[entry][0](case, given)
 
     def values(array):
         array = np.asarray(array)

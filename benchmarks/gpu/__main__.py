@@ -2,8 +2,9 @@
 
 Environment, results against float64, the same bits in every run, streams and CUDA graphs, then times of
 numbabn, CuPy, PyTorch, torch.compile and a copy. Needs numba-cuda and a GPU; CuPy and PyTorch are left out
-where they are missing. Writes ``gpu.md``, ``gpu.json`` and ``gpu.png`` after every section. Without a GPU it
-prints what the kernels read and write, beside the least time for that, and says that nothing was run.
+where they are missing. With ``--output FOLDER`` it leaves ``gpu.md``, ``gpu.json`` and ``gpu.png`` there
+after every section; with ``--write`` it replaces the committed results at the end. Without a GPU the page is
+the byte model, what the kernels read and write beside the least time for that, and says that nothing was run.
 """
 
 from __future__ import annotations
@@ -15,49 +16,55 @@ import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-from benchmarks.gpu import tables, targets
-from benchmarks.gpu.results import Results
+from benchmarks import output
+from benchmarks.gpu import peers, tables, targets
+from benchmarks.gpu.results import Results, Row, check, message
 from benchmarks.gpu.sections import SECTIONS
+from benchmarks.output import Files, Output, add_options, uninstalled
+from benchmarks.targets import announce
 
-RESULTS = Path(__file__).parents[1] / "results"
 BUDGET = 460  # seconds
 TAIL = 2000  # characters of what a failed section wrote
-Row = dict[str, Any]
 
 
 def main() -> None:
-    options = _options()
+    parser = _parser()
+    options = parser.parse_args()
+    no_gpu = None if options.draw else _no_gpu()
+    to = Output.chosen(parser, options, [] if options.draw or no_gpu else _left_out(options))
+    before = read(to.folder or output.RESULTS)
     if options.draw:
-        _write(options.output, _read(options.output))
-        return
-    if reason := _no_gpu():
-        results = Results()
-        print(f"{tables.NOT_RUN}: {reason}\n")
-        print(tables.as_markdown(results, []))
-        if not _read(options.output).ran:  # never over what a GPU has said
-            _write(options.output, results)
-        return
-    results = measure(options.sections, options.seconds, options.output)
-    for target in targets.check(results):
-        print("met    " if target.met else "NOT MET", target.promise, "--", target.measured)
+        to.deliver(files(before))
+    elif no_gpu:
+        print(f"{tables.NOT_RUN}: {no_gpu}\n")
+        model = files(Results())
+        if before.ran:
+            print(f"{model.page}\nNothing is written over what was measured on a GPU.")
+        else:
+            to.deliver(model)
+    else:
+        results = measure(options.sections, options.seconds, to)
+        to.deliver(files(results), results.lacks)
+        announce(targets.check(results))
 
 
-def measure(sections: list[str], seconds: float, output: Path, command: tuple[str, ...] = ()) -> Results:
-    """Run sections one after the other, each with what is left of the time, and write after each."""
-    results, end = Results(), perf_counter() + seconds
+def measure(sections: list[str], seconds: float, to: Output, command: tuple[str, ...] = ()) -> Results:
+    """Run sections one after the other, each with what is left of the time, and keep what each has found."""
+    rows: list[Row] = []
+    end = perf_counter() + seconds
     for name in sections:
         section = SECTIONS[name]
         limit = min(section.seconds, end - perf_counter())
         if limit <= 0:
-            results.rows.append(_message(f"{section.title}: left out, no time was left"))
+            text = f"{section.title}: left out, no time was left"
+            rows.append(message(text, lacks=f"section {name}"))
             continue
         start = perf_counter()
-        results.rows += run_section(name, limit, command)
+        rows += run_section(name, limit, command)
         print(f"{section.title}: {perf_counter() - start:.0f} s", flush=True)
-        _write(output, results)
-    return results
+        to.keep(files(Results(list(rows))))
+    return Results(rows)
 
 
 def run_section(name: str, limit: float, command: tuple[str, ...] = ()) -> list[Row]:
@@ -80,8 +87,29 @@ def run_section(name: str, limit: float, command: tuple[str, ...] = ()) -> list[
     rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut off
     if trouble:
         print(f"{name} {trouble}", flush=True)
-        rows.append({"kind": "check", "name": f"section {name}", "passed": False, "detail": trouble})
+        rows.append(check(f"section {name}", False, trouble) | {"lacks": f"section {name}"})
     return rows
+
+
+def read(folder: Path) -> Results:
+    """Return the run that a folder has the numbers of."""
+    path = folder / "gpu.json"
+    return Results(json.loads(path.read_text())["rows"]) if path.exists() else Results()
+
+
+def files(results: Results) -> Files:
+    """Return what a run leaves; the figure only where times were measured."""
+
+    def draw(folder: Path) -> None:
+        from benchmarks import figures
+
+        title = "Batch normalisation of float32 arrays on a GPU:\ntime as a multiple of a copy on the device"
+        panels = figures.Panels(title, peers.OPERATIONS, columns=3, peers=peers.PEERS)
+        foot = f"{results.facts.get('GPU', '')}, {results.facts.get('Date', '')}"
+        figures.speed(results.run, panels, foot, folder / "gpu.png")
+
+    page = tables.as_markdown(results, targets.check(results))
+    return Files("gpu", page, results.as_json(), draw if results.of("record") else None)
 
 
 def _no_gpu() -> str | None:
@@ -93,35 +121,23 @@ def _no_gpu() -> str | None:
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no GPU"])[-1]
 
 
-def _message(text: str) -> Row:
-    return {"kind": "message", "text": text}
+def _left_out(options: argparse.Namespace) -> list[str]:
+    """Return what a full run measures and this one does not."""
+    found = [f"section {name}" for name in SECTIONS if name not in options.sections]
+    if options.seconds < BUDGET:
+        found.append(f"{BUDGET - options.seconds:g} of {BUDGET} seconds")
+    return found + uninstalled("cupy", "torch", "matplotlib")
 
 
-def _options() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--seconds", type=float, default=BUDGET, help=f"for all sections (default {BUDGET})")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FOLDER")
-    parser.add_argument("--draw", action="store_true", help="write the page and figure again from gpu.json")
-    return parser.parse_args()
-
-
-def _read(folder: Path) -> Results:
-    path = folder / "gpu.json"
-    return Results(json.loads(path.read_text())["rows"]) if path.exists() else Results()
-
-
-def _write(folder: Path, results: Results) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(results.as_json(), indent=1) + "\n")
-    (folder / "gpu.md").write_text(tables.as_markdown(results, targets.check(results)))
-    if results.records:
-        try:
-            from benchmarks.gpu.figure import speed
-        except ImportError as error:  # a machine without matplotlib: --draw on another one
-            print(f"no figure: {error}")
-            return
-        speed(results, folder / "gpu.png")
+    parser.add_argument(
+        "--draw", action="store_true", help="write page and figure again from the folder's gpu.json"
+    )
+    add_options(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the verbs of the GPU backend launch, found by letting them launch into a list.
+"""What the verbs of the GPU backend launch, found by recording launches in a list instead of making them.
 
-No GPU and no driver are needed, only numba-cuda: the arrays are addresses that nobody looks at. The decisions
-are those of the library itself, so that nothing here has to be kept in step with it.
+Numba-cuda must be installed, but neither a GPU nor a driver: the arrays are made-up addresses that no kernel
+reads. The library itself decides what it launches, so that nothing here has to be kept in step with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _addresses = itertools.count(_PAGE, _PAGE)
 
 
 class Array:
-    """A stand-in for a device array: all that a verb asks of one, and no memory."""
+    """A stand-in for a device array, which has everything that a verb asks of one but the memory."""
 
     device = 0
     stream = 0
@@ -44,16 +44,16 @@ class Array:
 
     @property
     def parameter(self) -> tuple[int, int]:
-        """Address and kind, as kernels take a parameter."""
+        """Return the address and the kind, as kernels take a parameter."""
         return self.address, plan.KINDS[self.dtype.name]
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return math.prod(self.shape)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return another one."""
+        """Return another stand-in, as a result of this array's library and device."""
         return Array(shape, dtype)
 
 
@@ -78,7 +78,7 @@ class Launch:
 
 @contextmanager
 def recorded(resident: int) -> Iterator[list[Launch]]:
-    """Let all launches end in a list, on a device that runs ``resident`` blocks of any kernel at once."""
+    """Record all launches in a list, as on a device that runs ``resident`` blocks of any kernel at once."""
     launches: list[Launch] = []
 
     def launch(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any) -> None:

@@ -1,18 +1,17 @@
-"""A run as it grows: the rows of its sections, by what they are, and the byte model beside them."""
+"""What a run has found: the rows of its sections, by what they are, and the byte model beside them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.speed import cases
 from benchmarks.gpu.traffic import VERBS, Traffic, canonical, traffic
 from benchmarks.measure import Record
 from benchmarks.targets import Run
-from tests.cases import Case
+from tests.cases import CASES, RESNET50_BATCH, RESNET50_NCHW, RESNET50_NHWC, Case
 
 Row = dict[str, Any]
 
@@ -20,6 +19,22 @@ Row = dict[str, Any]
 ASSUMED = "an H200: 132 multiprocessors, 4 blocks on each, 4.8 TB/s by its data sheet"
 ASSUMED_BLOCKS = 132 * 4
 ASSUMED_BYTES_PER_SECOND = 4.8e12
+
+
+def cases_at(batch: int) -> list[Case]:
+    """Return the rows of a batch size; those that are no image batches of ResNet-50 come with the smaller."""
+    resnet = (*RESNET50_NCHW, *RESNET50_NHWC)
+    return list(CASES) if batch == RESNET50_BATCH else [case.with_batch(batch) for case in resnet]
+
+
+def message(text: str, lacks: str | None = None) -> Row:
+    """Return a row that is read, not counted; ``lacks`` names what a full run has and this one has not."""
+    return {"kind": "message", "text": text} | ({"lacks": lacks} if lacks else {})
+
+
+def check(name: str, passed: bool, detail: str) -> Row:
+    """Return a row that says how a check went."""
+    return {"kind": "check", "name": name, "passed": passed, "detail": detail}
 
 
 @dataclass
@@ -33,26 +48,30 @@ class Results:
         return [row for row in self.rows if row["kind"] == kind]
 
     @property
+    def facts(self) -> dict[str, str]:
+        """Return the machine and its software, as label and text."""
+        return {row["label"]: row["text"] for row in self.of("fact")}
+
+    @property
     def ran(self) -> bool:
         """Whether anything ran on a GPU."""
-        return bool(self.of("fact"))
+        return bool(self.facts)
 
     @property
-    def records(self) -> list[Record]:
-        """Return times on the device."""
-        return [_record(row) for row in self.of("record")]
+    def lacks(self) -> list[str]:
+        """Return what a full run has and this one has not."""
+        return list(dict.fromkeys(row["lacks"] for row in self.rows if "lacks" in row))
 
-    @property
-    def latencies(self) -> list[Record]:
-        """Return times of the host."""
-        return [_record(row) for row in self.of("latency")]
+    def records(self, kind: str = "record") -> list[Record]:
+        """Return times on the device, or of another kind."""
+        return [Record.of_row(row) for row in self.of(kind)]
 
-    @property
+    @cached_property
     def run(self) -> Run:
         """Return medians on the device."""
-        return Run(self.records)
+        return Run(self.records())
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Return how many blocks run at once, as the device said, or as assumed."""
         return next((row["blocks"] for row in reversed(self.of("resident"))), ASSUMED_BLOCKS)
@@ -60,7 +79,7 @@ class Results:
     @cached_property
     def cases(self) -> list[Case]:
         """Return every row of the benchmark."""
-        return [*cases(32), *cases(128)]
+        return [*cases_at(32), *cases_at(128)]
 
     def model(self, operation: str, case: Case) -> Traffic:
         """Return what numbabn moves in a row."""
@@ -69,26 +88,9 @@ class Results:
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
         model = [
-            {
-                "operation": operation,
-                "name": case.name,
-                "read": t.read,
-                "written": t.written,
-                "kernels": t.kernels,
-            }
+            {"operation": operation, "name": case.name} | asdict(self.model(operation, case))
             for operation in VERBS
             for case in self.cases
-            for t in (self.model(operation, case),)
         ]
-        return {
-            "ran_on_hardware": self.ran,
-            "resident_blocks": self.blocks,
-            "model": model,
-            "rows": self.rows,
-        }
-
-
-def _record(row: Row) -> Record:
-    fields = {name: value for name, value in row.items() if name != "kind"}
-    shape, layout = fields["case"]["shape"], fields["case"]["layout"]
-    return Record(**{**fields, "case": Case(tuple(shape), layout)})
+        about = {"ran_on_hardware": self.ran, "resident_blocks": self.blocks}
+        return {**about, "model": model, "rows": self.rows}

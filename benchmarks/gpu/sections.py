@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.gpu import speed
+from benchmarks.gpu.results import Row, check, message
+from benchmarks.gpu.timing import Clock
+from benchmarks.machine import describe_gpu
+from tests.cuda import hardware, runner
+from tests.cuda.runner import Outcome
 
 
 @dataclass(frozen=True)
 class Section:
-    """What is done, and the seconds that it may take."""
+    """What is done, the seconds that it may take, and a function of them that returns its rows."""
 
     title: str
     seconds: int
@@ -27,66 +31,39 @@ class Section:
 
 
 def _environment(seconds: float) -> Iterator[Row]:
-    from benchmarks.gpu import checks, machine
-
-    return chain(machine.facts(), checks.missing())
-
-
-def _cases(seconds: float) -> Iterator[Row]:
-    from benchmarks.gpu import checks
-
-    return chain(checks.whole_cases(), checks.repeat())
+    for label, text in describe_gpu().items():
+        yield {"kind": "fact", "label": label, "text": text}
+    yield from missing(hardware.LIBRARIES)
 
 
-def _behaviour(seconds: float) -> Iterator[Row]:
-    from benchmarks.gpu import checks
-
-    return checks.behaviour()
-
-
-def _table(seconds: float) -> Iterator[Row]:
-    from benchmarks.gpu import checks
-
-    return checks.shared_table()
+def missing(libraries: Iterable[str]) -> Iterator[Row]:
+    """Say which libraries are not checked, and why."""
+    for name in libraries:
+        if reason := hardware.missing(name):
+            yield message(f"{name} is not checked: {reason}", lacks=name)
 
 
-def _latency(seconds: float) -> Iterator[Row]:
-    from benchmarks.gpu import arrays, speed
-    from benchmarks.gpu.timing import Clock
-
-    return speed.latency(arrays.libraries(), Clock())
-
-
-def _speed(batch: int) -> Callable[[float], Iterator[Row]]:
-    def rows(seconds: float) -> Iterator[Row]:
-        from benchmarks.gpu import arrays, machine, peers, speed
-        from benchmarks.gpu.timing import Clock
-
-        names = tuple(name for name in peers.ENTRIES if name != peers.COMPILED)
-        measured = speed.speed(speed.cases(batch), names, arrays.libraries(), Clock(), machine.l2_bytes())
-        return chain(measured, speed.resident_blocks())
-
-    return rows
-
-
-def _compiled(seconds: float) -> Iterator[Row]:
-    from benchmarks.gpu import arrays, machine, speed
-
-    return speed.compiled(arrays.libraries(), 0.8 * seconds, machine.l2_bytes())
+def checks(outcomes: Iterable[Outcome]) -> Iterator[Row]:
+    """Return how checks went."""
+    return (check(*outcome) for outcome in outcomes)
 
 
 # In the order of what must be known first; together below 8 minutes.
 SECTIONS: Mapping[str, Section] = {
     "environment": Section("environment", 20, _environment),
     "cases": Section(
-        "the cases of the benchmark against float64, and the same bits in every run", 70, _cases
+        "the cases of the benchmark against float64, and the same bits in every run",
+        70,
+        lambda seconds: checks(chain(runner.whole_cases(), runner.repeat())),
     ),
-    "table": Section("the shared table of tests", 60, _table),
-    "speed-32": Section("speed at batch 32", 90, _speed(32)),
-    "latency": Section("host time of a small array", 30, _latency),
-    "behaviour": Section("streams and CUDA graphs", 40, _behaviour),
-    "speed-128": Section("speed at batch 128", 70, _speed(128)),
-    "compiled": Section("torch.compile", 80, _compiled),
+    "table": Section("the shared table of tests", 60, lambda seconds: checks(runner.shared_table())),
+    "speed-32": Section("speed at batch 32", 90, lambda seconds: speed.at_batch(32)),
+    "latency": Section(
+        "host time of a small array", 30, lambda seconds: speed.latency(runner.usable(), Clock())
+    ),
+    "behaviour": Section("streams and CUDA graphs", 40, lambda seconds: checks(runner.streams())),
+    "speed-128": Section("speed at batch 128", 70, lambda seconds: speed.at_batch(128)),
+    "compiled": Section("torch.compile", 80, lambda seconds: speed.compiled(0.8 * seconds)),
 }
 
 

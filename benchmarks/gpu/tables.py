@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
 from benchmarks.gpu import targets, traffic
 from benchmarks.gpu.peers import ENTRIES, OPERATIONS
 from benchmarks.gpu.results import ASSUMED, ASSUMED_BYTES_PER_SECOND, Results
 from benchmarks.libraries import NUMBABN
-from benchmarks.measure import Record
-from benchmarks.tables import table
+from benchmarks.tables import bullets, cells, misses, page, promises, table
 from benchmarks.targets import Target
 from tests.cases import Case
 
 NOT_RUN = "not yet run on hardware"
+WRITTEN = "Written by `python -m benchmarks.gpu`."
 
 ABOUT = """\
 Float32, times by CUDA events behind work that keeps the device busy until the host has enqueued a burst of
@@ -37,20 +33,15 @@ least time that they take on {ASSUMED}."""
 def as_markdown(results: Results, met: list[Target]) -> str:
     """Return the page; where nothing was run it says so first."""
     if not results.ran:
-        return _page("# On a GPU", f"**{NOT_RUN}.** Written by `python -m benchmarks.gpu`.", *_model(results))
-    facts = "\n".join(f"- {row['label']}: {row['text']}" for row in results.of("fact"))
-    parts = ["# On a GPU", "Written by `python -m benchmarks.gpu`.", facts, ABOUT, "![speed](gpu.png)"]
-    parts += ["## Targets", _targets(met), "## Checks", _checks(results)]
-    parts += ["## Host time of a call", _latency(results.latencies)]
+        return page("On a GPU", f"**{NOT_RUN}.** {WRITTEN}", *_model(results))
+    parts = [WRITTEN, bullets(results.facts), ABOUT, "![speed](gpu.png)"]
+    parts += ["## Targets", promises(met), misses(met), "## Checks", _checks(results)]
+    parts += ["## Host time of a call", _latency(results)]
     for operation in OPERATIONS:
         parts += [f"## {operation.capitalize()}", _times(results, operation)]
     if messages := results.of("message"):
         parts += ["## Remarks", "\n".join(f"- {row['text']}" for row in messages)]
-    return _page(*parts)
-
-
-def _page(*parts: str) -> str:
-    return "\n\n".join(parts) + "\n"
+    return page("On a GPU", *parts)
 
 
 def _model(results: Results) -> list[str]:
@@ -58,22 +49,17 @@ def _model(results: Results) -> list[str]:
     for operation in OPERATIONS:
         rows = []
         for case in results.cases:
-            model, least = results.model(operation, case), traffic.floor(operation, case)
-            us = model.moved / ASSUMED_BYTES_PER_SECOND * 1e6
-            rows.append([case.name, " + ".join(model.kernels), *_moved(model, least), f"{us:.1f}"])
+            model = results.model(operation, case)
+            moved = (f"{model.read / 1e6:.2f}", f"{model.written / 1e6:.2f}")
+            us = f"{model.moved / ASSUMED_BYTES_PER_SECOND * 1e6:.1f}"
+            rows.append([case.name, " + ".join(model.kernels), *moved, _of_least(model, operation, case), us])
         header = ["", "kernels", "MB read", "MB written", "x least", "us, at least"]
         parts += [f"### {operation.capitalize()}", table(header, rows, text_columns=2)]
     return parts
 
 
-def _moved(model: traffic.Traffic, least: int) -> list[str]:
-    return [f"{model.read / 1e6:.2f}", f"{model.written / 1e6:.2f}", f"{model.moved / least:.2f}"]
-
-
-def _targets(met: list[Target]) -> str:
-    rows = [("met" if target.met else "**not met**", target.promise, target.measured) for target in met]
-    misses = [f"- {target.promise}: {'; '.join(target.misses)}" for target in met if target.misses]
-    return table(("", "promise", "measured"), rows, text_columns=3) + "\n\n" + "\n".join(misses)
+def _of_least(model: traffic.Traffic, operation: str, case: Case) -> str:
+    return f"{model.moved / traffic.floor(operation, case):.2f}"
 
 
 def _checks(results: Results) -> str:
@@ -82,26 +68,26 @@ def _checks(results: Results) -> str:
     return table(("", "check", ""), escaped, text_columns=3)
 
 
-def _latency(records: Sequence[Record]) -> str:
-    times = {(record.library, record.operation): record.median_ms * 1e3 for record in records}
-    rows = []
-    for library in dict.fromkeys(record.library for record in records):
-        cells = (times.get((library, operation)) for operation in OPERATIONS)
-        rows.append([library, *("" if us is None else f"{us:.1f}" for us in cells)])
+def _latency(results: Results) -> str:
+    records = results.records("latency")
+    times = {(record.library, record.operation): f"{record.median_ms * 1e3:.1f}" for record in records}
+    rows = [
+        [library, *(times.get((library, operation), "") for operation in OPERATIONS)]
+        for library in dict.fromkeys(record.library for record in records)
+    ]
     return table(["us for 32x64 NC", *OPERATIONS], rows)
 
 
 def _times(results: Results, operation: str) -> str:
     medians = results.run.median_ms
-    libraries = [name for name in ENTRIES if any(key[0] == operation and key[2] == name for key in medians)]
+    times_us = {(case, library): ms * 1e3 for (of, case, library), ms in medians.items() if of == operation}
+    libraries = [name for name in ENTRIES if any(library == name for _, library in times_us)]
     rows = []
-    for case in results.run.cases:
-        model, least = results.model(operation, case), traffic.floor(operation, case)
-        times = [medians.get((operation, case, name)) for name in libraries]
-        if any(time is not None for time in times):
-            shown = ["" if time is None else _microseconds(time) for time in times]
-            derived = [f"{model.moved / least:.2f}", *_rates(results, operation, case)]
-            rows.append([case.name, " + ".join(model.kernels), *shown, *derived])
+    for case in dict.fromkeys(case for case, _ in times_us):
+        model = results.model(operation, case)
+        derived = [_of_least(model, operation, case), *_rates(results, operation, case)]
+        times = cells(times_us, case, libraries)
+        rows.append([case.name, " + ".join(model.kernels), *times, *derived])
     header = ["us", "kernels", *libraries, "x least", "GB/s of the model", "of a copy"]
     return table(header, rows, text_columns=2)
 
@@ -111,7 +97,3 @@ def _rates(results: Results, operation: str, case: Case) -> list[str]:
     share = targets.of_copy(results, operation, case)
     rate = "" if ours is None else f"{results.model(operation, case).moved / ours / 1e6:.0f}"
     return [rate, "" if share is None else f"{share:.2f}"]
-
-
-def _microseconds(ms: float) -> str:
-    return np.format_float_positional(ms * 1e3, precision=3, fractional=False, trim="-")

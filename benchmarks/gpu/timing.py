@@ -1,4 +1,4 @@
-"""Times on the device by events, and times of the host for calls that it does not wait for."""
+"""Times on the device, taken with CUDA events, and times that the host takes to enqueue a call."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from time import perf_counter, perf_counter_ns
-from typing import Any
 
 import numpy as np
 from numba import cuda
-
-from benchmarks.measure import Record
-from tests.cases import Case
 
 BURST = 10  # calls between two waits
 PLUG_BYTES = 256_000_000
@@ -24,13 +20,12 @@ Calls = Sequence[Callable[[], object]]
 class Clock:
     """CUDA events on the default stream, where every library launches unless told otherwise.
 
-    A burst of calls is enqueued behind copies that keep the device busy until the host has enqueued them all:
-    what the events then measure is the device alone.
+    A burst of calls is enqueued behind copies that keep the device busy until the host has enqueued them all.
+    The events then measure the device alone.
     """
 
     def __init__(self):
         self._from, self._to = (cuda.device_array(PLUG_BYTES, np.uint8) for _ in range(2))
-        self._plug_seconds = 0.0
         self._plug_seconds = self._calibrate()
 
     def burst(self, calls: Calls) -> list[float]:
@@ -70,7 +65,7 @@ class Clock:
         return (perf_counter() - start) / 10
 
 
-def device_times(calls: Calls, clock: Any, seconds: float, fewest: int) -> list[float]:
+def device_times(calls: Calls, clock: Clock, seconds: float, fewest: int) -> list[float]:
     """Return milliseconds of calls made in turn, burst by burst, until there are enough."""
     times: list[float] = []
     end, position = perf_counter() + seconds, 0
@@ -81,8 +76,8 @@ def device_times(calls: Calls, clock: Any, seconds: float, fewest: int) -> list[
     return times
 
 
-def host_times(call: Callable[[], object], clock: Any, bursts: int = 30, calls: int = 50) -> list[float]:
-    """Return the host's milliseconds per call, one figure for each burst of calls nobody waits for."""
+def host_times(call: Callable[[], object], clock: Clock, bursts: int = 30, calls: int = 50) -> list[float]:
+    """Return the milliseconds per call that the host takes where it waits for nothing, one for each burst."""
     times = []
     for burst in range(bursts + 2):
         clock.wait()
@@ -90,14 +85,7 @@ def host_times(call: Callable[[], object], clock: Any, bursts: int = 30, calls: 
         for _ in range(calls):
             call()
         elapsed = perf_counter_ns() - start
-        if burst >= 2:  # the first compile, allocate and warm up
+        if burst >= 2:  # the first two compile, allocate and warm up
             times.append(elapsed / calls / 1e6)
     clock.wait()
     return times
-
-
-def record(operation: str, case: Case, library: str, times: Sequence[float]) -> Record:
-    """Return the median and the 90th percentile."""
-    return Record(
-        operation, case, library, statistics.median(times), float(np.percentile(times, 90)), len(times)
-    )

@@ -1,9 +1,9 @@
 """The byte model: what the kernels of an operation read and write, and how many there are.
 
 A kernel's arguments say what it moves: whole arrays under the names x and dy (read), y and dx (written), one
-value per channel under the others, and partial sums where several blocks share a channel. An array that is
-read in two launches counts twice, though the second may find part of it in the L2 cache: no model knows how
-much. Values per channel count once a launch, though every block reads them.
+value per channel under the others, and partial sums where several blocks share a channel. An array that two
+launches read counts twice, though the second launch may find part of it in the L2 cache: the model cannot say
+how much. Values per channel count once a launch, though every block reads them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Traffic:
 
     @property
     def moved(self) -> int:
-        """Return all bytes."""
+        """Return the bytes read and written."""
         return self.read + self.written
 
 
@@ -69,7 +69,7 @@ def floor(operation: str, case: Case) -> int:
 
 
 def _of_launch(launch: launches.Launch, itemsize: int) -> tuple[int, int]:
-    """(bytes read, bytes written) of one launch."""
+    """Return (bytes read, bytes written) of one launch."""
     given = launch.named
     geometry: Geometry = given["geometry"]
     channels = geometry.channels
