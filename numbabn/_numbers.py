@@ -25,11 +25,3 @@ def real(value: object, name: str) -> float:
         except OverflowError:  # an integer
             return math.inf
     raise TypeError(f"{name} must be a real number, not {value!r}")
-
-
-def axis(value: object, ndim: int) -> int:
-    """Return an axis of an array of rank ``ndim`` as a number from 0."""
-    number = integer(value, "axis")
-    if not -ndim <= number < ndim:
-        raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for an array of rank {ndim}, not {number}")
-    return number % ndim

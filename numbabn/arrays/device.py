@@ -2,12 +2,9 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 from numbabn.backends import cuda_module
-
-if TYPE_CHECKING:
-    from numbabn.arrays.device_library import DeviceLibrary
 
 
 class BFloat16:
@@ -39,6 +36,24 @@ class Description(NamedTuple):
     device: int
 
 
+class Owner(Protocol):
+    """What an array on a GPU asks of its library. ``native`` are the library's own arrays."""
+
+    def pointer(self, native: Any) -> int:
+        """Return the address of an array that `describe` would not refuse."""
+
+    def stream(self, native: Any, device: int) -> int:
+        """Return the handle of the stream that the library would now use for this array."""
+
+    def empty(
+        self, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: Any, device: int, like: Any
+    ) -> Any:
+        """Return a new array without values, in C order or with strides that leave no gaps.
+
+        ``like`` is the array that it is a result for, or None.
+        """
+
+
 class Flags(NamedTuple):
     """What of ``ndarray.flags`` is looked at."""
 
@@ -54,7 +69,7 @@ class DeviceArray:
 
     __slots__ = ("address", "device", "dtype", "library", "native", "shape", "strides")
 
-    def __init__(self, native: Any, library: "DeviceLibrary", description: Description) -> None:
+    def __init__(self, native: Any, library: "Owner", description: Description) -> None:
         self.native = native
         self.library = library
         self.address, self.shape, self.strides, self.dtype, self.device = description

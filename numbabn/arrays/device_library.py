@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from numbabn.arrays.device import BFLOAT16, Description, DeviceArray, dense_strides
+from numbabn.arrays.device import BFLOAT16, Description, DeviceArray, Owner, dense_strides
 from numbabn.arrays.library import AnyArray, Library, Place, type_name
 from numbabn.backends import cuda_module
 from numbabn.backends.strides import memory_order
@@ -17,7 +17,7 @@ _FLOAT64 = np.dtype(np.float64)
 _PUT_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), _FLOAT64)
 
 
-class DeviceLibrary(Library, Protocol):
+class DeviceLibrary(Library, Owner, Protocol):
     """What is asked of every library of arrays on a GPU. ``native`` are its own arrays, ``host`` are NumPy's.
 
     None of these libraries is imported before it is needed: an array that is met shows that its library is
@@ -34,23 +34,9 @@ class DeviceLibrary(Library, Protocol):
     def describe(self, native: Any, name: str) -> Description:
         """Return where an array lies, or raise a TypeError that says what to pass instead."""
 
-    def pointer(self, native: Any) -> int:
-        """Return the address of an array that `describe` would not refuse."""
-
     def on_gpu(self, native: Any) -> bool:
         """Whether an array is on a GPU."""
         return True
-
-    def stream(self, native: Any, device: int) -> int:
-        """Return the handle of the stream that the library would now use for this array."""
-
-    def empty(
-        self, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: Any, device: int, like: Any
-    ) -> Any:
-        """Return a new array without values, in C order or with strides that leave no gaps.
-
-        ``like`` is the array that it is a result for, or None.
-        """
 
     def upload(self, host: Array, device: int) -> Any:
         """Return a copy on the GPU of an array of float16, float32 or float64."""

@@ -9,10 +9,19 @@ import functools
 import math
 from typing import NamedTuple
 
+from numbabn._numbers import integer
 from numbabn.arrays.door import library_of
 from numbabn.arrays.library import AnyArray
 from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import View
+
+
+def axis_number(value: object, ndim: int) -> int:
+    """Return an axis of an array of rank ``ndim`` as a number from 0."""
+    number = integer(value, "axis")
+    if not -ndim <= number < ndim:
+        raise ValueError(f"axis must be from {-ndim} to {ndim - 1} for an array of rank {ndim}, not {number}")
+    return number % ndim
 
 
 class Layout(NamedTuple):

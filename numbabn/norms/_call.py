@@ -4,9 +4,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from numbabn import _numbers, arrays
+from numbabn import arrays
 from numbabn.arrays import AnyArray, library_of, native
-from numbabn.arrays.layout import arranged, channels_layout
+from numbabn.arrays.layout import arranged, axis_number, channels_layout
 from numbabn.arrays.overlap import same_memory
 from numbabn.backends.verbs import Affine, Array, Pair
 from numbabn.norms import _checks
@@ -29,15 +29,16 @@ class Call:
     x, once recognised and checked, is read through the attributes here by everything that follows.
     """
 
-    __slots__ = ("channels", "count", "layout", "library", "out", "source", "x")
+    __slots__ = ("channels", "count", "layout", "library", "out", "overwrites", "source", "x")
 
     def __init__(self, x: object, axis: object, out: object = None) -> None:
         self.x = array = arrays.of(x, "x")
         _checks.data(array, "x")
-        number = _numbers.axis(axis, array.ndim)
+        self.out = None if out is None else _checks.output(out, array, "x", {"x": array})
+        self.overwrites = out is not None and same_memory(self.out, array)  # y over x
+        number = axis_number(axis, array.ndim)
         self.channels: int = array.shape[number]
         self.count: int = array.size // self.channels if self.channels else 0  # values per channel
-        self.out = None if out is None else _checks.output(out, array, "x", {"x": array})
         self.library = library_of(array)
         self.source = self.library.dense(array)
         self.layout = channels_layout(self.source, number)
@@ -95,7 +96,7 @@ class Call:
         else:
             statistics = known
             library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
-        x = None if out is not None and same_memory(out, self.x) else source
+        x = None if self.overwrites else source
         saved = Saved(x, layout, affine, statistics, count, training, reduce is not None)
         return _deliver(y, out), saved
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from numbabn._numbers import axis, integer, real
+from numbabn._numbers import integer, real
 from numbabn.arrays import on_host
+from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
 
 _NAN_POLICIES = ("propagate", "omit", "raise")
@@ -22,7 +23,7 @@ def kept_axes(value: object) -> tuple[int, ...]:
 
 def kept_axes_of(values: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return channel axes as numbers from 0, each of them once."""
-    axes = tuple(axis(value, ndim) for value in values)
+    axes = tuple(axis_number(value, ndim) for value in values)
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must name every axis once, but {values} names one of {ndim} axes twice")
     return axes

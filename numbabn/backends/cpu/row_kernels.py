@@ -32,6 +32,7 @@ from numbabn.backends.cpu.simd import (
     zeros,
 )
 from numbabn.backends.cpu.welford import merge_sums
+from numbabn.backends.verbs import Array
 
 STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
 SEGMENT = 8 * STRIDE  # elements whose sums have the dtype of the shift
@@ -56,6 +57,18 @@ class Fused(NamedTuple):
     inner: int
     block: int  # channels of a task
     streaming: int  # whether results are written past the caches
+
+
+class Norm(NamedTuple):
+    """What the coefficients of all channels are made of, for a task, which takes it apart at once.
+
+    Every access to an array in a tuple counts its references, atomically: too much for every channel.
+    """
+
+    statistics: Array  # mean and biased variance [2, channels]
+    gamma: Array
+    beta: Array | None  # None in the backward pass
+    eps: float
 
 
 class Traffic(NamedTuple):
@@ -310,9 +323,10 @@ def apply_block(dy, x, c0, c1, cut, coefficients, out):
 
 
 @helper
-def forward_task(t, x, cut, gamma, beta, eps, statistics, coefficients, y):
-    """Training forward of a block of channels; its parameters are the task and those of ``forward``."""
+def forward_task(t, x, cut, norm, coefficients, y):
+    """Training forward of a block of channels."""
     rows = Rows(cut.outer, cut.channels, cut.inner)
+    statistics, gamma, beta, eps = norm
     mean, var = statistics[0], statistics[1]
     _, segments = segments_of(0, 1, rows)
     c0, c1 = t * cut.block, min((t + 1) * cut.block, cut.channels)
@@ -336,13 +350,15 @@ def forward(x, cut, gamma, beta, eps, statistics, y):
     coefficients = np.empty((4, channels), x.dtype)
     for t in prange(-(-channels // block)):
         fused = Fused(outer, channels, inner, block, streaming)
-        forward_task(np.int64(t), x, fused, gamma, beta, eps, statistics, coefficients, y)
+        norm = Norm(statistics, gamma, beta, eps)
+        forward_task(np.int64(t), x, fused, norm, coefficients, y)
 
 
 @helper
-def backward_task(t, dy, x, cut, statistics, gamma, eps, sums, coefficients, dx):
-    """Training backward of a block of channels; its parameters are the task and those of ``backward``."""
+def backward_task(t, dy, x, cut, norm, sums, coefficients, dx):
+    """Training backward of a block of channels."""
     rows = Rows(cut.outer, cut.channels, cut.inner)
+    statistics, gamma, _, eps = norm
     _, segments = segments_of(0, 1, rows)
     c0, c1 = t * cut.block, min((t + 1) * cut.block, cut.channels)
     for c in range(c0, c1):
@@ -362,4 +378,5 @@ def backward(dy, x, cut, statistics, gamma, eps, sums, dx):
     coefficients = np.empty((4, channels), x.dtype)
     for t in prange(-(-channels // block)):
         fused = Fused(outer, channels, inner, block, streaming)
-        backward_task(np.int64(t), dy, x, fused, statistics, gamma, eps, sums, coefficients, dx)
+        norm = Norm(statistics, gamma, None, eps)
+        backward_task(np.int64(t), dy, x, fused, norm, sums, coefficients, dx)
