@@ -1,8 +1,12 @@
-"""The operations of ``simd_llvm`` as NumPy one-liners, for runs with ``NUMBA_DISABLE_JIT=1``."""
+"""The operations of `simd_vectors` and `simd_memory` in NumPy, for runs with ``NUMBA_DISABLE_JIT=1``."""
 
 import numpy as np
 
-from numbabn.backends.cpu.simd_llvm import LANES, LINE, __all__  # noqa: F401  (the same names)
+from numbabn.backends.cpu import simd_memory, simd_vectors
+from numbabn.backends.cpu.simd_memory import LINE
+from numbabn.backends.cpu.simd_vectors import LANES
+
+__all__ = [*simd_memory.__all__, *simd_vectors.__all__]
 
 
 def load(array, index, like):
@@ -24,7 +28,7 @@ def load_number(array, index, half, like):
 
 
 def load_number_part(array, index, count, half, like):
-    """Do the same for array[index : index + count] in the first lanes; 0 in the others."""
+    """Like ``load_number`` of array[index : index + count] in the first lanes; the others are 0."""
     value = np.zeros(LANES, type(like))
     value[:count] = load_number(array[: index + count], index, half, like)
     return value
