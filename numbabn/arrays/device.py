@@ -8,7 +8,7 @@ from numbabn.backends import cuda_module
 
 
 class BFloat16:
-    """The dtype that NumPy lacks, as far as parameters need one; there is one instance, ``BFLOAT16``."""
+    """The dtype bfloat16, which NumPy lacks, for parameters; ``BFLOAT16`` is its only instance."""
 
     name = "bfloat16"
     kind = "f"
@@ -55,7 +55,7 @@ class Owner(Protocol):
 
 
 class Flags(NamedTuple):
-    """What of ``ndarray.flags`` is looked at."""
+    """The flags of ``ndarray.flags`` that are read."""
 
     c_contiguous: bool
     f_contiguous: bool
@@ -65,7 +65,7 @@ class Flags(NamedTuple):
 
 @final  # so that its type can be compared, which is faster than isinstance
 class DeviceArray:
-    """An array on a GPU, with what the house uses of an ``ndarray`` under the same names."""
+    """An array on a GPU, with what is used of an ``ndarray`` under the same names."""
 
     __slots__ = ("address", "device", "dtype", "library", "native", "shape", "strides")
 

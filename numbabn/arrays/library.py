@@ -1,4 +1,4 @@
-"""What the house asks of the library of an array: one adapter answers for each of them.
+"""What is asked of the library of an array. For each library one adapter answers.
 
 Once it came through the door (`numbabn.arrays.door`), an array is either an ``ndarray`` of NumPy, or a
 `DeviceArray`, which has what is used of an ``ndarray`` under the same names. What differs is asked of the

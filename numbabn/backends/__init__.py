@@ -1,4 +1,7 @@
-"""Which backend works on an array: that of its memory. The one for the GPU is imported when first needed."""
+"""The backends. Arrays in the memory of the host are worked on by ``cpu``, those of a GPU by ``cuda``.
+
+The latter is imported when the first array on a GPU is met, because numba-cuda may not be installed.
+"""
 
 import functools
 import importlib
