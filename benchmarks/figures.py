@@ -16,7 +16,7 @@ from benchmarks.libraries import COPY, NUMBABN, OPERATIONS, OUT, PEERS
 from benchmarks.machine import short
 from benchmarks.measure import Record
 from benchmarks.targets import Run, geometric_mean
-from tests.cases import Case
+from tests.support.cases import Case
 
 COLOURS = {
     OUT: "#0b6e75",

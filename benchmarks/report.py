@@ -17,7 +17,7 @@ from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn import Duel, duels
 from benchmarks.tables import as_json, as_markdown
 from benchmarks.targets import check
-from tests.cases import CASES, Case
+from tests.support.cases import CASES, Case
 
 RESULTS = Path(__file__).parent / "results"
 QUICK = ("32x64x56x56 NCHW", "32x512x7x7 NCHW", "32x56x56x64 NHWC", "32x64 NC", "8192x512 NC")

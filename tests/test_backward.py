@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests import reference
-from tests.cases import CASES
-from tests.checks import (
+from tests.support import reference
+from tests.support.cases import CASES
+from tests.support.checks import (
     NAMES,
     assert_apart,
     assert_close,
@@ -20,8 +20,8 @@ from tests.checks import (
     known_statistics,
     unchanged,
 )
-from tests.problems import Problem, guarded
-from tests.strategies import (
+from tests.support.problems import Problem, guarded
+from tests.support.strategies import (
     JIT,
     PATH_NAMES,
     PATHS,

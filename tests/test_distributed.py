@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import distributed
-from tests.checks import assert_close, assert_same_bits
-from tests.strategies import JIT
+from tests.support.checks import assert_close, assert_same_bits
+from tests.support.strategies import JIT
 
 dask = pytest.importorskip("dask", reason="needs numbabn[dask]")
 da = pytest.importorskip("dask.array", reason="needs numbabn[dask]")
@@ -192,7 +192,7 @@ def test_cluster(tmp_path):
     pytest.importorskip("distributed", reason="needs numbabn[dask]")
     root = Path(__file__).parents[1]
     program = subprocess.run(
-        [sys.executable, "-m", "tests.dask_program", tmp_path],
+        [sys.executable, "-m", "tests.support.dask_program", tmp_path],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root), str(Path(nbn.__file__).parents[1])]),

@@ -14,7 +14,7 @@ from PIL import Image
 import numbabn
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-STRICT_CUPY = Path(__file__).with_name("strict_cupy.py")
+STRICT_CUPY = Path(__file__).parent / "support" / "strict_cupy.py"
 NO_CUPY = (
     "import sys; sys.modules['cupy'] = None; import runpy; del sys.argv[0]; sys.path.insert(0, {folder!r}); "
 )

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests import reference
-from tests.cases import CASES
-from tests.checks import (
+from tests.support import reference
+from tests.support.cases import CASES
+from tests.support.checks import (
     assert_apart,
     assert_close,
     assert_result_of,
@@ -19,8 +19,8 @@ from tests.checks import (
     check_inference,
     unchanged,
 )
-from tests.problems import Problem, guarded
-from tests.strategies import (
+from tests.support.problems import Problem, guarded
+from tests.support.strategies import (
     JIT,
     PATH_NAMES,
     PATHS,

@@ -12,9 +12,9 @@ import numba
 import numpy as np
 import pytest
 
-from tests import reference, table
-from tests.cases import CASES, Case
-from tests.strategies import JIT
+from tests.support import reference, table
+from tests.support.cases import CASES, Case
+from tests.support.strategies import JIT
 
 ROOT = Path(__file__).parents[1]
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
@@ -178,7 +178,7 @@ FLOW = """
     import benchmarks.gpu.timing
     from benchmarks.gpu import arrays, checks, peers, speed
     from numbabn._cuda import plan
-    from tests.cases import Case
+    from tests.support.cases import Case
 
     class Clock:
         def burst(self, calls):

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests import reference
-from tests.checks import assert_close, assert_same_bits, unchanged
-from tests.problems import LAYOUTS, Problem
-from tests.strategies import JIT
+from tests.support import reference
+from tests.support.checks import assert_close, assert_same_bits, unchanged
+from tests.support.problems import LAYOUTS, Problem
+from tests.support.strategies import JIT
 
 FLOATS = (np.float16, np.float32, np.float64)
 

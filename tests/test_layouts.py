@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests.checks import (
+from tests.support.checks import (
     assert_result_of,
     assert_same_bits,
     check_backward,
@@ -21,8 +21,8 @@ from tests.checks import (
     check_moments,
     unchanged,
 )
-from tests.problems import LAYOUTS, WRITABLE, Problem, arrange
-from tests.strategies import JIT, problems
+from tests.support.problems import LAYOUTS, WRITABLE, Problem, arrange
+from tests.support.strategies import JIT, problems
 from tests.test_backward import forward
 
 SHAPES = [((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((7, 1, 40), 1), ((2, 40, 1, 3), 2), ((17, 6), 0)]
@@ -202,8 +202,8 @@ BETWEEN_PAGES = """
 import ctypes, mmap
 import numpy as np
 import numbabn as nbn
-from tests.problems import Problem
-from tests.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
+from tests.support.problems import Problem
+from tests.support.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
 
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

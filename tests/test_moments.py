@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import numbabn as nbn
-from tests import reference
-from tests.cases import CASES
-from tests.checks import assert_apart, assert_close, assert_same_bits, check_moments, unchanged
-from tests.problems import Problem, guarded
-from tests.strategies import (
+from tests.support import reference
+from tests.support.cases import CASES
+from tests.support.checks import assert_apart, assert_close, assert_same_bits, check_moments, unchanged
+from tests.support.problems import Problem, guarded
+from tests.support.strategies import (
     JIT,
     PATH_NAMES,
     PATHS,

@@ -14,8 +14,8 @@ import pytest
 
 import numbabn as nbn
 from numbabn import _files
-from tests.checks import assert_same_bits
-from tests.strategies import JIT
+from tests.support.checks import assert_same_bits
+from tests.support.strategies import JIT
 from tests.test_environment import needs_jit, run_python
 
 

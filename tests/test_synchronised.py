@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import _places, _synchronised
-from tests.problems import WRITABLE, Problem
-from tests.ranks import on_ranks
-from tests.strategies import JIT
-from tests.synchronised import CHECKS, check_training, part
+from tests.support.problems import WRITABLE, Problem
+from tests.support.ranks import on_ranks
+from tests.support.strategies import JIT
+from tests.support.synchronised import CHECKS, check_training, part
 from tests.test_environment import communicate
 
 RANKS = (1, 2, 3, 4)
@@ -176,7 +176,7 @@ def mpiexec(ranks, *arguments):
         "NUMBA_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    python = [sys.executable, "-W", "error", "-m", "mpi4py", "-m", "tests.mpi_program"]
+    python = [sys.executable, "-W", "error", "-m", "mpi4py", "-m", "tests.support.mpi_program"]
     with subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), *python, *arguments],
         env=environment,

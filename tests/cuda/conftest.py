@@ -9,7 +9,7 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def _simulator():
     if numba.config.ENABLE_CUDASIM:
-        from tests.cuda.simulator import installed
+        from tests.support.cuda.simulator import installed
 
         with installed():
             yield
@@ -20,7 +20,7 @@ def _simulator():
 @pytest.fixture(autouse=True)
 def _seed(request, _simulator):
     if numba.config.ENABLE_CUDASIM:
-        from tests.cuda.simulator import seeded
+        from tests.support.cuda.simulator import seeded
 
         with seeded(zlib.crc32(request.node.nodeid.encode())):
             yield

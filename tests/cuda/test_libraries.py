@@ -16,9 +16,9 @@ import pytest
 
 import numbabn as nbn
 from numbabn import _arrays, _backends, _libraries, _places
-from tests import reference
-from tests.checks import assert_close
-from tests.cuda import libraries
+from tests.support import reference
+from tests.support.checks import assert_close
+from tests.support.cuda import libraries
 
 F32 = np.float32
 simulated = pytest.mark.skipif(not numba.config.ENABLE_CUDASIM, reason="needs NUMBA_ENABLE_CUDASIM=1")

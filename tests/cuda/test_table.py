@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.backends import BACKENDS, SIMULATED, MissingError, has_gpu
-from tests.table import rows
+from tests.support.backends import BACKENDS, SIMULATED, MissingError, has_gpu
+from tests.support.table import rows
 
 
 @pytest.fixture(scope="session", params=["numba"] if SIMULATED else BACKENDS)

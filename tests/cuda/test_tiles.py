@@ -134,11 +134,11 @@ REAL_SIZES = """
     del sys.modules["numbabn._cuda"]
 
     import numpy as np
-    from tests.backends import Numba
-    from tests.checks import check_backward, check_forward
-    from tests.cuda.simulator import installed, seeded
+    from tests.support.backends import Numba
+    from tests.support.checks import check_backward, check_forward
+    from tests.support.cuda.simulator import installed, seeded
     from tests.cuda.test_tiles import REAL
-    from tests.problems import Problem
+    from tests.support.problems import Problem
 
     assert {name: getattr(plan, name) for name in REAL} == REAL
     with installed(), seeded(0):

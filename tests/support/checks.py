@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from tests import reference
+from tests.support import reference
 
 
 def assert_close(actual, expected, error, name):

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from tests.cuda.allocations import allocations
+from tests.support.cuda.allocations import allocations
 
 DEVICES = 2
 

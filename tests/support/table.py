@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 import numbabn as nbn
-from tests import reference
-from tests.backends import BACKENDS, SIMULATED, MissingError
-from tests.checks import (
+from tests.support import reference
+from tests.support.backends import BACKENDS, SIMULATED, MissingError
+from tests.support.checks import (
     NAMES,
     assert_close,
     assert_same_bits,
@@ -26,7 +26,7 @@ from tests.checks import (
     check_moments,
     known_statistics,
 )
-from tests.problems import WRITABLE, Problem
+from tests.support.problems import WRITABLE, Problem
 
 # (shape, channel axis). What is new in each, where CUDA is simulated; bytes are of float32.
 SMALL = (

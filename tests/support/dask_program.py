@@ -1,6 +1,6 @@
 """`distributed.moments` on a real cluster of two processes: undisturbed, and with a worker killed half-way.
 
-``python -m tests.dask_program FOLDER`` prints OK, and leaves a note of the kill in the folder.
+``python -m tests.support.dask_program FOLDER`` prints OK, and leaves a note of the kill in the folder.
 """
 
 import functools
@@ -15,8 +15,8 @@ import numpy as np
 from dask.distributed import Client, LocalCluster
 
 import numbabn.distributed
-from tests.checks import assert_same_bits
-from tests.strategies import JIT
+from tests.support.checks import assert_same_bits
+from tests.support.strategies import JIT
 
 BLOCKS = 72
 ROWS, CHANNELS = (1 << 15, 64) if JIT else (50, 3)

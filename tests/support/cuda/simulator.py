@@ -26,8 +26,8 @@ from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from numba.cuda.simulator.kernel import FakeCUDAKernel
 
 from numbabn._cuda import gpu, memory_simulated, plan
-from tests.cuda.allocations import allocations
-from tests.cuda.weak_memory import Block, Dim3, Memory, SimulationError
+from tests.support.cuda.allocations import allocations
+from tests.support.cuda.weak_memory import Block, Dim3, Memory, SimulationError
 
 PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
 _clock = operator.attrgetter("clock")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from tests import reference
-from tests.checks import assert_close, assert_same_bits, unchanged
-from tests.problems import Problem
-from tests.ranks import Counting
+from tests.support import reference
+from tests.support.checks import assert_close, assert_same_bits, unchanged
+from tests.support.problems import Problem
+from tests.support.ranks import Counting
 
 PROMISED = 1e-6  # of the terms that a result is the sum of, and that may cancel
 
