@@ -1,7 +1,5 @@
 """Backward, through the statistics or with frozen ones: against formula, complex step, finite differences."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,25 +106,6 @@ def test_out_anywhere(shape, axis, how, frozen):
                     assert_same_bits(a, b, name)
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen"])
-@pytest.mark.parametrize("shape", [(4, 3, 20), (20, 3)])
-@pytest.mark.parametrize("need", list(itertools.product([False, True], repeat=3)))
-@pytest.mark.parametrize("scale_and_shift", list(itertools.product([None, np.float64], repeat=2)))
-def test_skipped_gradients(shape, frozen, need, scale_and_shift):
-    """What is not asked for is None, and what is asked for does not depend on what is not."""
-    gamma_dtype, beta_dtype = scale_and_shift
-    problem = Problem(shape, 1, gamma_dtype=gamma_dtype, beta_dtype=beta_dtype)
-    saved, dy = forward(problem, frozen), problem.dy()
-    everything = nbn.batch_norm_backward(dy, saved)
-    options = dict(zip(("need_dx", "need_dgamma", "need_dbeta"), need, strict=True))
-    present = (True, gamma_dtype is not None, beta_dtype is not None)
-    results = nbn.batch_norm_backward(dy, saved, **options)
-    check_backward(everything, problem, frozen, problem.x(), dy)
-    check_backward(results, problem, frozen, problem.x(), dy)
-    for name, result, wanted, there in zip(NAMES, results, need, present, strict=True):
-        assert (result is not None) == (wanted and there), name
-
-
 def test_backward_twice():
     """``saved`` is not used up, and a second dy does not see the first."""
     problem, other = Problem((6, 5, 7)), Problem((6, 5, 7), seed=1)
@@ -146,9 +125,9 @@ def test_backward_after_forward_into_out():
     check_backward(nbn.batch_norm_backward(dy, saved), problem, False, x, dy)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "fortran", "sliced", "misaligned"])
-def test_no_backward_after_forward_in_place(layout):
-    problem = Problem((6, 5, 7), layout=layout)
+def test_no_backward_after_forward_in_place():
+    """A misaligned x is gone, too; the table of all backends has the layouts that GPUs take as well."""
+    problem = Problem((6, 5, 7), layout="misaligned")
     x = problem.x()
     _, saved = nbn.batch_norm_forward(x, problem.gamma(), problem.beta(), out=x)
     with pytest.raises(ValueError, match="out=x"):

@@ -1,8 +1,8 @@
 """Every kernel that the library launches, compiled for two architectures as at a launch: what came out.
 
-The kernels are compiled once, in a process of its own: the CUDA simulator and a disabled JIT leave nothing to
-compile, and the compiler is told of devices that are not there. ``python -m tests.support.cuda.compile_report``
-prints the whole report.
+The kernels are compiled once, in a process of its own: the CUDA simulator and a disabled JIT leave nothing
+to compile, and the compiler is told of devices that are not there. The whole report is printed by
+``python -m tests.support.cuda.compile_report``.
 """
 
 import importlib.util

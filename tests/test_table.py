@@ -1,4 +1,8 @@
-"""The table of all backends: on the CPU, in the simulator, and on a GPU where there is one."""
+"""What every backend promises: the table, on the CPU, in the simulator, and on a GPU where there is one.
+
+A row of the table (`tests.support.table`) is a check and its arguments. A backend that this process does not
+have is skipped: the simulator needs NUMBA_ENABLE_CUDASIM=1, the others a GPU and their library.
+"""
 
 import pytest
 
