@@ -19,9 +19,9 @@ from tests.support.checks import (
     check_inference,
     unchanged,
 )
+from tests.support.jit import JIT
 from tests.support.problems import Problem, guarded
 from tests.support.strategies import (
-    JIT,
     PATH_NAMES,
     PATHS,
     SERIAL_REGIMES,

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import reference, table
 from tests.support.cases import CASES, Case
-from tests.support.strategies import JIT
+from tests.support.jit import JIT
 
 ROOT = Path(__file__).parents[1]
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)

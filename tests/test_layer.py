@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import numbabn as nbn
 from tests.support import reference
 from tests.support.checks import assert_close, assert_same_bits, unchanged
+from tests.support.jit import JIT
 from tests.support.problems import LAYOUTS, Problem
-from tests.support.strategies import JIT
 
 FLOATS = (np.float16, np.float32, np.float64)
 

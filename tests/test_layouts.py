@@ -1,10 +1,7 @@
 """Memory layouts: every layout of every argument gives the values of a plain array, and is written right."""
 
 import itertools
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,8 +18,10 @@ from tests.support.checks import (
     check_moments,
     unchanged,
 )
+from tests.support.jit import JIT
 from tests.support.problems import LAYOUTS, WRITABLE, Problem, arrange
-from tests.support.strategies import JIT, problems
+from tests.support.processes import run_python
+from tests.support.strategies import problems
 from tests.test_backward import forward
 
 SHAPES = [((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((7, 1, 40), 1), ((2, 40, 1, 3), 2), ((17, 6), 0)]
@@ -238,15 +237,7 @@ print("untouched")
 @pytest.mark.skipif(not JIT, reason="NumPy checks its bounds itself")
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
 def test_nothing_beyond_the_arrays_is_touched():
-    roots = [str(Path(module.__file__).parents[1]) for module in (nbn, sys.modules[__name__])]
-    result = subprocess.run(
-        [sys.executable, "-c", BETWEEN_PAGES],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.stdout == "untouched\n", f"exit status {result.returncode}\n{result.stderr}"
+    assert run_python(BETWEEN_PAGES) == "untouched\n"
 
 
 def test_subclass():

@@ -10,9 +10,9 @@ import numbabn as nbn
 from tests.support import reference
 from tests.support.cases import CASES
 from tests.support.checks import assert_apart, assert_close, assert_same_bits, check_moments, unchanged
+from tests.support.jit import JIT
 from tests.support.problems import Problem, guarded
 from tests.support.strategies import (
-    JIT,
     PATH_NAMES,
     PATHS,
     SMALL_PATHS,

@@ -22,8 +22,9 @@ import numbabn as nbn
 from numbabn._cpu import column_kernels, jit, plan, row_kernels
 from tests.support import reference
 from tests.support.checks import assert_same_bits
+from tests.support.jit import JIT
 from tests.support.problems import Problem
-from tests.support.strategies import JIT, PATHS, SMALL_PATHS, regime
+from tests.support.strategies import PATHS, SMALL_PATHS, regime
 
 # Interpreted kernels are NumPy scalars, which warn where the compiled ones are silent, as they should be.
 quiet = contextlib.nullcontext if JIT else lambda: np.errstate(all="ignore")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from tests.support.checks import assert_close
-from tests.support.strategies import JIT
+from tests.support.jit import JIT
 
 CHANNELS, EPS = 3, 1e-5
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}

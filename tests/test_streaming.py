@@ -14,8 +14,9 @@ import numbabn as nbn
 from numbabn import _pieces, _population
 from numbabn._cpu import jit, statistics
 from tests.support.checks import assert_same_bits, unchanged
+from tests.support.jit import JIT
 from tests.support.problems import LAYOUTS, arrange
-from tests.support.strategies import JIT, SIZES
+from tests.support.strategies import SIZES
 
 INTEGERS = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))
 FLOATS = tuple(np.dtype(f"f{size}") for size in (2, 4, 8))

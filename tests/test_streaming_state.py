@@ -15,8 +15,8 @@ import pytest
 import numbabn as nbn
 from numbabn import _files
 from tests.support.checks import assert_same_bits
-from tests.support.strategies import JIT
-from tests.test_environment import needs_jit, run_python
+from tests.support.jit import JIT, needs_jit
+from tests.support.processes import run_python
 
 
 def mixed(axis=-1):

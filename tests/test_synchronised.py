@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import _places, _synchronised
+from tests.support.jit import JIT
 from tests.support.problems import WRITABLE, Problem
+from tests.support.processes import communicate, environment
 from tests.support.ranks import on_ranks
-from tests.support.strategies import JIT
 from tests.support.synchronised import CHECKS, check_training, part
-from tests.test_environment import communicate
 
 RANKS = (1, 2, 3, 4)
-TIMEOUT = 200  # seconds: only a hang runs into it
 
 
 @pytest.mark.parametrize("size", RANKS)
@@ -169,23 +168,16 @@ needs_mpi = pytest.mark.skipif(
 
 def mpiexec(ranks, *arguments):
     """Run `mpi_program`, whose ranks share the cores; return (exit status, what it printed)."""
-    root = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), str(Path(nbn.__file__).parents[1])]),
-        "NUMBA_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
     python = [sys.executable, "-W", "error", "-m", "mpi4py", "-m", "tests.support.mpi_program"]
     with subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), *python, *arguments],
-        env=environment,
+        env=environment(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     ) as process:
-        output, _ = communicate(process, TIMEOUT)
+        output, _ = communicate(process)
     return process.returncode, output
 
 

@@ -11,7 +11,7 @@ if not numba.config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
 from numbabn._cuda import plan, tiles
-from tests.test_environment import run_python
+from tests.support.processes import run_python
 
 # As plan.py has them where CUDA is not simulated.
 REAL = {

@@ -8,7 +8,7 @@ import pytest
 
 from numbabn import _cpu
 from tests.support.backends import has_gpu
-from tests.test_environment import run_python
+from tests.support.processes import run_python
 
 needs_numba_cuda = 'python -m pip install "numbabn[cuda]"'
 

@@ -16,7 +16,7 @@ from dask.distributed import Client, LocalCluster
 
 import numbabn.distributed
 from tests.support.checks import assert_same_bits
-from tests.support.strategies import JIT
+from tests.support.jit import JIT
 
 BLOCKS = 72
 ROWS, CHANNELS = (1 << 15, 64) if JIT else (50, 3)

@@ -4,15 +4,12 @@ import contextlib
 import math
 from unittest import mock
 
-import numba
 import numpy as np
 from hypothesis import strategies as st
 
 from numbabn._cpu import jit, plan
+from tests.support.jit import JIT
 from tests.support.problems import FLOAT_DTYPES, LAYOUTS, Problem
-
-# With NUMBA_DISABLE_JIT=1 kernels are plain Python, a thousand times slower: the same tests, smaller arrays.
-JIT = not numba.config.DISABLE_JIT
 
 # Generated problems -----------------------------------------------------------------------------------------
 
