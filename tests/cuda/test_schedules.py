@@ -39,7 +39,7 @@ def count_launches(monkeypatch, kernel):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("shape", "axis"), CASES)
 def test_same_bits(shape, axis, dtype, monkeypatch):
-    """For any seed, and whether x is read once or twice."""
+    """The bits are the same for any seed, and whether x is read once or twice."""
     problem, backend, expected = Problem(shape, axis, dtype, offset=3.0), Numba(), None
     for resident in RESIDENT:
         monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)

@@ -215,9 +215,9 @@ def _of_listing(listing: str) -> dict[str, Any]:
 
 
 def _of_loops(listing: str) -> dict[str, list[str]]:
-    """The innermost loops that hold instructions of a loop over elements, and what is slow in them.
+    """Return the functions whose loops over elements are innermost loops, and the slow instructions of these.
 
-    Or comes from a line of such a loop, wherever it is.
+    An instruction is one of a loop if it lies there in the machine code, or comes from a line of the loop.
     """
     source = element_loops()
     graph = sass.blocks(listing)
