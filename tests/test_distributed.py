@@ -50,7 +50,7 @@ def chunked(draw):
 @settings(max_examples=60 if JIT else 30)
 @given(chunked(), st.sampled_from(DTYPES))
 def test_any_chunks(chunks_and_axis, dtype):
-    """However an array is cut, along the channels too: the formula over the whole, in float64."""
+    """However an array is cut, along the channels too, the result is that of the formula in float64."""
     chunks, axis = chunks_and_axis
     x = values(tuple(map(sum, chunks)), dtype)
     moments = distributed.moments(da.from_array(x, chunks=chunks), axis)

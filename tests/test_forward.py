@@ -157,7 +157,7 @@ def test_empty(problem):
 
 @given(problems(training=False))
 def test_one_value_per_channel(problem):
-    """Refused in training, where the variance would be 0; fine with known statistics."""
+    """One value is refused in training, where the variance would be 0, and fine with known statistics."""
     shape = [1] * len(problem.shape)
     shape[problem.axis] = problem.channels
     problem = Problem(tuple(shape), problem.axis, problem.dtype)

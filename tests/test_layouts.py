@@ -74,7 +74,7 @@ def test_x(where, dtype, layout):
 @pytest.mark.parametrize("dy_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", ["contiguous", "fortran", "transposed", "sliced"])
 def test_dy(layout, dy_layout, frozen):
-    """Dy may lie in memory otherwise than x: dx lies as x does."""
+    """The memory layout of dy may differ from that of x; dx has the layout of x."""
     for shape, axis in SHAPES:
         problem = Problem(shape, axis, layout=layout, dy_layout=dy_layout)
         x, dy = problem.x(), problem.dy()
@@ -138,7 +138,7 @@ def sum_of_strides(view):
 @pytest.mark.parametrize("layout", WRITABLE)
 @both_shapes_and_dtypes
 def test_in_place(where, dtype, layout):
-    """out=x and out=dy: the values of a fresh result, over the input."""
+    """With out=x and out=dy the values of a fresh result replace the input."""
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=layout)
     parameters, (mean, var) = (problem.gamma(), problem.beta()), problem.given()
     y, saved = nbn.batch_norm_forward(problem.x(), *parameters, **problem.options)

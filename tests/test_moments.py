@@ -88,7 +88,7 @@ def test_empty(problem):
     )
 )
 def test_any_values(x):
-    """Of any values at all: m2 is never negative, and 0 just where all are equal or squares underflow."""
+    """For any values m2 is never negative, and 0 just where all are equal or squares underflow."""
     _, mean, m2 = nbn.moments(x)
     rows = reference.by_channel(x.astype(np.float64), 1)
     size = np.abs(rows).max(axis=1)

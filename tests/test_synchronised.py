@@ -36,7 +36,7 @@ def test_ranks(check, size):
     st.data(),
 )
 def test_any_sharing_out(sizes, rest, data):
-    """Any sizes, shapes, dtypes, memory layouts and options: as one process."""
+    """Ranks do what one process does, for any sizes, shapes, dtypes, memory layouts and options."""
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
     problem = Problem(
         (sum(sizes), *rest),
@@ -59,13 +59,13 @@ def test_any_sharing_out(sizes, rest, data):
 @pytest.mark.skipif(not JIT, reason="too many elements without the JIT")
 @pytest.mark.parametrize(("shape", "axis"), [((70, 16, 40, 40), 1), ((150, 40, 160), -1)])
 def test_large_batches(shape, axis):
-    """Over several threads and chunks, and on the paths of arrays larger than a cache."""
+    """Ranks do what one process does in several threads and chunks, and with arrays larger than a cache."""
     sizes = (0, shape[0] - 20, 20)
     on_ranks(3, lambda comm: check_training(comm, Problem(shape, axis, offset=100), sizes))
 
 
 def test_population_of_uneven_ranks():
-    """momentum=None: every value with the same weight, whichever rank and step had it."""
+    """momentum=None gives every value the same weight, whichever rank and step had it."""
     rng = np.random.default_rng(0)
     steps = [rng.standard_normal((11, 3)) * 10**i + 5 * i for i in range(4)]
 
@@ -99,7 +99,7 @@ def test_merged_in_the_order_of_the_ranks():
 
 
 class Comm:
-    """A communicator that is never asked for anything."""
+    """A communicator that fails when it is asked for anything."""
 
     def refused(self, *arguments):
         raise AssertionError("a message was sent")
@@ -141,7 +141,7 @@ def test_does_not_move_to_a_gpu(monkeypatch):
 
 
 def test_message_of_another_size():
-    """What MPI left of a message that was too short is none of this layer."""
+    """What MPI left of a message that was too short is refused as none of this layer."""
 
     class Short(Comm):
         def Get_rank(self):  # noqa: N802

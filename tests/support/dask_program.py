@@ -26,7 +26,7 @@ MEMORY_LIMIT = 450 * 10**6
 
 @functools.cache
 def base(dtype):
-    """Integers."""
+    """Return the integers that every block is made of."""
     return (np.arange(ROWS * CHANNELS) % 997).reshape(ROWS, CHANNELS).astype(dtype)
 
 
@@ -46,7 +46,7 @@ def array(folder=None):
 
 
 def exact():
-    """(mean, variance) of the whole array in rational arithmetic, rounded once."""
+    """Return (mean, variance) of the whole array, computed in rational arithmetic and rounded once."""
     sums = base(np.int64).sum(axis=0), (base(np.int64) ** 2).sum(axis=0)
     mean, var = [], []
     for s, q in zip(*(each.tolist() for each in sums), strict=True):

@@ -26,7 +26,7 @@ from tests.support.checks import (
 )
 from tests.support.problems import WRITABLE, Problem
 
-# (shape, channel axis). What is new in each, where CUDA is simulated; bytes are of float32.
+# (shape, channel axis). The comments say what is new in a shape where CUDA is simulated, for float32.
 SMALL = (
     ((5, 3), 1),  # pixels side by side in a row, and some left over
     ((40, 8), 1),  # a group of several blocks
@@ -62,7 +62,7 @@ LAYOUT_SHAPES = (((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((17, 6), 0))
 
 
 class Row(NamedTuple):
-    """A check, and what it is called with after the backend."""
+    """A check by name, and its arguments after the first, which is the backend."""
 
     name: str
     check: object
@@ -77,7 +77,7 @@ def parameters(problem):
 
 
 def values(backend, problem):
-    """Everything that is computed from x, against the reference."""
+    """Every function agrees with the reference."""
     x, dy, (mean, var) = problem.x(), problem.dy(), problem.given()
     y, saved = backend.forward(x, *parameters(problem), **problem.options)
     check_forward(y, saved, problem, x)
@@ -128,7 +128,7 @@ def empty(backend, shape, axis):
 
 
 def poison(backend, shape, axis, dtype, value):
-    """NaN and infinity in a channel of x or dy: no other channel has another bit for them."""
+    """NaN or infinity in one channel of x or dy changes no bit of any other channel."""
     problem = Problem(shape, axis, dtype)
     channel = problem.channels // 2
 
@@ -168,7 +168,7 @@ def constants(backend, shape, axis, dtype):
 
 
 def accuracy(backend, shape, axis):
-    """Offset 1e4, spread 1: the variance, y, and the running variance to 1e-6."""
+    """At offset 1e4 and spread 1 the variance and y are right to 1e-6, the mean to 1e-9, and m2 to 1e-12."""
     problem = Problem(shape, axis, offset=1e4)
     x = problem.x()
     y, saved = backend.forward(x, axis=axis, eps=0.0)
@@ -193,7 +193,7 @@ def everything(backend, problem):
 
 
 def same_bits(backend, problem):
-    """The same call again."""
+    """The same call gives the same bits again."""
     first = everything(backend, problem)
     for _ in range(5):
         for name, value in everything(backend, problem).items():
@@ -204,7 +204,7 @@ def same_bits(backend, problem):
 
 
 def layouts(backend, where, dtype, layout, dy_layout):
-    """Any strides of x and dy: the values, and the memory order of x."""
+    """For any strides of x and dy the values are right, and results have the memory order of x."""
     if {layout, dy_layout} - set(backend.layouts):
         return
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=dy_layout, offset=2.0)
@@ -219,7 +219,7 @@ def layouts(backend, where, dtype, layout, dy_layout):
 
 
 def outs(backend, where, dtype, layout, out_layout):
-    """What lands in out is what a fresh result has, and nothing beside it is written."""
+    """A result in ``out`` has the bits of a fresh one, and nothing beside it is written."""
     if {layout, out_layout} - set(backend.layouts):
         return
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=layout)
@@ -238,7 +238,7 @@ def outs(backend, where, dtype, layout, out_layout):
 
 
 def in_place(backend, where, dtype, layout):
-    """out=x and out=dy: the bits of a fresh result; and x is gone."""
+    """With out=x and out=dy a result has the bits of a fresh one; backward refuses an x that is gone."""
     if layout not in backend.layouts:
         return
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=layout)
@@ -269,7 +269,7 @@ def batches(dtype=np.float32):
 
 
 def running_statistics(backend, momentum, dtype, x_dtype):
-    """Moving averages of every batch, or the statistics of all of them."""
+    """A layer keeps moving averages of its batches, or for momentum=None the statistics of all of them."""
     bn = layer(backend, momentum=momentum, dtype=dtype)
     mean, var, seen = np.zeros(3), np.ones(3), []
     assert_same_bits(backend.get(bn.running_mean), mean.astype(dtype), "running_mean")
@@ -325,7 +325,7 @@ def layer_is_the_functions(backend, training, dtype):
 
 @contextlib.contextmanager
 def refused(error, *fragments):
-    """Within the block, the error is raised, and its message says all of this."""
+    """Within the block, the error is raised, and its message has all fragments."""
     try:
         yield
     except error as raised:
@@ -381,14 +381,14 @@ REFUSALS = {
 
 
 def refusals(backend, name):
-    """A bad call says what is wrong, and changes nothing."""
+    """A bad call is refused with a message that says what is wrong, and changes nothing."""
     call, error, fragments = REFUSALS[name]
     with refused(error, *fragments.split(" | ")):
         call(backend)
 
 
 def overlaps(backend, start):
-    """out= that begins within x, or within dy, is refused."""
+    """An ``out`` that begins within x, or within dy, is refused."""
     memory = np.random.default_rng(0).standard_normal(64).astype(np.float32)
     whole = backend.put(memory)
     x, out = (backend.part(whole, i, (4, 3)) for i in (0, start))
@@ -408,7 +408,7 @@ def _name(*parts):
 
 
 def rows(large):
-    """All rows: a check, and its arguments after the backend; ``large`` arrays too, or not."""
+    """Return all rows, with or without those of large arrays."""
     found = []
 
     def add(check, *arguments, name=None):
@@ -419,7 +419,7 @@ def rows(large):
         add(values, Problem(shape, axis, dtype, offset=3.0), name=name)
         if dtype is np.float32:
             add(values, Problem(shape, axis, dtype, "offset", "offset"), name=f"{name}, unaligned")
-        if large:  # in the simulator `test_schedules` does it, for several orders of threads
+        if large:  # in the simulator, `tests.cuda.test_schedules` checks it for several orders of threads
             add(same_bits, Problem(shape, axis, dtype), name=name)
     for kinds in itertools.product([None, np.float16, np.float32, np.float64], repeat=2):
         problem = Problem((40, 3), 1, gamma_dtype=kinds[0], beta_dtype=kinds[1])
