@@ -16,6 +16,7 @@ from tests.support.checks import (
     assert_same_bits,
     check_backward,
     known_statistics,
+    saved_of,
     unchanged,
 )
 from tests.support.jit import JIT
@@ -32,22 +33,11 @@ from tests.support.strategies import (
 )
 
 
-def forward(problem, frozen, x=None):
-    """Return ``saved`` of a forward call."""
-    return nbn.batch_norm_forward(
-        problem.x() if x is None else x,
-        problem.gamma(),
-        problem.beta(),
-        **problem.options,
-        **known_statistics(problem, frozen),
-    )[1]
-
-
 @given(problems(), st.booleans())
 def test_backward(problem, frozen):
     x, dy = problem.x(), problem.dy()
     with unchanged(x, dy):
-        saved = forward(problem, frozen, x)
+        saved = saved_of(problem, frozen, x)
         dx, dgamma, dbeta = nbn.batch_norm_backward(dy, saved)
     check_backward((dx, dgamma, dbeta), problem, frozen, x, dy)
     assert_result_of(dx, x, "dx")
@@ -63,7 +53,7 @@ def test_backward_paths(shape, axis, how, frozen):
         problem = Problem(shape, axis, dtype, offset=3.0, gamma_dtype=dtype, beta_dtype=dtype)
         x, dy = problem.x(), problem.dy()
         with regime(how), unchanged(x, dy):
-            saved = forward(problem, frozen, x)
+            saved = saved_of(problem, frozen, x)
             gradients = nbn.batch_norm_backward(dy, saved)
             _, *parameters = nbn.batch_norm_backward(dy, saved, need_dx=False)
         check_backward(gradients, problem, frozen, x, dy)
@@ -75,7 +65,7 @@ def test_backward_paths(shape, axis, how, frozen):
 def test_practical_shapes(case):
     case = case.with_batch(min(case.shape[0], 64 if len(case.shape) == 2 else 2))
     problem = Problem(case.shape, case.axis)
-    gradients = nbn.batch_norm_backward(problem.dy(), forward(problem, frozen=False))
+    gradients = nbn.batch_norm_backward(problem.dy(), saved_of(problem, frozen=False))
     check_backward(gradients, problem, False, problem.x(), problem.dy())
 
 
@@ -87,7 +77,7 @@ def test_out_anywhere(shape, axis, how, frozen):
     for dtype in (np.float32, np.float64):
         problem = Problem(shape, axis, dtype)
         with regime(how):
-            saved = forward(problem, frozen)
+            saved = saved_of(problem, frozen)
             gradient = problem.dy()
             expected = nbn.batch_norm_backward(gradient, saved)
             for start in STARTS:
@@ -109,7 +99,7 @@ def test_out_anywhere(shape, axis, how, frozen):
 def test_backward_twice():
     """``saved`` is not used up, and a second dy does not see the first."""
     problem, other = Problem((6, 5, 7)), Problem((6, 5, 7), seed=1)
-    saved = forward(problem, frozen=False)
+    saved = saved_of(problem, frozen=False)
     first = nbn.batch_norm_backward(problem.dy(), saved)
     nbn.batch_norm_backward(other.dy(), saved)
     again = nbn.batch_norm_backward(problem.dy(), saved)
@@ -194,7 +184,7 @@ def test_complex_step(problem, frozen):
     """Neither the reference's formula nor the library's is taken on trust."""
     x, dy = problem.x(), problem.dy()
     expected = complex_step(problem, frozen, x, dy)
-    results = nbn.batch_norm_backward(dy, forward(problem, frozen, x))
+    results = nbn.batch_norm_backward(dy, saved_of(problem, frozen, x))
     options = {**problem.options, **known_statistics(problem, frozen)}
     formula = reference.backward(dy, x, problem.gamma(), **options)
     # Two values of a channel may be close: 1 / sqrt(var + eps) then amplifies what float64 rounds.

@@ -16,13 +16,13 @@ from tests.support.checks import (
     check_forward,
     check_inference,
     check_moments,
+    saved_of,
     unchanged,
 )
 from tests.support.jit import JIT
 from tests.support.problems import LAYOUTS, WRITABLE, Problem, arrange
 from tests.support.processes import run_python
 from tests.support.strategies import problems
-from tests.test_backward import forward
 
 SHAPES = [((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((7, 1, 40), 1), ((2, 40, 1, 3), 2), ((17, 6), 0)]
 OPTIONS = list(itertools.product(SHAPES, [np.float32, np.float64]))
@@ -78,7 +78,7 @@ def test_dy(layout, dy_layout, frozen):
     for shape, axis in SHAPES:
         problem = Problem(shape, axis, layout=layout, dy_layout=dy_layout)
         x, dy = problem.x(), problem.dy()
-        saved = forward(problem, frozen, x)
+        saved = saved_of(problem, frozen, x)
         with unchanged(x, dy):
             gradients = nbn.batch_norm_backward(dy, saved)
         check_backward(gradients, problem, frozen, x, dy)

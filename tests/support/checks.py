@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 
+import numbabn as nbn
 from tests.support import reference
 
 
@@ -95,6 +96,13 @@ def check_inference(y, problem, x, mean, var):
 def known_statistics(problem, frozen):
     """Return the arguments mean and var of a forward call."""
     return dict(zip(("mean", "var"), problem.given(), strict=True)) if frozen else {}
+
+
+def saved_of(problem, frozen, x=None):
+    """Return ``saved`` of a forward call, in training or with known statistics."""
+    x = problem.x() if x is None else x
+    known = known_statistics(problem, frozen)
+    return nbn.batch_norm_forward(x, problem.gamma(), problem.beta(), **problem.options, **known)[1]
 
 
 def check_backward(results, problem, frozen, x, dy):
