@@ -18,7 +18,7 @@ from benchmarks.libraries import BACKWARD, EPS, FORWARD, LIBRARIES, NUMBABN, Dat
 from benchmarks.machine import describe
 from benchmarks.output import Files, Output, add_options, uninstalled
 from benchmarks.tables import bullets, page, table
-from tests.cases import Case
+from tests.support.cases import Case
 
 CASE = Case((64, 16, 32, 32), "NCHW")
 OFFSETS = (0.0, 1.0, 1e2, 1e4, 1e6)

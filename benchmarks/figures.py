@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.libraries import COPY, NUMBABN, OPERATIONS, OUT
 from benchmarks.targets import Run, geometric_mean
-from tests.cases import Case
+from tests.support.cases import Case
 
 COLOURS = {
     OUT: "#0b6e75",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 from benchmarks.tables import table
-from tests.cases import Case
+from tests.support.cases import Case
 
 REPEATS = 5
 CASES = (

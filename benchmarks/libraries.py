@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from tests.cases import Case
+from tests.support.cases import Case
 
 FORWARD, INFERENCE, BACKWARD, BOTH = "train forward", "inference", "backward", "forward+backward"
 OPERATIONS = (FORWARD, INFERENCE, BACKWARD, BOTH)

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.libraries import LIBRARIES, OPERATIONS
 from benchmarks.workers import UnavailableError, Worker
-from tests.cases import Case
+from tests.support.cases import Case
 
 BURST_SECONDS = 0.06
 FEWEST_CALLS = 5

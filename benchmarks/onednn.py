@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from benchmarks.libraries import BACKWARD, FORWARD, OUT
 from benchmarks.measure import prepare, workers
 from benchmarks.workers import Worker, environment
-from tests.cases import RESNET50_NCHW, RESNET50_NHWC, Case
+from tests.support.cases import RESNET50_NCHW, RESNET50_NHWC, Case
 
 CALLS = 21  # as many as the program makes
 PLAIN, BLOCKED, NHWC = "nchw", "nChw16c", "nhwc"

@@ -19,7 +19,7 @@ from benchmarks.onednn import Duel, duels
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.tables import as_json, as_markdown
 from benchmarks.targets import Run, Target, announce, check
-from tests.cases import CASES, Case
+from tests.support.cases import CASES, Case
 
 ROUNDS = 5
 QUICK = ("32x64x56x56 NCHW", "32x512x7x7 NCHW", "32x56x56x64 NHWC", "32x64 NC", "8192x512 NC")

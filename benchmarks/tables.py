@@ -11,7 +11,7 @@ from benchmarks.libraries import BACKWARD, COPY, LIBRARIES, NUMBABN, OPERATIONS,
 from benchmarks.measure import Record, flat
 from benchmarks.onednn import BLOCKED, NHWC, PLAIN, Duel
 from benchmarks.targets import Run, Target, geometric_mean
-from tests.cases import Case
+from tests.support.cases import Case
 
 ABOUT = """\
 All times are milliseconds of one call on float32, with the same number of threads for every library. Each

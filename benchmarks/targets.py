@@ -19,7 +19,7 @@ from benchmarks.libraries import (
 )
 from benchmarks.measure import Record
 from benchmarks.onednn import BLOCKED, NHWC, PLAIN, Duel
-from tests.cases import Case
+from tests.support.cases import Case
 
 LARGE = 50_000_000  # bytes
 SMALLEST = Case((32, 64), "NC")

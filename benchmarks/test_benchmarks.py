@@ -13,7 +13,7 @@ import pytest
 from benchmarks.libraries import LIBRARIES, OPERATIONS
 from benchmarks.measure import BURST_SECONDS, FEWEST_CALLS
 from benchmarks.workers import UnavailableError, Worker
-from tests.cases import CASES, Case
+from tests.support.cases import CASES, Case
 
 THREADS = 2
 

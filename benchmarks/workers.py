@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from time import perf_counter_ns
 
 from benchmarks.libraries import LIBRARIES, Data
-from tests.cases import Case
+from tests.support.cases import Case
 
 WARM_UP_NS = 3_000_000
 MINIMUM_WARM_UP_CALLS = 2

@@ -1,9 +1,14 @@
-"""Set-up of the test session: a kernel cache of its own, hypothesis without a clock, the marker `large`."""
+"""Set-up of the test session: a kernel cache of its own, hypothesis without a clock, markers, the simulator.
+
+Where CUDA is simulated, `tests.support.cuda.simulator` takes the place of Numba's simulator, with a seed for
+every test.
+"""
 
 import atexit
 import os
 import shutil
 import tempfile
+import zlib
 
 # Before numba is imported, which reads the variable once: the suite compiles the kernels of this source and
 # leaves nothing behind. Subprocesses of the tests inherit the folder.
@@ -11,8 +16,14 @@ if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numbabn-tests-")
     atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)
 
+import numba
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Assertions that tests share name the values that differ, as those in the tests do.
+pytest.register_assert_rewrite("tests.support")
+
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
 # No deadline and no health check of speed: kernels compile within some examples, and machines are shared. The
 # same examples in every run; HYPOTHESIS_PROFILE=explore draws new ones, and more.
@@ -29,9 +40,31 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if "large" in config.option.markexpr:
-        return
-    skip = pytest.mark.skip(reason="needs 9 GB of memory; run with -m large")
+    if "large" not in config.option.markexpr:
+        _skip(items, "large", "needs 9 GB of memory; run with -m large")
+    if SIMULATED:
+        _skip(items, "compile", "compiled without NUMBA_ENABLE_CUDASIM=1")
+
+
+def _skip(items, marker, reason):
+    skip = pytest.mark.skip(reason=reason)
     for item in items:
-        if item.get_closest_marker("large"):
+        if item.get_closest_marker(marker):
             item.add_marker(skip)
+
+
+if SIMULATED:
+
+    @pytest.fixture(scope="session", autouse=True)
+    def _simulator():
+        from tests.support.cuda.simulator import installed
+
+        with installed():
+            yield
+
+    @pytest.fixture(autouse=True)
+    def _seed(request, _simulator):
+        from tests.support.cuda.simulator import seeded
+
+        with seeded(zlib.crc32(request.node.nodeid.encode())):
+            yield

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import accuracy, estimator, machine, moments, output, report
 from benchmarks.libraries import LIBRARIES, OPERATIONS
 from benchmarks.measure import Record
-from tests.cases import CASES
+from tests.support.cases import CASES
 
 PAGE = output.Files("page", "# Page\n", {"number": 1}, lambda folder: (folder / "page.png").touch())
 WRITTEN = {"page.md", "page.json", "page.png"}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import numbabn as nbn
-
-from .test_environment import needs_jit, run_python
+from tests.support.jit import needs_jit
+from tests.support.processes import run_python
 
 pytestmark = needs_jit
 

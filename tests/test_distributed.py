@@ -1,9 +1,6 @@
 """`distributed.moments`: any chunks of a Dask array, refused arguments, and a real cluster."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +9,13 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import distributed
-from tests.checks import assert_close, assert_same_bits
-from tests.strategies import JIT
+from tests.support.checks import assert_close, assert_same_bits
+from tests.support.jit import JIT
+from tests.support.processes import python
 
 dask = pytest.importorskip("dask", reason="needs numbabn[dask]")
 da = pytest.importorskip("dask.array", reason="needs numbabn[dask]")
 
-TIMEOUT = 300  # seconds: only a hang runs into it
 DTYPES = (np.bool_, np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64)
 
 
@@ -53,7 +50,7 @@ def chunked(draw):
 @settings(max_examples=60 if JIT else 30)
 @given(chunked(), st.sampled_from(DTYPES))
 def test_any_chunks(chunks_and_axis, dtype):
-    """However an array is cut, along the channels too: the formula over the whole, in float64."""
+    """However an array is cut, along the channels too, the result is that of the formula in float64."""
     chunks, axis = chunks_and_axis
     x = values(tuple(map(sum, chunks)), dtype)
     moments = distributed.moments(da.from_array(x, chunks=chunks), axis)
@@ -190,18 +187,8 @@ def test_without_dask(monkeypatch):
 def test_cluster(tmp_path):
     """An array larger than a worker may be; a worker that dies half-way changes no bit."""
     pytest.importorskip("distributed", reason="needs numbabn[dask]")
-    root = Path(__file__).parents[1]
-    program = subprocess.run(
-        [sys.executable, "-m", "tests.dask_program", tmp_path],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(root), str(Path(nbn.__file__).parents[1])]),
-            "NUMBA_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    # What other libraries warn of is no error in this process.
+    arguments = ("-W", "default", "-m", "tests.support.dask_program", str(tmp_path))
+    program = python(*arguments, NUMBA_NUM_THREADS="1")
     assert program.returncode == 0, program.stdout + program.stderr
     assert program.stdout.endswith("OK\n")

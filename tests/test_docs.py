@@ -1,4 +1,4 @@
-"""What is written about the library is true: examples in docstrings and in the README, version, paths."""
+"""What is written about the library is true: examples in docstrings and the README, version, tests, paths."""
 
 import doctest
 import importlib
@@ -13,6 +13,7 @@ import numbabn as nbn
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 CHANGELOG = ROOT / "CHANGELOG.md"
+PROMISES = ROOT / "benchmarks" / "results" / "promises.md"
 
 MODULES = [nbn.__name__, *(module.name for module in pkgutil.walk_packages(nbn.__path__, "numbabn."))]
 
@@ -67,6 +68,15 @@ def test_changelog_has_this_version():
     assert re.search(heading, CHANGELOG.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+def test_promises_have_the_tests_they_name():
+    path = None
+    found = re.findall(r"`(?:(tests/\S+)::)?(test_\w+)`", PROMISES.read_text(encoding="utf-8"))
+    assert len(found) > 10
+    for path_of_row, name in found:  # a test without a path is in the file of the one before
+        path = path_of_row or path
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+
+
 def repository_files():
     for path in ROOT.iterdir():
         if path.is_file() and path.name != ".git":  # a file in a worktree
@@ -78,7 +88,7 @@ def repository_files():
 
 
 def test_no_paths_of_one_machine():
-    """Nor of one user: what is published runs anywhere."""
+    """No file names a folder of one machine or user: what is published runs anywhere."""
     places = "|".join(["work", "home", "root", "Users"])
     pattern = re.compile(rf"(?<![\w.:/~-])/({places})/")
     found = []

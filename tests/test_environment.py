@@ -8,11 +8,8 @@ import inspect
 import mmap
 import os
 import re
-import signal
-import subprocess
 import sys
 from importlib.resources import files
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -21,43 +18,8 @@ from numba.core.cpu_options import ParallelOptions
 from numba.core.dispatcher import Dispatcher
 
 import numbabn as nbn
-
-needs_jit = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="needs the JIT")
-
-# Long enough for a machine that stops for minutes: only a hang runs into it.
-TIMEOUT = 300
-
-
-def communicate(process, timeout):
-    """Return what a process in a session of its own printed; if that takes too long, kill the session."""
-    try:
-        return process.communicate(timeout=timeout)
-    except BaseException:
-        if hasattr(os, "killpg"):  # children too: one that hangs would hold the pipes open
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        raise
-
-
-def run_python(code, folder=None, **environment):
-    """Run code in a fresh interpreter and return what it printed; warnings are errors there as they are here.
-
-    It imports the numbabn of this process, or that in ``folder``.
-    """
-    path = [folder or Path(nbn.__file__).parents[1], os.environ.get("PYTHONPATH")]
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", inspect.cleandoc(code)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, path))), **environment},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        output, errors = communicate(process, TIMEOUT)
-    assert process.returncode == 0, f"exit status {process.returncode}\n{output}\n{errors}"
-    return output
-
+from tests.support.jit import needs_jit
+from tests.support.processes import run_python
 
 # --- importing ---------------------------------------------------------------------------------------------
 

@@ -1,51 +1,20 @@
 """Every example runs from start to end, in its quick form, without a warning."""
 
-import gzip
-import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
-from PIL import Image
 
-import numbabn
+from tests.support.examples import EXAMPLES, run_example, run_script
+from tests.support.processes import ROOT
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-STRICT_CUPY = Path(__file__).with_name("strict_cupy.py")
+STRICT_CUPY = ROOT / "tests" / "support" / "strict_cupy.py"
 NO_CUPY = (
     "import sys; sys.modules['cupy'] = None; import runpy; del sys.argv[0]; sys.path.insert(0, {folder!r}); "
 )
 RUN = "runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
-def run_example(name, *arguments, cwd):
-    """Run a script as a user does, and return what it printed."""
-    result = run_python(EXAMPLES / name, *arguments, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def run_python(*arguments, cwd):
-    """Run a fresh interpreter that imports the same numbabn as the tests."""
-    package_parent = str(Path(numbabn.__file__).parents[1])
-    python_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, "-W", "error", *arguments],
-        cwd=cwd,
-        env={**os.environ, "MPLBACKEND": "Agg", "PYTHONPATH": python_path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def run_on_strict_cupy(name, *arguments, cwd):
     """Run a script with a module in place of CuPy that refuses what CuPy would; return what it prints."""
-    result = run_python(STRICT_CUPY, EXAMPLES / name, *arguments, cwd=cwd)
+    result = run_script(STRICT_CUPY, EXAMPLES / name, *arguments, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -53,7 +22,7 @@ def run_on_strict_cupy(name, *arguments, cwd):
 def run_without_cupy(name, *arguments, cwd):
     """Run a script where CuPy cannot be imported; return how it ends."""
     code = NO_CUPY.format(folder=str(EXAMPLES)) + RUN
-    return run_python("-c", code, EXAMPLES / name, *arguments, cwd=cwd)
+    return run_script("-c", code, EXAMPLES / name, *arguments, cwd=cwd)
 
 
 def is_png(path):
@@ -89,7 +58,7 @@ def test_train_digits_options(tmp_path):
 
 
 def test_train_digits_on_a_gpu(tmp_path):
-    """The same source on CuPy's arrays learns the same."""
+    """The same script on arrays like CuPy's learns the same."""
     options = ["--quick", "--seed", "3"]
     rows = {}
     for device, run in (("cpu", run_example), ("cuda", run_on_strict_cupy)):
@@ -125,289 +94,3 @@ def test_recalibrate(tmp_path):
     assert after < 1
     assert exact == 0
     assert not list(tmp_path.iterdir())
-
-
-# dataset_statistics.py --------------------------------------------------------------------------------------
-
-
-def photos(folder, number=70):
-    """Write images of several sizes to a folder and one within; return the (mean, std) of all pixels."""
-    rng = np.random.default_rng(0)
-    (folder / "more").mkdir(parents=True)
-    pixels = []
-    for i in range(number):
-        image = rng.integers(0, 256, (rng.integers(1, 9), 5, 3), np.uint8)
-        Image.fromarray(image).save(folder / ("more" if i % 2 else "") / f"{i}.png")
-        pixels.append(image.reshape(-1, 3))
-    pixels = np.concatenate(pixels).astype(np.float64)
-    return pixels.mean(axis=0), pixels.std(axis=0)
-
-
-@pytest.fixture
-def statistics(monkeypatch, tmp_path, capsys):
-    """Run dataset_statistics.py with small chunks and return what it printed; in this process, to be fast."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    monkeypatch.chdir(tmp_path)
-    example = importlib.import_module("dataset_statistics")
-    monkeypatch.setattr(example, "CHUNK_BYTES", 1000)
-
-    def run(*options):
-        monkeypatch.setattr("sys.argv", ["dataset_statistics.py", *options])
-        example.main()
-        return capsys.readouterr().out
-
-    return run
-
-
-def line_to_paste(mean, std):
-    mean, std = (", ".join(f"{value:.8g}" for value in values) for values in (mean, std))
-    return f"transforms.Normalize(mean=[{mean}], std=[{std}])"
-
-
-def test_statistics_of_an_image_folder(tmp_path):
-    mean, std = photos(tmp_path / "photos")
-    (tmp_path / "photos" / "readme.txt").write_text("no image")
-    output = run_example("dataset_statistics.py", "--data", "photos", cwd=tmp_path)
-    assert "photos: 70 images" in output
-    assert line_to_paste(mean / 255, std / 255) in output.splitlines()
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
-
-
-def idx(array):
-    head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    return head + array.astype(np.uint8).tobytes()
-
-
-def write_npz(path, x):
-    np.savez(path, x)
-
-
-# (file, how to write it, shape, channel axis)
-FILES = [
-    ("nhwc.npy", np.save, (20, 4, 5, 3), 3),
-    ("nchw.npy", np.save, (20, 3, 4, 5), 1),
-    ("table.npz", write_npz, (50, 4), 1),
-    ("images-idx3-ubyte", lambda path, x: path.write_bytes(idx(x)), (20, 6, 7), None),
-    ("images-idx3-ubyte.gz", lambda path, x: path.write_bytes(gzip.compress(idx(x))), (20, 6, 7), None),
-]
-
-
-@pytest.mark.parametrize(("name", "write", "shape", "axis"), FILES, ids=[row[0] for row in FILES])
-def test_statistics_of_a_file(name, write, shape, axis, tmp_path, statistics):
-    x = np.random.default_rng(0).integers(0, 256, shape).astype("f8" if name == "table.npz" else "u1")
-    write(tmp_path / name, x)
-    output = statistics("--data", name)
-    others = tuple(i for i in range(x.ndim) if i != axis)
-    scale = 255 if x.dtype == np.uint8 else 1
-    mean, std = (np.atleast_1d(value) / scale for value in (x.mean(axis=others), x.std(axis=others)))
-    assert line_to_paste(mean, std) in output.splitlines()
-
-
-@pytest.mark.parametrize("name", ["digits", "sample-images"])
-def test_statistics_of_what_is_there(name, statistics):
-    assert "transforms.Normalize(mean=" in statistics("--data", name)
-
-
-# The example with small chunks, killed when it has written a state for the fourth time, but before that takes
-# the place of the old one.
-KILLED = f"""
-import os, sys
-from pathlib import Path
-
-sys.path.insert(0, {str(EXAMPLES)!r})
-import dataset_statistics
-
-replace, writes = Path.replace, []
-
-def replace_or_die(self, target):
-    writes.append(target)
-    if len(writes) == 4:
-        os._exit(9)  # like a kill: no handler, no clean-up
-    return replace(self, target)
-
-Path.replace = replace_or_die
-dataset_statistics.CHUNK_BYTES = 1000
-dataset_statistics.main()
-"""
-
-
-def overwrite(path, offset, value):
-    """Change bytes from an offset on, and neither the file's size nor its time."""
-    stat = path.stat()
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(value)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert path.stat().st_size == stat.st_size
-
-
-def photos_and_break(folder):
-    photos(folder)
-    return lambda: overwrite(folder / "0.png", 0, b"no image")  # of the first chunk: to be read no more
-
-
-def floats_and_break(path):
-    np.save(path, np.random.default_rng(0).normal(1e3, 1, (100, 7)))
-    return lambda: overwrite(path, 128, np.full((20, 7), np.nan).tobytes())  # 128: the length of the header
-
-
-def assert_same_states(path, expected_path):
-    with np.load(expected_path) as expected, np.load(path) as state:
-        assert set(state.files) == set(expected.files)
-        for key in expected.files:
-            assert state[key].tobytes() == expected[key].tobytes(), key
-
-
-@pytest.mark.parametrize(
-    ("name", "prepare"), [("photos", photos_and_break), ("floats.npy", floats_and_break)]
-)
-def test_statistics_after_a_kill(name, prepare, tmp_path, statistics):
-    damage = prepare(tmp_path / name)
-    options = "--data", name, "--save-every", "0", "--state"
-    expected = statistics(*options, "whole.npz")
-    killed = run_python("-c", KILLED, *options, "killed.npz", cwd=tmp_path)
-    assert killed.returncode == 9, killed.stderr
-    with np.load("killed.npz") as state:
-        assert state["done"] == 3
-    damage()
-    assert statistics(*options, "killed.npz").splitlines()[1:] == expected.splitlines()[1:]
-    assert_same_states("killed.npz", "whole.npz")
-    assert {path.name for path in tmp_path.iterdir()} == {name, "whole.npz", "killed.npz"}
-
-
-def touch(path):
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1000))
-
-
-# What makes other data of a folder, though its name and its number of images stay.
-CHANGES = {
-    "touched": touch,
-    "longer": lambda path: path.write_bytes(path.read_bytes() + b"?"),
-    "renamed": lambda path: path.rename(path.with_stem("other")),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_statistics_refuses_a_changed_folder(change, tmp_path, statistics):
-    photos(tmp_path / "photos", number=4)
-    options = "--state", "state.npz", "--data", "photos"
-    assert statistics(*options).splitlines()[1:] == statistics(*options).splitlines()[1:]
-    CHANGES[change](tmp_path / "photos" / "0.png")
-    with pytest.raises(SystemExit, match=r"state.npz is the state of other data, photos: 4 images at"):
-        statistics(*options)
-
-
-def test_statistics_refuses_other_data(tmp_path, statistics):
-    for folder in ("a", "b"):
-        Path(folder).mkdir()
-        np.save(f"{folder}/x.npy", np.zeros((20, 2)))
-    state = "--state", "state.npz", "--data"
-    statistics(*state, "a/x.npy")
-    refused = pytest.raises(SystemExit, match=r"state.npz is the state of other data, x.npy")
-    with refused:  # of another folder, though as old
-        stat = Path("a/x.npy").stat()
-        os.utime("b/x.npy", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        statistics(*state, "b/x.npy")
-    with refused:
-        touch(Path("a/x.npy"))
-        statistics(*state, "a/x.npy")
-
-
-@pytest.mark.parametrize(
-    "image", [np.full((4, 4), 1000, np.uint16), np.full((4, 4), 70000, np.int32), np.ones((4, 4), np.float32)]
-)
-def test_statistics_refuses_images_of_more_than_8_bits(image, tmp_path, statistics):
-    photos(tmp_path / "photos", number=2)
-    Image.fromarray(image).save("photos/deep.tif")
-    with pytest.raises(
-        SystemExit, match=r"cannot use .*deep.tif: its pixels, of mode [IF].* more than 8 bits"
-    ):
-        statistics("--data", "photos")
-
-
-UNUSABLE = {
-    "x.bin": (lambda path: path.write_bytes(b"what is this"), "cannot use .*x.bin: it is neither"),
-    "empty": (lambda path: path.mkdir(), "empty has no images"),
-    "gone": (lambda path: None, "there is no gone"),
-    "rows.npy": (lambda path: np.save(path, np.zeros((0, 3))), r"rows.npy: it has no rows .*\(0, 3\)"),
-    "rows.npz": (lambda path: np.savez(path, np.zeros((0, 3))), r"rows.npz: it has no rows .*\(0, 3\)"),
-    "scalar.npy": (lambda path: np.save(path, 3.0), r"scalar.npy: it has no rows .*\(\)"),
-    "text.npy": (lambda path: path.write_text("text"), "cannot use .*text.npy"),
-    "text.npz": (lambda path: path.write_text("text"), "cannot use .*text.npz"),
-    "text.gz": (lambda path: path.write_text("text"), "cannot use .*text.gz"),
-    "words.npy": (lambda path: np.save(path, np.array(["a", "b"])), "words.npy: .*dtype"),
-}
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_statistics_of_no_data(name, tmp_path, statistics):
-    write, message = UNUSABLE[name]
-    write(tmp_path / name)
-    with pytest.raises(SystemExit, match=message):
-        statistics("--data", name)
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_statistics_name_an_unreadable_image(content, tmp_path, statistics):
-    photos(tmp_path / "photos", number=2)
-    Path("photos/bad.png").write_bytes(content)
-    with pytest.raises(SystemExit, match=r"cannot use .*bad.png"):
-        statistics("--data", "photos")
-
-
-def test_statistics_with_a_state_in_no_folder(statistics):
-    with pytest.raises(SystemExit, match="there is no folder gone for the state file"):
-        statistics("--data", "no data are looked for", "--state", "gone/state.npz")
-
-
-def test_statistics_with_a_broken_state(tmp_path, statistics):
-    options = "--data", "digits", "--state"
-    statistics(*options, "whole.npz")
-    whole = Path("whole.npz").read_bytes()
-    np.savez("other.npz", x=1)
-    np.save("array.npy", 1)
-    for name, content in (("empty", b""), ("cut", whole[:100]), ("text", b"what is this")):
-        Path(name).write_bytes(content)
-    for name in ("other.npz", "array.npy", "empty", "cut", "text", "."):
-        with pytest.raises(SystemExit, match=rf"^{name} is no state file, or broken"):
-            statistics(*options, name)
-
-
-def test_statistics_by_workers_without_dask(monkeypatch, statistics):
-    for name in ("dask", "dask.distributed"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SystemExit, match=r'python -m pip install "numbabn\[dask\]"'):
-        statistics("--data", "digits", "--workers", "2")
-
-
-def test_statistics_by_workers(tmp_path):
-    pytest.importorskip("dask.distributed")
-    mean, std = photos(tmp_path / "photos")
-    output = run_example("dataset_statistics.py", "--data", "photos", "--workers", "1", cwd=tmp_path)
-    assert line_to_paste(mean / 255, std / 255) in output.splitlines()
-
-
-def test_statistics_that_workers_go_on_with(tmp_path, statistics):
-    """A run of two parts, one by workers, has the same bits as one without; of floats, which round."""
-    pytest.importorskip("dask.distributed")
-    floats_and_break(tmp_path / "floats.npy")
-    options = "--data", "floats.npy", "--save-every", "0", "--state"
-    statistics(*options, "whole.npz")
-    assert run_python("-c", KILLED, *options, "killed.npz", cwd=tmp_path).returncode == 9
-    by_workers = KILLED.replace("len(writes) == 4", "False")
-    result = run_python("-c", by_workers, *options, "killed.npz", "--workers", "1", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert_same_states("killed.npz", "whole.npz")
-
-
-def test_statistics_name_an_unreadable_image_of_a_worker(tmp_path):
-    pytest.importorskip("dask.distributed")
-    photos(tmp_path / "photos", number=2)
-    (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
-    result = run_python(
-        EXAMPLES / "dataset_statistics.py", "--data", "photos", "--workers", "1", cwd=tmp_path
-    )
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("photos: cannot use ")
-    assert "bad.png" in result.stderr.splitlines()[-1]

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests import reference
-from tests.cases import CASES
-from tests.checks import (
+from tests.support import reference
+from tests.support.cases import CASES
+from tests.support.checks import (
     assert_apart,
     assert_close,
     assert_result_of,
@@ -19,9 +19,9 @@ from tests.checks import (
     check_inference,
     unchanged,
 )
-from tests.problems import Problem, guarded
-from tests.strategies import (
-    JIT,
+from tests.support.jit import JIT
+from tests.support.problems import Problem, guarded
+from tests.support.strategies import (
     PATH_NAMES,
     PATHS,
     SERIAL_REGIMES,
@@ -157,7 +157,7 @@ def test_empty(problem):
 
 @given(problems(training=False))
 def test_one_value_per_channel(problem):
-    """Refused in training, where the variance would be 0; fine with known statistics."""
+    """One value is refused in training, where the variance would be 0, and fine with known statistics."""
     shape = [1] * len(problem.shape)
     shape[problem.axis] = problem.channels
     problem = Problem(tuple(shape), problem.axis, problem.dtype)

@@ -8,9 +8,9 @@ import numba
 import numpy as np
 import pytest
 
-from tests import reference, table
-from tests.cases import Case
-from tests.strategies import JIT
+from tests.support import reference, table
+from tests.support.cases import Case
+from tests.support.strategies import JIT
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
@@ -40,7 +40,7 @@ FLOW = """
     import benchmarks.gpu.timing
     from benchmarks.gpu import peers, sections, speed
     from numbabn.backends.cuda import plan
-    from tests.cases import Case
+    from tests.support.cases import Case
     from tests.cuda import runner
 
     class Clock:

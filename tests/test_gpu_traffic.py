@@ -4,8 +4,8 @@ import numba
 import numpy as np
 import pytest
 
-from tests.cases import CASES, Case
-from tests.strategies import JIT
+from tests.support.cases import CASES, Case
+from tests.support.strategies import JIT
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 

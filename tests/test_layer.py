@@ -1,138 +1,19 @@
-"""The layer: running statistics, modes, gradients, state, copies."""
+"""The layer: its results and gradients, modes, empty and tiny batches, options, and PyTorch as an oracle."""
 
-import copy
 import inspect
-import io
-import pickle
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests import reference
-from tests.checks import assert_close, assert_same_bits, unchanged
-from tests.problems import LAYOUTS, Problem
-from tests.strategies import JIT
+from tests.support import reference
+from tests.support.checks import assert_close, assert_same_bits, unchanged
+from tests.support.jit import JIT
+from tests.support.layers import assert_same_state, batches, snapshot
+from tests.support.problems import LAYOUTS, Problem
 
 FLOATS = (np.float16, np.float32, np.float64)
-
-
-def batches(sizes, channels=3, dtype=np.float32, seed=0):
-    """Batches of several sizes that drift: each has a mean and a spread of its own."""
-    rng = np.random.default_rng(seed)
-    return [
-        (rng.standard_normal((n, channels, 2, 3)) * (1 + 0.3 * i) + 5 * i - 3).astype(dtype)
-        for i, n in enumerate(sizes)
-    ]
-
-
-def unbiased(x, axis=1):
-    count, mean, m2 = reference.moments(x, axis)
-    return count, mean, m2 / (count - 1)
-
-
-def everything(bn):
-    """Return all that a refused call must not change."""
-    return {
-        **{name: value.copy() for name, value in bn.state_dict().items()},
-        **{f"grad {name}": value.copy() for name, value in bn.grads.items()},
-        "training": np.array(bn.training),
-    }
-
-
-def assert_same_state(bn, expected):
-    found = everything(bn)
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert_same_bits(value, expected[name], name)
-
-
-# Running statistics -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("momentum", [0, 0.1, 0.25, 1, 1.0])
-def test_running_statistics(momentum, dtype):
-    bn = nbn.BatchNorm(3, momentum=momentum, dtype=dtype)
-    mean, var = np.zeros(3), np.ones(3)
-    assert_same_bits(bn.running_mean, mean.astype(dtype), "running_mean")
-    assert_same_bits(bn.running_var, var.astype(dtype), "running_var")
-    for i, x in enumerate(batches([4, 9, 2, 7])):
-        bn(x)
-        _, batch_mean, batch_var = unbiased(x)
-        mean = (1 - momentum) * mean + momentum * batch_mean
-        var = (1 - momentum) * var + momentum * batch_var
-        assert bn.num_batches_tracked == i + 1
-        assert bn.running_mean.dtype == bn.running_var.dtype == dtype
-        # Rounded to the layer's dtype once or twice in every step, and float32 sums in those of the batch.
-        error = 4 * (i + 1) * max(np.finfo(dtype).eps, np.finfo(np.float32).eps)
-        assert_close(bn.running_mean, mean, error * (np.abs(mean) + 1), "running_mean")
-        assert_close(bn.running_var, var, error * (var + 1), "running_var")
-
-
-def test_momentum_of_nothing_and_everything():
-    """0 keeps the statistics to the last bit, 1 replaces them by those of the batch."""
-    keep, replace = nbn.BatchNorm(3, momentum=0), nbn.BatchNorm(3, momentum=1)
-    for x in batches([4, 9]):
-        keep(x), replace(x)
-    assert (keep.running_mean == 0).all()
-    assert (keep.running_var == 1).all()
-    assert keep.num_batches_tracked == 2
-    _, saved = nbn.batch_norm_forward(x)
-    assert_same_bits(replace.running_mean, saved.mean.astype(np.float32), "running_mean")
-    assert np.allclose(replace.running_var, saved.var * saved.count / (saved.count - 1), rtol=1e-6)
-
-
-@settings(max_examples=50)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.sampled_from(FLOATS), st.integers(0, 99))
-def test_population_statistics(sizes, dtype, seed):
-    """momentum=None: the statistics of the concatenation, whatever the sizes of the batches."""
-    bn = nbn.BatchNorm(3, momentum=None, dtype=dtype)
-    seen = batches(sizes, dtype=np.float64, seed=seed)
-    for x in seen:
-        bn(x)
-    count, mean, var = unbiased(np.concatenate(seen))
-    error = max(1e-12, np.finfo(dtype).eps)
-    assert_close(bn.running_mean, mean, error * (np.abs(mean) + 1), "running_mean")
-    assert_close(bn.running_var, var, error * var, "running_var")
-    state = bn.state_dict()
-    assert state["population_count"] == count
-    assert_close(state["population_mean"], mean, 1e-12 * (np.abs(mean) + 1), "population_mean")
-    assert_close(state["population_m2"], var * (count - 1), 1e-12 * var * (count - 1), "population_m2")
-    assert bn.num_batches_tracked == len(sizes)
-
-
-def test_population_statistics_of_float32():
-    """The same of float32 batches, whose own statistics carry float32 sums: 1e-6."""
-    bn = nbn.BatchNorm(3, momentum=None)
-    seen = batches([64, 1, 30, 200, 7])
-    for x in seen:
-        bn(x)
-    _, mean, var = unbiased(np.concatenate(seen))
-    assert np.abs(bn.running_mean / mean - 1).max() <= 1e-6
-    assert np.abs(bn.running_var / var - 1).max() <= 1e-6
-
-
-def test_population_is_not_a_mean_of_batches():
-    """Four drifting batches, where PyTorch's momentum=None gives the spread within a batch alone."""
-    bn = nbn.BatchNorm(1, momentum=None, dtype=np.float64)
-    seen = [np.random.default_rng(i).standard_normal((50, 1)) + 10.0 * i for i in range(4)]
-    for x in seen:
-        bn(x)
-    assert np.allclose(bn.running_var, np.var(np.concatenate(seen), ddof=1), rtol=1e-12)
-    assert bn.running_var[0] > 100
-
-
-def test_running_statistics_are_not_changed_in_place():
-    """Whoever holds them keeps what they were: a thread in evaluation mode, a logger."""
-    bn = nbn.BatchNorm(3)
-    mean, var = bn.running_mean, bn.running_var
-    with unchanged(mean, var):
-        bn(batches([4])[0])
-    assert (bn.running_mean != mean).any()
 
 
 # Forward ----------------------------------------------------------------------------------------------------
@@ -158,7 +39,7 @@ def test_forward_and_backward(shape, axis):
     assert_same_bits(bn.grads["beta"], expected[2], "dbeta")
 
     bn.eval()
-    state = everything(bn)
+    state = snapshot(bn)
     y = nbn.batch_norm_inference(
         x, bn.running_mean, bn.running_var, problem.gamma(), problem.beta(), **options
     )
@@ -284,7 +165,7 @@ def test_modes():
 
 
 def test_without_tracking():
-    """Evaluation mode uses the statistics of the batch too, and backward goes through them."""
+    """Without running statistics evaluation mode uses those of the batch, and backward goes through them."""
     bn = nbn.BatchNorm(3, track_running_stats=False)
     problem = Problem((5, 3, 4))
     assert bn.running_mean is bn.running_var is None
@@ -304,7 +185,7 @@ def test_frozen_stats(momentum):
     bn = nbn.BatchNorm(3, momentum=momentum)
     x, other = batches([4, 6])
     bn(x)
-    state = everything(bn)
+    state = snapshot(bn)
     with bn.frozen_stats() as inside:
         assert inside is bn
         y = bn(other)
@@ -335,14 +216,14 @@ def test_frozen_stats_ends_with_an_exception():
 
 
 def test_recomputation():
-    """What frozen_stats is for: activations made again for the backward pass, statistics counted once."""
+    """With frozen_stats activations can be made again for the backward pass, and their batch counts once."""
     problem = Problem((5, 3, 4))
     bn, twin = nbn.BatchNorm(3), nbn.BatchNorm(3)
     bn(problem.x()), twin(problem.x())
     with bn.frozen_stats():
         bn(problem.x())
     assert_same_bits(bn.backward(problem.dy()), twin.backward(problem.dy()), "dx")
-    assert_same_state(bn, everything(twin))
+    assert_same_state(bn, snapshot(twin))
 
 
 # Empty and tiny batches -------------------------------------------------------------------------------------
@@ -355,7 +236,7 @@ def test_empty_batch(shape, training, momentum):
     bn = nbn.BatchNorm(3, momentum=momentum)
     bn(batches([4])[0])
     bn.training = training
-    before = everything(bn)
+    before = snapshot(bn)
     x = np.zeros(shape, np.float32)
     y = bn(x)
     assert y.shape == shape
@@ -370,12 +251,12 @@ def test_empty_batch(shape, training, momentum):
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_one_value_per_channel(momentum):
-    """Refused in training, and nothing changed: neither the state, nor out, nor what backward belongs to."""
+    """One value is refused in training, and changes nothing: the state, out, and what backward belongs to."""
     problem = Problem((5, 3, 4))
     bn = nbn.BatchNorm(3, momentum=momentum)
     bn(problem.x())
     dx = bn.backward(problem.dy())
-    before = everything(bn)
+    before = snapshot(bn)
     x, out = np.ones((1, 3), np.float32), np.full((1, 3), 7, np.float32)
     with unchanged(x, out), pytest.raises(ValueError, match="one value per channel"):
         bn(x, out=out)
@@ -385,164 +266,8 @@ def test_one_value_per_channel(momentum):
     assert bn(x).shape == (1, 3)
 
 
-def test_poisoned_channel():
-    """NaN in one channel spoils the running statistics of that one."""
-    bn, twin = nbn.BatchNorm(3), nbn.BatchNorm(3)
-    x, y = batches([4, 4])
-    twin(x), twin(y)
-    x[1, 1, 0, 0] = np.nan
-    bn(x), bn(y)
-    for name in ("running_mean", "running_var"):
-        found, expected = getattr(bn, name), getattr(twin, name)
-        assert np.isnan(found[1])
-        assert_same_bits(found[[0, 2]], expected[[0, 2]], name)
-
-
-# State ------------------------------------------------------------------------------------------------------
-
-KINDS = [
-    {},
-    {"momentum": None},
-    {"scale": False},
-    {"center": False},
-    {"track_running_stats": False},
-    {"dtype": np.float16},
-    {"dtype": np.float64, "momentum": None, "axis": -1},
-]
-
-
-def used(options):
-    """Return a layer with a past."""
-    bn = nbn.BatchNorm(3, **options)
-    for i, value in enumerate(bn.params.values()):
-        value[:] = np.arange(3) + i + 0.5
-    for x in batches([4, 7]):
-        x = np.moveaxis(x, 1, bn.axis)
-        bn(x)
-        bn.backward(np.ones_like(x))
-    return bn
-
-
-def continue_both(bn, twin):
-    """One step more gives both layers the same results and state."""
-    x = np.moveaxis(batches([6], seed=1)[0], 1, bn.axis)
-    for mode in ("train", "eval"):
-        getattr(bn, mode)(), getattr(twin, mode)()
-        assert_same_bits(twin(x), bn(x), "y")
-        assert_same_bits(twin.backward(x), bn.backward(x), "dx")
-        assert_same_state(twin, everything(bn))
-
-
-@pytest.mark.parametrize("options", KINDS, ids=str)
-def test_state_dict(options):
-    bn, twin = used(options), nbn.BatchNorm(3, **options)
-    state = bn.state_dict()
-    keys = ["gamma"] * options.get("scale", True) + ["beta"] * options.get("center", True)
-    if options.get("track_running_stats", True):
-        keys += ["running_mean", "running_var", "num_batches_tracked"]
-    if options.get("momentum", 0.1) is None:
-        keys += ["population_count", "population_mean", "population_m2"]
-    assert list(state) == keys
-    assert twin.load_state_dict(state) is None
-    twin.grads = {name: value.copy() for name, value in bn.grads.items()}  # gradients are no state
-    continue_both(bn, twin)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=str)
-def test_state_is_a_copy(options):
-    """Neither the dictionary nor the layer sees what later happens to the other."""
-    bn = used(options)
-    state = bn.state_dict()
-    before = everything(bn)
-    for value in state.values():
-        value[...] = 0
-    assert_same_state(bn, before)
-    bn.load_state_dict(state)
-    before = everything(bn)
-    for value in state.values():
-        value[...] = 1
-    assert_same_state(bn, before)
-    with unchanged(*state.values()):
-        bn.train()
-        bn(np.moveaxis(batches([5])[0], 1, bn.axis))
-
-
-def test_state_through_a_file():
-    bn, twin = used({"momentum": None}), nbn.BatchNorm(3, momentum=None)
-    file = io.BytesIO()
-    np.savez(file, **bn.state_dict())
-    file.seek(0)
-    with np.load(file) as state:
-        twin.load_state_dict(state)
-    twin.grads = {name: value.copy() for name, value in bn.grads.items()}
-    continue_both(bn, twin)
-
-
-def test_loading_casts_and_keeps_the_arrays():
-    """Dtypes stay those of the layer, and arrays of parameters the same ones: an optimiser may hold them."""
-    bn, twin = used({"dtype": np.float64}), nbn.BatchNorm(3)
-    held = dict(twin.params)
-    twin.load_state_dict(bn.state_dict())
-    for name, value in held.items():
-        assert twin.params[name] is value
-        assert_same_bits(value, bn.params[name].astype(np.float32), name)
-    assert_same_bits(twin.running_var, bn.running_var.astype(np.float32), "running_var")
-    assert twin.num_batches_tracked == bn.num_batches_tracked
-
-
-BAD_STATES = {
-    "missing key": lambda s: {k: v for k, v in s.items() if k != "running_var"},
-    "unknown key": lambda s: {**s, "weight": s["gamma"]},
-    "no parameters": lambda s: {k: v for k, v in s.items() if "running" in k},
-    "wrong shape": lambda s: {**s, "running_var": np.ones(4)},
-    "scalar": lambda s: {**s, "gamma": 1.0},
-    "integers": lambda s: {**s, "beta": np.ones(3, int)},
-    "complex": lambda s: {**s, "running_mean": np.ones(3, complex)},
-    "strings": lambda s: {**s, "num_batches_tracked": np.array("4")},
-    "float count": lambda s: {**s, "num_batches_tracked": np.array(4.0)},
-    "two counts": lambda s: {**s, "num_batches_tracked": np.array([4, 4])},
-    "population of other momentum": lambda s: {**s, "population_count": np.array(4)},
-    "list": lambda s: list(s.items()),
-    "none": lambda s: None,
-}
-
-
-@pytest.mark.parametrize("spoil", BAD_STATES.values(), ids=BAD_STATES.keys())
-def test_refused_state_changes_nothing(spoil):
-    bn = used({})
-    before = everything(bn)
-    other = {name: value + 1 for name, value in bn.state_dict().items()}
-    with pytest.raises((KeyError, TypeError, ValueError), match=r"state|key"):
-        bn.load_state_dict(spoil(other))
-    assert_same_state(bn, before)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=str)
-@pytest.mark.parametrize("protocol", [None, *range(2, pickle.HIGHEST_PROTOCOL + 1)])
-def test_copies(options, protocol):
-    """Deep copies, and pickles of every protocol."""
-    bn = used(options)
-    bn.eval()
-    with bn.frozen_stats():
-        twin = copy.deepcopy(bn) if protocol is None else pickle.loads(pickle.dumps(bn, protocol))
-    assert repr(twin) == repr(bn)
-    assert twin.training == bn.training
-    assert_same_state(twin, everything(bn))
-    mine = [*bn.params.values(), *bn.grads.values()]
-    theirs = [*twin.params.values(), *twin.grads.values()]
-    assert not any(np.may_share_memory(a, b) for a in mine for b in theirs)
-    with pytest.raises(RuntimeError, match="forward"):
-        twin.backward(np.zeros((4, 3), np.float32))  # a batch is no part of a layer
-    continue_both(bn, twin)
-
-
-def test_backward_without_forward():
-    with pytest.raises(RuntimeError, match="forward"):
-        nbn.BatchNorm(3).backward(np.zeros((4, 3), np.float32))
-
-
 def test_repr():
-    """The options that are not the usual ones, as one would write them."""
+    """The representation has the options that are not the defaults, as one would write them."""
     assert repr(nbn.BatchNorm(64)) == "BatchNorm(64, axis=1, eps=1e-05, momentum=0.1)"
     options = {
         "axis": -1, "eps": 0.001, "momentum": None, "scale": False, "center": False,
@@ -556,7 +281,7 @@ def test_repr():
 
 
 def test_defaults():
-    """Those of PyTorch."""
+    """The options have the defaults of PyTorch."""
     parameters = inspect.signature(nbn.BatchNorm).parameters
     found = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert found == {

@@ -1,10 +1,7 @@
 """Memory layouts: every layout of every argument gives the values of a plain array, and is written right."""
 
 import itertools
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,18 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests.checks import (
+from tests.support.checks import (
     assert_result_of,
     assert_same_bits,
     check_backward,
     check_forward,
     check_inference,
     check_moments,
+    saved_of,
     unchanged,
 )
-from tests.problems import LAYOUTS, WRITABLE, Problem, arrange
-from tests.strategies import JIT, problems
-from tests.test_backward import forward
+from tests.support.jit import JIT
+from tests.support.problems import LAYOUTS, WRITABLE, Problem, arrange
+from tests.support.processes import run_python
+from tests.support.strategies import problems
 
 SHAPES = [((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((7, 1, 40), 1), ((2, 40, 1, 3), 2), ((17, 6), 0)]
 OPTIONS = list(itertools.product(SHAPES, [np.float32, np.float64]))
@@ -75,11 +74,11 @@ def test_x(where, dtype, layout):
 @pytest.mark.parametrize("dy_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", ["contiguous", "fortran", "transposed", "sliced"])
 def test_dy(layout, dy_layout, frozen):
-    """Dy may lie in memory otherwise than x: dx lies as x does."""
+    """The memory layout of dy may differ from that of x; dx has the layout of x."""
     for shape, axis in SHAPES:
         problem = Problem(shape, axis, layout=layout, dy_layout=dy_layout)
         x, dy = problem.x(), problem.dy()
-        saved = forward(problem, frozen, x)
+        saved = saved_of(problem, frozen, x)
         with unchanged(x, dy):
             gradients = nbn.batch_norm_backward(dy, saved)
         check_backward(gradients, problem, frozen, x, dy)
@@ -139,7 +138,7 @@ def sum_of_strides(view):
 @pytest.mark.parametrize("layout", WRITABLE)
 @both_shapes_and_dtypes
 def test_in_place(where, dtype, layout):
-    """out=x and out=dy: the values of a fresh result, over the input."""
+    """With out=x and out=dy the values of a fresh result replace the input."""
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=layout)
     parameters, (mean, var) = (problem.gamma(), problem.beta()), problem.given()
     y, saved = nbn.batch_norm_forward(problem.x(), *parameters, **problem.options)
@@ -202,8 +201,8 @@ BETWEEN_PAGES = """
 import ctypes, mmap
 import numpy as np
 import numbabn as nbn
-from tests.problems import Problem
-from tests.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
+from tests.support.problems import Problem
+from tests.support.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
 
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -238,15 +237,7 @@ print("untouched")
 @pytest.mark.skipif(not JIT, reason="NumPy checks its bounds itself")
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
 def test_nothing_beyond_the_arrays_is_touched():
-    roots = [str(Path(module.__file__).parents[1]) for module in (nbn, sys.modules[__name__])]
-    result = subprocess.run(
-        [sys.executable, "-c", BETWEEN_PAGES],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*roots, os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.stdout == "untouched\n", f"exit status {result.returncode}\n{result.stderr}"
+    assert run_python(BETWEEN_PAGES) == "untouched\n"
 
 
 def test_subclass():

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import numbabn as nbn
-from tests import reference
-from tests.cases import CASES
-from tests.checks import assert_apart, assert_close, assert_same_bits, check_moments, unchanged
-from tests.problems import Problem, guarded
-from tests.strategies import (
-    JIT,
+from tests.support import reference
+from tests.support.cases import CASES
+from tests.support.checks import assert_apart, assert_close, assert_same_bits, check_moments, unchanged
+from tests.support.jit import JIT
+from tests.support.problems import Problem, guarded
+from tests.support.strategies import (
     PATH_NAMES,
     PATHS,
     SMALL_PATHS,
@@ -88,7 +88,7 @@ def test_empty(problem):
     )
 )
 def test_any_values(x):
-    """Of any values at all: m2 is never negative, and 0 just where all are equal or squares underflow."""
+    """For any values m2 is never negative, and 0 just where all are equal or squares underflow."""
     _, mean, m2 = nbn.moments(x)
     rows = reference.by_channel(x.astype(np.float64), 1)
     size = np.abs(rows).max(axis=1)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from tests.checks import assert_close
-from tests.strategies import JIT
+from tests.support.checks import assert_close
+from tests.support.jit import JIT
 
 CHANNELS, EPS = 3, 1e-5
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}

@@ -19,9 +19,9 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from numbabn.sklearn import StreamingStandardScaler
-from tests.checks import assert_apart, assert_close, assert_result_of, assert_same_bits, unchanged
-from tests.problems import LAYOUTS, arrange
-from tests.strategies import JIT
+from tests.support.checks import assert_apart, assert_close, assert_result_of, assert_same_bits, unchanged
+from tests.support.jit import JIT
+from tests.support.problems import LAYOUTS, arrange
 
 LEARNED = ("mean_", "var_", "scale_", "n_samples_seen_")
 OPTIONS = [{"with_mean": mean, "with_std": std} for mean in (True, False) for std in (True, False)]

@@ -14,9 +14,9 @@ import pytest
 
 import numbabn as nbn
 from numbabn import _files
-from tests.checks import assert_same_bits
-from tests.strategies import JIT
-from tests.test_environment import needs_jit, run_python
+from tests.support.checks import assert_same_bits
+from tests.support.jit import JIT, needs_jit
+from tests.support.processes import run_python
 
 
 def mixed(axis=-1):
@@ -335,7 +335,7 @@ def test_same_bits_for_any_number_of_threads():
 
 
 def test_many_threads_at_once():
-    """Each with an object of its own, as documented; large enough for parallel kernels."""
+    """Threads that each have a Moments of their own get the same bits, on parallel kernels too."""
     x = np.random.default_rng(0).standard_normal((400_000 if JIT else 40, 3), np.float32)
     alone = nbn.Moments().update(x)
     with ThreadPoolExecutor(4) as pool:

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 
 import numbabn as nbn
 from numbabn import _places, _synchronised
-from tests.problems import WRITABLE, Problem
-from tests.ranks import on_ranks
-from tests.strategies import JIT
-from tests.synchronised import CHECKS, check_training, part
-from tests.test_environment import communicate
+from tests.support.jit import JIT
+from tests.support.problems import WRITABLE, Problem
+from tests.support.processes import communicate, environment
+from tests.support.ranks import on_ranks
+from tests.support.synchronised import CHECKS, check_training, part
 
 RANKS = (1, 2, 3, 4)
-TIMEOUT = 200  # seconds: only a hang runs into it
 
 
 @pytest.mark.parametrize("size", RANKS)
@@ -37,7 +36,7 @@ def test_ranks(check, size):
     st.data(),
 )
 def test_any_sharing_out(sizes, rest, data):
-    """Any sizes, shapes, dtypes, memory layouts and options: as one process."""
+    """Ranks do what one process does, for any sizes, shapes, dtypes, memory layouts and options."""
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
     problem = Problem(
         (sum(sizes), *rest),
@@ -60,13 +59,13 @@ def test_any_sharing_out(sizes, rest, data):
 @pytest.mark.skipif(not JIT, reason="too many elements without the JIT")
 @pytest.mark.parametrize(("shape", "axis"), [((70, 16, 40, 40), 1), ((150, 40, 160), -1)])
 def test_large_batches(shape, axis):
-    """Over several threads and chunks, and on the paths of arrays larger than a cache."""
+    """Ranks do what one process does in several threads and chunks, and with arrays larger than a cache."""
     sizes = (0, shape[0] - 20, 20)
     on_ranks(3, lambda comm: check_training(comm, Problem(shape, axis, offset=100), sizes))
 
 
 def test_population_of_uneven_ranks():
-    """momentum=None: every value with the same weight, whichever rank and step had it."""
+    """momentum=None gives every value the same weight, whichever rank and step had it."""
     rng = np.random.default_rng(0)
     steps = [rng.standard_normal((11, 3)) * 10**i + 5 * i for i in range(4)]
 
@@ -100,7 +99,7 @@ def test_merged_in_the_order_of_the_ranks():
 
 
 class Comm:
-    """A communicator that is never asked for anything."""
+    """A communicator that fails when it is asked for anything."""
 
     def refused(self, *arguments):
         raise AssertionError("a message was sent")
@@ -142,7 +141,7 @@ def test_does_not_move_to_a_gpu(monkeypatch):
 
 
 def test_message_of_another_size():
-    """What MPI left of a message that was too short is none of this layer."""
+    """What MPI left of a message that was too short is refused as none of this layer."""
 
     class Short(Comm):
         def Get_rank(self):  # noqa: N802
@@ -169,23 +168,16 @@ needs_mpi = pytest.mark.skipif(
 
 def mpiexec(ranks, *arguments):
     """Run `mpi_program`, whose ranks share the cores; return (exit status, what it printed)."""
-    root = Path(__file__).parents[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), str(Path(nbn.__file__).parents[1])]),
-        "NUMBA_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    python = [sys.executable, "-W", "error", "-m", "mpi4py", "-m", "tests.mpi_program"]
+    python = [sys.executable, "-W", "error", "-m", "mpi4py", "-m", "tests.support.mpi_program"]
     with subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), *python, *arguments],
-        env=environment,
+        env=environment(NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     ) as process:
-        output, _ = communicate(process, TIMEOUT)
+        output, _ = communicate(process)
     return process.returncode, output
 
 

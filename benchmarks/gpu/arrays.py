@@ -9,7 +9,7 @@ from typing import Any
 from numba import cuda
 
 from benchmarks.libraries import Data
-from tests.cases import Case
+from tests.support.cases import Case
 
 ALIGNMENT = 64  # elements
 ROTATION = 3  # inputs that are used in turn cover the L2 cache this many times

@@ -13,7 +13,7 @@ from numba import cuda
 
 from benchmarks import libraries
 from benchmarks.libraries import BACKWARD, COPY, EPS, FORWARD, INFERENCE, NUMBABN, OUT, Data, Operations
-from tests.cases import Case
+from tests.support.cases import Case
 
 OPERATIONS = (FORWARD, INFERENCE, BACKWARD)
 CUPY, NATIVE, CUDNN, COMPILED = PEERS = ("CuPy", "PyTorch native", "PyTorch cuDNN", "torch.compile")

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.gpu.traffic import VERBS, Traffic, canonical, traffic
 from benchmarks.measure import Record
 from benchmarks.targets import Run
-from tests.cases import CASES, RESNET50_BATCH, RESNET50_NCHW, RESNET50_NHWC, Case
+from tests.support.cases import CASES, RESNET50_BATCH, RESNET50_NCHW, RESNET50_NHWC, Case
 
 Row = dict[str, Any]
 

@@ -16,7 +16,7 @@ from benchmarks.gpu.timing import Clock, device_times, host_times
 from benchmarks.libraries import COPY, LAYER_BYTES, NUMBABN, Operations
 from benchmarks.measure import Record
 from benchmarks.targets import SMALLEST
-from tests.cases import CASES, Case
+from tests.support.cases import CASES, Case
 from tests.cuda.runner import usable
 
 ROUNDS, SECONDS, FEWEST = 2, 0.02, 10

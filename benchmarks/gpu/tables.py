@@ -8,7 +8,7 @@ from benchmarks.gpu.results import ASSUMED, ASSUMED_BYTES_PER_SECOND, Results
 from benchmarks.libraries import NUMBABN
 from benchmarks.tables import bullets, cells, misses, page, promises, table
 from benchmarks.targets import Target
-from tests.cases import Case
+from tests.support.cases import Case
 
 NOT_RUN = "not yet run on hardware"
 WRITTEN = "Written by `python -m benchmarks.gpu`."

@@ -8,7 +8,7 @@ from benchmarks.gpu.peers import CUDNN, NATIVE, OPERATIONS
 from benchmarks.gpu.results import Results
 from benchmarks.libraries import COPY, FORWARD, NUMBABN
 from benchmarks.targets import SMALLEST, Target, at_least
-from tests.cases import Case
+from tests.support.cases import Case
 
 LARGE = 32_000_000  # bytes
 OF_COPY, MEAN, HOST_US = 0.85, 1.1, 40

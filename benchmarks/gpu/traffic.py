@@ -18,7 +18,7 @@ from benchmarks.gpu import launches
 from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.plan import Geometry
-from tests.cases import Case
+from tests.support.cases import Case
 
 VERBS: dict[str, Callable[[launches.Shape, Any, int], list[launches.Launch]]] = {
     FORWARD: launches.forward,

@@ -1,36 +1,41 @@
-"""Where CUDA is simulated, `simulator` takes the place of Numba's, with a seed for every test."""
+"""Libraries for the tests: the modules of `tests.support.cuda.libraries` in place of the real ones."""
 
-import zlib
+import sys
+from types import SimpleNamespace
 
 import numba
 import pytest
 
+from numbabn import _libraries
+from tests.support.cuda import libraries
+from tests.support.cuda.kinds import Kind
 
-@pytest.fixture(scope="session", autouse=True)
-def _simulator():
-    if numba.config.ENABLE_CUDASIM:
-        from tests.cuda.simulator import installed
 
-        with installed():
-            yield
+@pytest.fixture
+def cupy(monkeypatch):
+    module = libraries.cupy()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return Kind("cupy", module)
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    module = libraries.torch()
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return Kind("torch", module)
+
+
+@pytest.fixture
+def numba_arrays(monkeypatch):
+    module = libraries.numba()
+    if not numba.config.ENABLE_CUDASIM:
+        gpu = SimpleNamespace(cuda=module, SIMULATED=False)
+        monkeypatch.setattr(_libraries, "cuda_module", lambda name: gpu)
     else:
-        yield
+        monkeypatch.setattr(_libraries.Numba, "_load", lambda self: module)
+    return Kind("numba", module)
 
 
-@pytest.fixture(autouse=True)
-def _seed(request, _simulator):
-    if numba.config.ENABLE_CUDASIM:
-        from tests.cuda.simulator import seeded
-
-        with seeded(zlib.crc32(request.node.nodeid.encode())):
-            yield
-    else:
-        yield
-
-
-def pytest_collection_modifyitems(items):
-    if numba.config.ENABLE_CUDASIM:
-        skip = pytest.mark.skip(reason="compiled without NUMBA_ENABLE_CUDASIM=1")
-        for item in items:
-            if item.get_closest_marker("compile"):
-                item.add_marker(skip)
+@pytest.fixture(params=["cupy", "torch", "numba_arrays"])
+def kind(request):
+    return request.getfixturevalue(request.param)

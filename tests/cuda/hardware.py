@@ -1,6 +1,6 @@
 """What only a GPU can show: arrays of full size, many runs, streams and CUDA graphs.
 
-A check takes a backend of `tests.backends`, and raises an AssertionError or returns what is worth reading.
+A check takes a backend of `tests.support.backends`, and raises an AssertionError or returns what is worth reading.
 Neither pytest nor hypothesis is imported, so that ``python -m benchmarks.gpu`` runs the checks where neither
 is installed; `test_hardware` runs them with pytest.
 """
@@ -8,11 +8,11 @@ is installed; `test_hardware` runs them with pytest.
 import numpy as np
 
 import numbabn as nbn
-from tests import table
-from tests.backends import BACKENDS, MissingError
-from tests.cases import CASES
-from tests.checks import assert_same_bits
-from tests.problems import Problem
+from tests.support import table
+from tests.support.backends import BACKENDS, MissingError
+from tests.support.cases import CASES
+from tests.support.checks import assert_same_bits
+from tests.support.problems import Problem
 
 LIBRARIES = ("cupy", "torch", "numba")  # the one that numbabn is timed with first
 REPEATS = 20

@@ -1,13 +1,13 @@
-"""Runs the checks of `hardware` and `tests.table` where there is no pytest, and tells how they went."""
+"""Runs the checks of `hardware` and `tests.support.table` where there is no pytest, and tells how they went."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
 
-from tests import table
-from tests.backends import BACKENDS
-from tests.cases import CASES
+from tests.support import table
+from tests.support.backends import BACKENDS
+from tests.support.cases import CASES
 from tests.cuda import hardware
 from tests.cuda.hardware import LIBRARIES
 

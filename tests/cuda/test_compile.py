@@ -1,7 +1,8 @@
 """Every kernel that the library launches, compiled for two architectures as at a launch: what came out.
 
-Compiled once, in a process of its own: the CUDA simulator and a disabled JIT leave nothing to compile, and
-the compiler is told of devices that are not there. ``python -m tests.cuda.compile_report`` prints it all.
+The kernels are compiled once, in a process of its own: the CUDA simulator and a disabled JIT leave nothing
+to compile, and the compiler is told of devices that are not there. The whole report is printed by
+``python -m tests.support.cuda.compile_report``.
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from numba import config
 
-from tests.cuda import sass
+from tests.support.cuda import sass
 
 ROOT = Path(__file__).parents[2]
 MAX_REGISTERS = 64  # of a thread: with 256 threads a block, 4 blocks fit on a multiprocessor
@@ -62,7 +63,7 @@ def everything(tmp_path_factory):
     path = tmp_path_factory.mktemp("compile") / "reports.json"
     hidden = {"NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_JIT"}
     result = subprocess.run(
-        [sys.executable, "-m", "tests.cuda.compile_report", "--json", path],
+        [sys.executable, "-m", "tests.support.cuda.compile_report", "--json", path],
         cwd=ROOT,
         env={name: value for name, value in os.environ.items() if name not in hidden},
         capture_output=True,

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numbabn.backends.cuda import kernels, plan
-from tests.backends import Numba
-from tests.checks import assert_same_bits
-from tests.cuda import simulator
-from tests.problems import Problem
-from tests.strategies import problems, shapes
-from tests.table import everything, values
+from tests.support.backends import Numba
+from tests.support.checks import assert_same_bits
+from tests.support.cuda import simulator
+from tests.support.problems import Problem
+from tests.support.strategies import problems, shapes
+from tests.support.table import everything, values
 
 # One part a group; several; several groups; several tiles a part, which two kernels do.
 CASES = [((5, 3), 1), ((24, 8), 1), ((2, 2, 70), 1), ((1, 520), 0)]
@@ -39,7 +39,7 @@ def count_launches(monkeypatch, kernel):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("shape", "axis"), CASES)
 def test_same_bits(shape, axis, dtype, monkeypatch):
-    """For any seed, and whether x is read once or twice."""
+    """The bits are the same for any seed, and whether x is read once or twice."""
     problem, backend, expected = Problem(shape, axis, dtype, offset=3.0), Numba(), None
     for resident in RESIDENT:
         monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)

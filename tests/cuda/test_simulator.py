@@ -26,8 +26,8 @@ from numbabn.backends.cuda.gpu import (
     store,
     store4,
 )
-from tests.cuda import simulator
-from tests.cuda.weak_memory import SimulationError
+from tests.support.cuda import simulator
+from tests.support.cuda.weak_memory import SimulationError
 
 THREADS = plan.THREADS
 SEEDS = range(8)

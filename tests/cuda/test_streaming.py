@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from tests.backends import BACKENDS, MissingError
+from tests.support.backends import BACKENDS, MissingError
 
 
 @pytest.fixture(params=sorted(set(BACKENDS) - {"cpu"}))

@@ -11,7 +11,7 @@ if not numba.config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
 from numbabn.backends.cuda import plan, tiles
-from tests.test_environment import run_python
+from tests.support.processes import run_python
 
 # As plan.py has them where CUDA is not simulated.
 REAL = {
@@ -134,11 +134,11 @@ REAL_SIZES = """
     del sys.modules["numbabn.backends.cuda"]
 
     import numpy as np
-    from tests.backends import Numba
-    from tests.checks import check_backward, check_forward
-    from tests.cuda.simulator import installed, seeded
+    from tests.support.backends import Numba
+    from tests.support.checks import check_backward, check_forward
+    from tests.support.cuda.simulator import installed, seeded
     from tests.cuda.test_tiles import REAL
-    from tests.problems import Problem
+    from tests.support.problems import Problem
 
     assert {name: getattr(plan, name) for name in REAL} == REAL
     with installed(), seeded(0):

@@ -7,8 +7,8 @@ from types import FunctionType
 import pytest
 
 from numbabn import _cpu
-from tests.backends import has_gpu
-from tests.test_environment import run_python
+from tests.support.backends import has_gpu
+from tests.support.processes import run_python
 
 needs_numba_cuda = 'python -m pip install "numbabn[cuda]"'
 
@@ -70,7 +70,7 @@ CALLS = """
     import numba
     import numpy as np
     import numbabn as nbn
-    from tests.cuda import libraries
+    from tests.support.cuda import libraries
 
     sys.modules["cupy"] = libraries.cupy()
     array = sys.modules["cupy"].array(np.ones((4, 3)))

@@ -1,7 +1,7 @@
-"""The backends under one face: NumPy arrays in, NumPy arrays out, and in between the arrays of a library.
+"""Every backend behind one interface: NumPy arrays in, arrays of a library in between, NumPy arrays out.
 
-An array keeps its strides and its place within a larger one on the way to a device. What a call was given,
-and the memory around it, is compared afterwards with what it was.
+An array keeps its strides and its place within a larger one on the way to a device. After a call, its
+arguments and the memory around them are compared with what they were.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ class MissingError(Exception):
 
 
 class Backend:
-    """NumPy, on the CPU; and what every library does."""
+    """NumPy on the CPU, and the base of all libraries: a call whose arrays are moved there and back."""
 
     name = device = "cpu"
     dtypes = (np.float16, np.float32, np.float64, np.longdouble)
@@ -36,15 +36,15 @@ class Backend:
     # What a library does ------------------------------------------------------------------------------------
 
     def upload(self, memory):
-        """Return a copy of an array of bytes there."""
+        """Return a copy of an array of bytes, as an array of the library."""
         return memory.copy()
 
     def view(self, memory, start, like):
-        """Return an array over bytes from ``start`` on, with shape, strides and dtype of ``like``."""
+        """Return an array over uploaded bytes from ``start`` on, with shape, strides, dtype of ``like``."""
         return np.ndarray(like.shape, like.dtype, memory, start, like.strides)
 
     def download(self, array):
-        """Return a dense array as a NumPy array."""
+        """Return a dense array of the library as a NumPy array."""
         return array.copy(order="K")
 
     def kind(self):
@@ -54,7 +54,7 @@ class Backend:
     # Calls --------------------------------------------------------------------------------------------------
 
     def put(self, array):
-        """Return the array as one of the library, in a copy of all the memory that it is a view of."""
+        """Return a NumPy array as one of the library, in a copy of all the memory that it is a view of."""
         if not isinstance(array, np.ndarray):
             return array
         whole = array
@@ -72,7 +72,7 @@ class Backend:
         return self.view(memory, start * like.itemsize, np.empty(shape, like.dtype))
 
     def get(self, result):
-        """Return a result with arrays of NumPy, once they are known to be of the library."""
+        """Return a result with its arrays as NumPy arrays; they must have been arrays of the library."""
         if isinstance(result, tuple):
             return tuple(self.get(item) for item in result)
         if isinstance(result, nbn.Saved):
@@ -92,7 +92,7 @@ class Backend:
         return np.ndarray(like.shape, like.dtype, self.download(memory), first, like.strides)
 
     def call(self, function, *arguments, out=None, **options):
-        """Call with the arrays moved there; nothing but ``out`` may change, and it must be the result.
+        """Call with the arrays moved to the library; only ``out`` may change, and it must be the result.
 
         ``out`` is an array, or the position of the argument that is to be overwritten.
         """

@@ -1,22 +1,20 @@
-"""What every backend must do, as functions of a backend and a case: for pytest, and for `run` without it.
+"""What every backend promises, as a table of checks: functions of a backend and of a case.
 
-The arrays are tiny where CUDA is simulated: some hundreds of elements are cut into several tiles, blocks and
-groups there. On a GPU there are larger ones too.
+`tests.test_table` runs it with pytest. The table itself needs neither pytest nor hypothesis, since the
+benchmark of GPUs runs it, too. Its arrays are small enough for the simulator, whose tiles are small as well:
+some hundreds of elements are cut into several tiles, blocks and groups. On a GPU larger arrays are added.
 """
 
 import contextlib
 import itertools
-import sys
-import traceback
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 import numbabn as nbn
-from tests import reference
-from tests.backends import BACKENDS, SIMULATED, MissingError
-from tests.checks import (
+from tests.support import reference
+from tests.support.checks import (
     NAMES,
     assert_close,
     assert_same_bits,
@@ -26,9 +24,9 @@ from tests.checks import (
     check_moments,
     known_statistics,
 )
-from tests.problems import WRITABLE, Problem
+from tests.support.problems import WRITABLE, Problem
 
-# (shape, channel axis). What is new in each, where CUDA is simulated; bytes are of float32.
+# (shape, channel axis). The comments say what is new in a shape where CUDA is simulated, for float32.
 SMALL = (
     ((5, 3), 1),  # pixels side by side in a row, and some left over
     ((40, 8), 1),  # a group of several blocks
@@ -64,7 +62,7 @@ LAYOUT_SHAPES = (((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((17, 6), 0))
 
 
 class Row(NamedTuple):
-    """A check, and what it is called with after the backend."""
+    """A check by name, and its arguments after the first, which is the backend."""
 
     name: str
     check: object
@@ -79,7 +77,7 @@ def parameters(problem):
 
 
 def values(backend, problem):
-    """Everything that is computed from x, against the reference."""
+    """Every function agrees with the reference."""
     x, dy, (mean, var) = problem.x(), problem.dy(), problem.given()
     y, saved = backend.forward(x, *parameters(problem), **problem.options)
     check_forward(y, saved, problem, x)
@@ -95,18 +93,19 @@ def values(backend, problem):
     check_backward(backend.backward(dy, frozen), problem, True, x, dy)
 
 
-def skipped_gradients(backend, frozen, need, dtypes):
+def skipped_gradients(backend, shape, frozen, dtypes):
     """What is not asked for is None, and what is asked for is right without it."""
-    problem = Problem((40, 3), 1, gamma_dtype=dtypes[0], beta_dtype=dtypes[1])
+    problem = Problem(shape, 1, gamma_dtype=dtypes[0], beta_dtype=dtypes[1])
     x, dy = problem.x(), problem.dy()
     known = known_statistics(problem, frozen)
     _, saved = backend.forward(x, *parameters(problem), **problem.options, **known)
-    options = dict(zip(("need_dx", "need_dgamma", "need_dbeta"), need, strict=True))
-    results = backend.backward(dy, saved, **options)
-    check_backward(results, problem, frozen, x, dy)
     present = True, dtypes[0] is not None, dtypes[1] is not None
-    for name, result, wanted, there in zip(NAMES, results, need, present, strict=True):
-        assert (result is not None) == (wanted and there), name
+    for need in itertools.product([False, True], repeat=3):
+        options = dict(zip(("need_dx", "need_dgamma", "need_dbeta"), need, strict=True))
+        results = backend.backward(dy, saved, **options)
+        check_backward(results, problem, frozen, x, dy)
+        for name, result, wanted, there in zip(NAMES, results, need, present, strict=True):
+            assert (result is not None) == (wanted and there), name
 
 
 def empty(backend, shape, axis):
@@ -129,7 +128,7 @@ def empty(backend, shape, axis):
 
 
 def poison(backend, shape, axis, dtype, value):
-    """NaN and infinity in a channel of x or dy: no other channel has another bit for them."""
+    """NaN or infinity in one channel of x or dy changes no bit of any other channel."""
     problem = Problem(shape, axis, dtype)
     channel = problem.channels // 2
 
@@ -169,7 +168,7 @@ def constants(backend, shape, axis, dtype):
 
 
 def accuracy(backend, shape, axis):
-    """Offset 1e4, spread 1: the variance, y, and the running variance to 1e-6."""
+    """At offset 1e4 and spread 1 the variance and y are right to 1e-6, the mean to 1e-9, and m2 to 1e-12."""
     problem = Problem(shape, axis, offset=1e4)
     x = problem.x()
     y, saved = backend.forward(x, axis=axis, eps=0.0)
@@ -194,7 +193,7 @@ def everything(backend, problem):
 
 
 def same_bits(backend, problem):
-    """The same call again."""
+    """The same call gives the same bits again."""
     first = everything(backend, problem)
     for _ in range(5):
         for name, value in everything(backend, problem).items():
@@ -205,7 +204,7 @@ def same_bits(backend, problem):
 
 
 def layouts(backend, where, dtype, layout, dy_layout):
-    """Any strides of x and dy: the values, and the memory order of x."""
+    """For any strides of x and dy the values are right, and results have the memory order of x."""
     if {layout, dy_layout} - set(backend.layouts):
         return
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=dy_layout, offset=2.0)
@@ -220,7 +219,7 @@ def layouts(backend, where, dtype, layout, dy_layout):
 
 
 def outs(backend, where, dtype, layout, out_layout):
-    """What lands in out is what a fresh result has, and nothing beside it is written."""
+    """A result in ``out`` has the bits of a fresh one, and nothing beside it is written."""
     if {layout, out_layout} - set(backend.layouts):
         return
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=layout)
@@ -239,7 +238,7 @@ def outs(backend, where, dtype, layout, out_layout):
 
 
 def in_place(backend, where, dtype, layout):
-    """out=x and out=dy: the bits of a fresh result; and x is gone."""
+    """With out=x and out=dy a result has the bits of a fresh one; backward refuses an x that is gone."""
     if layout not in backend.layouts:
         return
     problem = Problem(*where, dtype=dtype, layout=layout, dy_layout=layout)
@@ -265,13 +264,16 @@ def layer(backend, **options):
 
 def batches(dtype=np.float32):
     rng = np.random.default_rng(0)
-    return [(rng.standard_normal((n, 3, 4)) * (1 + i) + 5 * i).astype(dtype) for i, n in enumerate((4, 9, 2))]
+    sizes = (4, 9, 2, 7)
+    return [(rng.standard_normal((n, 3, 4)) * (1 + i) + 5 * i).astype(dtype) for i, n in enumerate(sizes)]
 
 
 def running_statistics(backend, momentum, dtype, x_dtype):
-    """Moving averages of every batch, or the statistics of all of them."""
+    """A layer keeps moving averages of its batches, or for momentum=None the statistics of all of them."""
     bn = layer(backend, momentum=momentum, dtype=dtype)
     mean, var, seen = np.zeros(3), np.ones(3), []
+    assert_same_bits(backend.get(bn.running_mean), mean.astype(dtype), "running_mean")
+    assert_same_bits(backend.get(bn.running_var), var.astype(dtype), "running_var")
     for x in batches(x_dtype):
         y = backend.call(bn, x)
         problem = SimpleNamespace(gamma=lambda: None, beta=lambda: None, options={})
@@ -282,13 +284,13 @@ def running_statistics(backend, momentum, dtype, x_dtype):
         weight = 1 if momentum is None else momentum
         mean = (1 - weight) * mean + weight * batch_mean
         var = (1 - weight) * var + weight * m2 / (count - 1)
+        assert bn.num_batches_tracked == len(seen)
         # Rounded to the layer's dtype once or twice in every step, and float32 sums in those of the batch.
         error = 4 * len(seen) * max(np.finfo(dtype).eps, np.finfo(x_dtype).eps)
         found_mean, found_var = backend.get(bn.running_mean), backend.get(bn.running_var)
         assert found_mean.dtype == found_var.dtype == dtype
         assert_close(found_mean, mean, error * (np.abs(mean) + 1), "running_mean")
         assert_close(found_var, var, error * (var + 1), "running_var")
-    assert bn.num_batches_tracked == len(seen)
     before = bn.state_dict()
     with bn.frozen_stats():
         backend.call(bn, seen[0])
@@ -323,7 +325,7 @@ def layer_is_the_functions(backend, training, dtype):
 
 @contextlib.contextmanager
 def refused(error, *fragments):
-    """Within the block, the error is raised, and its message says all of this."""
+    """Within the block, the error is raised, and its message has all fragments."""
     try:
         yield
     except error as raised:
@@ -379,14 +381,14 @@ REFUSALS = {
 
 
 def refusals(backend, name):
-    """A bad call says what is wrong, and changes nothing."""
+    """A bad call is refused with a message that says what is wrong, and changes nothing."""
     call, error, fragments = REFUSALS[name]
     with refused(error, *fragments.split(" | ")):
         call(backend)
 
 
 def overlaps(backend, start):
-    """out= that begins within x, or within dy, is refused."""
+    """An ``out`` that begins within x, or within dy, is refused."""
     memory = np.random.default_rng(0).standard_normal(64).astype(np.float32)
     whole = backend.put(memory)
     x, out = (backend.part(whole, i, (4, 3)) for i in (0, start))
@@ -406,7 +408,7 @@ def _name(*parts):
 
 
 def rows(large):
-    """All rows: a check, and its arguments after the backend; ``large`` arrays too, or not."""
+    """Return all rows, with or without those of large arrays."""
     found = []
 
     def add(check, *arguments, name=None):
@@ -417,14 +419,16 @@ def rows(large):
         add(values, Problem(shape, axis, dtype, offset=3.0), name=name)
         if dtype is np.float32:
             add(values, Problem(shape, axis, dtype, "offset", "offset"), name=f"{name}, unaligned")
-        if large:  # in the simulator `test_schedules` does it, for several orders of threads
+        if large:  # in the simulator, `tests.cuda.test_schedules` checks it for several orders of threads
             add(same_bits, Problem(shape, axis, dtype), name=name)
     for kinds in itertools.product([None, np.float16, np.float32, np.float64], repeat=2):
         problem = Problem((40, 3), 1, gamma_dtype=kinds[0], beta_dtype=kinds[1])
         add(values, problem, name=f"gamma and beta of {_name(*kinds)}")
-    for need in itertools.product([False, True], repeat=3):
-        for frozen, kinds in itertools.product([False, True], [(None, np.float32), (np.float64, None)]):
-            add(skipped_gradients, frozen, need, kinds)
+    for shape, frozen in itertools.product([(4, 3, 20), (40, 3)], [False, True]):
+        for kinds in (*itertools.product([None, np.float64], repeat=2), (None, np.float32)):
+            kind = "frozen" if frozen else "training"
+            name = f"{'x'.join(map(str, shape))}, {kind}, gamma and beta of {_name(*kinds)}"
+            add(skipped_gradients, shape, frozen, kinds, name=name)
     for shape, axis in (((0, 3), 1), ((2, 3, 0), 1), ((0, 3), 0), ((4, 0), 1)):
         add(empty, shape, axis)
     for (shape, axis), dtype in itertools.product((((40, 8), 1), ((3, 2, 130), 1), ((6, 9), 1)), DTYPES):
@@ -442,7 +446,8 @@ def rows(large):
             add(outs, LAYOUT_SHAPES[i % 3], DTYPES[i // 2 % 2], layout, out_layout)
     for i, layout in enumerate((*writable, "offset", *writable)):
         add(in_place, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout)
-    for momentum, dtype, x_dtype in itertools.product((0.1, 1.0, None), (np.float16, *DTYPES), DTYPES):
+    momenta = (0, 0.1, 0.25, 1.0, None)
+    for momentum, dtype, x_dtype in itertools.product(momenta, (np.float16, *DTYPES), DTYPES):
         add(running_statistics, momentum, dtype, x_dtype)
     for training, dtype in itertools.product([True, False], (np.float16, *DTYPES)):
         add(layer_is_the_functions, training, dtype)
@@ -451,23 +456,3 @@ def rows(large):
     for start in (1, 6, 11):
         add(overlaps, start)
     return found
-
-
-def run(names=BACKENDS, file=sys.stdout):
-    """Check all rows for all backends that there are, without pytest; return how many failed."""
-    failed = 0
-    for name in names:
-        try:
-            backend = BACKENDS[name]()
-        except MissingError as reason:
-            print(f"{name}: skipped, {reason}", file=file)
-            continue
-        table = rows(large=backend.device != "cpu" and not SIMULATED)
-        for row in table:
-            try:
-                row.check(backend, *row.arguments)
-            except Exception:
-                failed += 1
-                print(f"{name}: {row.name} FAILED\n{traceback.format_exc()}", file=file)
-        print(f"{name}: {len(table)} rows", file=file)
-    return failed

@@ -2,7 +2,7 @@
 
 Numba's own runs one block after the other. Here all resident blocks run at once, every thread a greenlet, and
 who runs next is drawn from a seeded generator; blocks begin in any order, and some are much slower than
-others. Threads are interrupted at barriers, fences, atomics, flags and sleep. Errors in any order are:
+others. Threads are interrupted at barriers, fences, atomics, flags and sleep. In any order, these are errors:
 
 - two threads of a block touch one address of shared memory without a barrier between, one of them writing;
 - shared memory is read that nobody has written, or an asynchronous copy that nobody has waited for;
@@ -26,8 +26,8 @@ from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 from numba.cuda.simulator.kernel import FakeCUDAKernel
 
 from numbabn.backends.cuda import gpu, memory_simulated, plan
-from tests.cuda.allocations import allocations
-from tests.cuda.weak_memory import Block, Dim3, Memory, SimulationError
+from tests.support.cuda.allocations import allocations
+from tests.support.cuda.weak_memory import Block, Dim3, Memory, SimulationError
 
 PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
 _clock = operator.attrgetter("clock")
@@ -67,7 +67,7 @@ class Machine(Memory):
                     break
 
     def _choose(self):
-        """Return the block whose clock is first: each goes at a pace of its own, a little irregularly."""
+        """Return the block whose clock is first: clocks have paces of their own, and some jitter."""
         candidates = [block for block in self._resident if block.ready]
         if not candidates:
             if self.sleeping and any(self._publish(block) for block in self._resident):
@@ -170,7 +170,7 @@ class Machine(Memory):
 
 
 class Simulator:
-    """What takes the place of Numba's launches: the seed, and how many launches there were."""
+    """Launches of kernels in place of Numba's, with the seed, and how many there were."""
 
     def __init__(self):
         self.seed = 0

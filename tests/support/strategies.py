@@ -4,19 +4,16 @@ import contextlib
 import math
 from unittest import mock
 
-import numba
 import numpy as np
 from hypothesis import strategies as st
 
 from numbabn.backends.cpu import jit, plan
-from tests.problems import FLOAT_DTYPES, LAYOUTS, Problem
-
-# With NUMBA_DISABLE_JIT=1 kernels are plain Python, a thousand times slower: the same tests, smaller arrays.
-JIT = not numba.config.DISABLE_JIT
+from tests.support.jit import JIT
+from tests.support.problems import FLOAT_DTYPES, LAYOUTS, Problem
 
 # Generated problems -----------------------------------------------------------------------------------------
 
-# One, primes, whole vectors of 16, one more and one less, longer than a block of the kernels.
+# One, primes, whole vectors of 16 values, one value more and one less, and more than a block of the kernels.
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 31, 32, 33, 49, 64, 67, 100, 127, 257, 1021, 4099, 8200)
 
 

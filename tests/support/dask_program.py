@@ -1,6 +1,6 @@
 """`distributed.moments` on a real cluster of two processes: undisturbed, and with a worker killed half-way.
 
-``python -m tests.dask_program FOLDER`` prints OK, and leaves a note of the kill in the folder.
+``python -m tests.support.dask_program FOLDER`` prints OK, and leaves a note of the kill in the folder.
 """
 
 import functools
@@ -15,8 +15,8 @@ import numpy as np
 from dask.distributed import Client, LocalCluster
 
 import numbabn.distributed
-from tests.checks import assert_same_bits
-from tests.strategies import JIT
+from tests.support.checks import assert_same_bits
+from tests.support.jit import JIT
 
 BLOCKS = 72
 ROWS, CHANNELS = (1 << 15, 64) if JIT else (50, 3)
@@ -26,7 +26,7 @@ MEMORY_LIMIT = 450 * 10**6
 
 @functools.cache
 def base(dtype):
-    """Integers."""
+    """Return the integers that every block is made of."""
     return (np.arange(ROWS * CHANNELS) % 997).reshape(ROWS, CHANNELS).astype(dtype)
 
 
@@ -46,7 +46,7 @@ def array(folder=None):
 
 
 def exact():
-    """(mean, variance) of the whole array in rational arithmetic, rounded once."""
+    """Return (mean, variance) of the whole array, computed in rational arithmetic and rounded once."""
     sums = base(np.int64).sum(axis=0), (base(np.int64) ** 2).sum(axis=0)
     mean, var = [], []
     for s, q in zip(*(each.tolist() for each in sums), strict=True):

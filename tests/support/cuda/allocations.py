@@ -34,7 +34,7 @@ class Allocations:
             del self._starts[bisect.bisect_left(self._starts, start)]
 
     def view(self, pointer, kind):
-        """(all elements around a pointer as an array of this type, index of the one at the pointer)."""
+        """Return (all elements around a pointer as an array of this type, index of the one there)."""
         itemsize = kind().itemsize
         if pointer % itemsize:
             raise ValueError(f"misaligned address {pointer:#x} of a {kind.__name__}")

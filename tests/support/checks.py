@@ -1,14 +1,15 @@
-"""What every result is asked: near enough, of the right make, and nothing else touched."""
+"""Checks of every result: it is near enough, of the right kind, and nothing else was touched."""
 
 import contextlib
 
 import numpy as np
 
-from tests import reference
+import numbabn as nbn
+from tests.support import reference
 
 
 def assert_close(actual, expected, error, name):
-    """Every element within its own error; both of the same shape."""
+    """Both arrays have the same shape, and every element is within its own error."""
     assert actual.shape == expected.shape, name
     excess = np.abs(actual.astype(np.float64) - expected) - error
     if not (excess <= 0).all():  # not any(> 0), which would let NaN pass
@@ -21,14 +22,14 @@ def assert_close(actual, expected, error, name):
 
 
 def assert_same_bits(actual, expected, name):
-    """The same bytes in the same shape: also of NaN, and of the sign of 0."""
+    """Both arrays have the same shape, dtype and bytes, which tells NaNs and the signs of 0 apart."""
     assert actual.shape == expected.shape, name
     assert actual.dtype == expected.dtype, name
     assert actual.tobytes() == expected.tobytes(), f"{name} differs in some bit"
 
 
 def assert_result_of(y, x, name):
-    """A fresh array as ``numpy.empty_like(x)`` would make it, in native byte order."""
+    """The result is an array as ``numpy.empty_like(x)`` would make it, in native byte order."""
     assert type(y) is np.ndarray, name
     assert y.shape == x.shape, name
     assert y.dtype == x.dtype.newbyteorder("="), name
@@ -57,7 +58,7 @@ def _memory(array):
 
 
 def assert_apart(result, *arrays):
-    """No memory in common."""
+    """The result has no memory in common with the other arrays."""
     assert not any(np.may_share_memory(result, a) for a in arrays if a is not None)
 
 
@@ -95,6 +96,13 @@ def check_inference(y, problem, x, mean, var):
 def known_statistics(problem, frozen):
     """Return the arguments mean and var of a forward call."""
     return dict(zip(("mean", "var"), problem.given(), strict=True)) if frozen else {}
+
+
+def saved_of(problem, frozen, x=None):
+    """Return ``saved`` of a forward call, in training or with known statistics."""
+    x = problem.x() if x is None else x
+    known = known_statistics(problem, frozen)
+    return nbn.batch_norm_forward(x, problem.gamma(), problem.beta(), **problem.options, **known)[1]
 
 
 def check_backward(results, problem, frozen, x, dy):

@@ -10,7 +10,7 @@ import random
 import numpy as np
 
 from numbabn.backends.cuda import plan
-from tests.cuda.allocations import allocations
+from tests.support.cuda.allocations import allocations
 
 ALL = -1  # threads
 

@@ -1,7 +1,8 @@
-"""CuPy and PyTorch as far as numbabn asks for them, over memory of the host.
+"""CuPy, PyTorch and Numba's arrays as far as numbabn uses them, over memory of the host.
 
 Where CUDA is simulated, kernels read and write host addresses, so that arrays of these modules go through the
-whole library. They note devices and streams; `test_libraries` compares their names with the real modules'.
+whole library. The modules note devices and streams; `tests.cuda.test_libraries` compares their names with
+those of the real modules.
 """
 
 import math
@@ -10,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from tests.cuda.allocations import allocations
+from tests.support.cuda.allocations import allocations
 
 DEVICES = 2
 

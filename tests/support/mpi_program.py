@@ -1,4 +1,4 @@
-"""All checks of `synchronised` on a real MPI: ``mpiexec -n 4 python -m mpi4py -m tests.mpi_program``.
+"""All checks of `synchronised` on a real MPI: ``mpiexec -n 4 python -m mpi4py -m tests.support.mpi_program``.
 
 With an argument, rank 0 fails outside of any call of the library, while the others wait for it.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 import numbabn as nbn
-from tests.synchronised import CHECKS, assert_same_on_all_ranks
+from tests.support.synchronised import CHECKS, assert_same_on_all_ranks
 
 comm = MPI.COMM_WORLD
 

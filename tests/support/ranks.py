@@ -9,7 +9,7 @@ TIMEOUT = 60  # seconds; a rank that waits longer waits for a message that never
 
 
 class Shared:
-    """What the threads have in common."""
+    """The messages of all ranks, and the barrier at which they wait for each other."""
 
     def __init__(self, size):
         self.messages = [None] * size
@@ -17,7 +17,7 @@ class Shared:
 
 
 class Comm:
-    """One rank's end: of the communicator of mpi4py, just what numbabn uses."""
+    """The communicator of one rank, with just those methods of mpi4py's that numbabn uses."""
 
     def __init__(self, shared, rank):
         self._shared = shared
@@ -38,7 +38,7 @@ class Comm:
 
 
 class Counting:
-    """Another communicator, and how many messages this rank has sent through it."""
+    """A communicator that counts the messages that this rank sends through another one."""
 
     def __init__(self, comm):
         self._comm = comm

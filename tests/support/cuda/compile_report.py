@@ -1,4 +1,4 @@
-"""Registers, spills and SASS of every kernel of the library: ``python -m tests.cuda.compile_report``.
+"""Registers, spills and SASS of every kernel of the library: ``python -m tests.support.cuda.compile_report``.
 
 Compiles as numba-cuda does at a launch, LTO-IR linked by nvJitLink with the library's limit on registers, and
 needs neither a GPU nor a driver: ``python -m pip install "numba-cuda[cu13]" nvidia-cuda-nvdisasm``.
@@ -33,7 +33,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 from benchmarks.gpu import launches
 from numbabn import _cuda
 from numbabn.backends.cuda import copies, gpu, plan, running
-from tests.cuda import sass
+from tests.support.cuda import sass
 
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
 # Of a multiprocessor: registers, threads, bytes of shared memory, of which every block takes 1 KB more.
@@ -215,9 +215,9 @@ def _of_listing(listing: str) -> dict[str, Any]:
 
 
 def _of_loops(listing: str) -> dict[str, list[str]]:
-    """The innermost loops that hold instructions of a loop over elements, and what is slow in them.
+    """Return the functions whose loops over elements are innermost loops, and the slow instructions of these.
 
-    Or comes from a line of such a loop, wherever it is.
+    An instruction is one of a loop if it lies there in the machine code, or comes from a line of the loop.
     """
     source = element_loops()
     graph = sass.blocks(listing)
@@ -254,7 +254,7 @@ def element_loops() -> dict[sass.Line, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.cuda.compile_report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.cuda.compile_report", description=__doc__)
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), action="append")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a synchronised layer has to do, as checks that every rank makes: of threads, or of a real MPI.
+"""What a synchronised layer has to do, as checks that every rank makes: a thread, or a process of MPI.
 
 Every rank makes the arrays of all ranks from one seed, gives the layer its own part, and compares with what
 the whole gives. An assertion that fails on one rank ends all of them.
@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from tests import reference
-from tests.checks import assert_close, assert_same_bits, unchanged
-from tests.problems import Problem
-from tests.ranks import Counting
+from tests.support import reference
+from tests.support.checks import assert_close, assert_same_bits, unchanged
+from tests.support.layers import assert_same_state, snapshot
+from tests.support.problems import Problem
+from tests.support.ranks import Counting
 
 PROMISED = 1e-6  # of the terms that a result is the sum of, and that may cancel
 
@@ -49,18 +50,8 @@ def layer(problem, comm=None, **options):
     return bn
 
 
-def state(bn):
-    """Everything that a refused call must not change."""
-    return {**bn.state_dict(), **{f"grad {name}": value.copy() for name, value in bn.grads.items()}}
-
-
-def assert_state(bn, expected):
-    for name, value in state(bn).items():
-        assert_same_bits(value, expected[name], name)
-
-
 def check_training(comm, problem, sizes, **options):
-    """Two steps: against the formula for the whole batch, a layer of one process, and the other ranks.
+    """Two steps agree with the formula for the whole batch, a layer of one process, and the other ranks.
 
     The channels are not on axis 0, which is the one that is cut.
     """
@@ -93,7 +84,7 @@ def check_training(comm, problem, sizes, **options):
 
 
 def some_sizes(size):
-    """Ways to share out a batch: even, uneven, with ranks that have nothing, and just one that has."""
+    """Return ways to share out a batch: even, uneven, with nothing for some ranks, or for all but one."""
     return (
         [3] * size,
         list(range(2, size + 2)),
@@ -118,27 +109,27 @@ def check_problems(comm):
 
 
 def check_nothing(comm):
-    """An empty batch on all ranks is one of one process: empty results, zero gradients, no update."""
+    """A batch that is empty on all ranks gives empty results and zero gradients, and updates nothing."""
     bn = nbn.BatchNorm(3, comm=comm)
-    before = bn.state_dict()
+    before = snapshot(bn)
     x = np.empty((0, 3, 2), np.float32)
     assert bn(x).shape == bn.backward(x).shape == x.shape
     assert not bn.grads["gamma"].any()
     assert not bn.grads["beta"].any()
-    assert_state(bn, {**before, "grad gamma": np.zeros(3, np.float32), "grad beta": np.zeros(3, np.float32)})
+    assert_same_state(bn, before)
 
 
 def check_one_value(comm):
-    """One value per channel on all ranks together is refused by all of them; one on each is fine."""
+    """One value per channel on all ranks together is refused by all of them; one value on each is fine."""
     bn = nbn.BatchNorm(3, comm=comm)
-    before = state(bn)
+    before = snapshot(bn)
     rank, size = comm.Get_rank(), comm.Get_size()
     x = np.ones((int(rank == size - 1), 3), np.float32)
     out = np.full_like(x, 7)
     message = raises(ValueError, bn, x, out=out)
     assert f"one value per channel on all {size} ranks" in message
     assert (out == 7).all()
-    assert_state(bn, before)
+    assert_same_state(bn, before)
     if size > 1:
         bn(np.full((1, 3), rank, np.float32))
         ranks = np.arange(size)
@@ -175,7 +166,7 @@ def check_refusals(comm):
     bn = nbn.BatchNorm(3, comm=comm)
     bn(x), bn.backward(x)
     for i, (error, bad) in enumerate(BAD_CALLS.values()):
-        before, wrong = state(bn), i % size
+        before, wrong = snapshot(bn), i % size
         out = np.full_like(x, 7)
         backward = i >= len(BAD_CALLS) - 2
         with unchanged(x):
@@ -186,13 +177,13 @@ def check_refusals(comm):
                 assert message.startswith(f"rank {wrong} raised an error in a ")
                 assert ("backward" if backward else "forward") in message
         assert (out == 7).all()
-        assert_state(bn, before)
+        assert_same_state(bn, before)
         bn(x), bn.backward(x)
         assert bn.num_batches_tracked == i + 2
 
 
 def check_interruption(comm):
-    """Whatever ends a call before its message, Ctrl-C too, is told to the others."""
+    """Whatever ends a call before its message is sent, Ctrl-C too, is told to the other ranks."""
 
     class Interrupting:
         @property
@@ -218,11 +209,11 @@ def check_several_refusals(comm):
 
 
 def check_out_of_step(comm):
-    """Ranks in different calls: an error on all of them, not the sum of apples and pears."""
+    """Ranks in different calls all get an error, and no sum of unlike numbers."""
     x = np.random.default_rng(comm.Get_rank()).standard_normal((4, 3)).astype(np.float32)
     bn = nbn.BatchNorm(3, comm=comm)
     bn(x)
-    before, last = state(bn), comm.Get_size() - 1
+    before, last = snapshot(bn), comm.Get_size() - 1
     if last == 0:
         return
     if comm.Get_rank() == last:
@@ -231,7 +222,7 @@ def check_out_of_step(comm):
         assert "in a backward call" in message
     else:
         assert f"but rank {last} in a forward call" in raises(RuntimeError, bn.backward, x)
-    assert_state(bn, before)
+    assert_same_state(bn, before)
 
 
 def check_backward_without_forward(comm):
@@ -240,7 +231,7 @@ def check_backward_without_forward(comm):
 
 
 def check_messages(comm):
-    """One message in each direction, whatever is asked for; none in evaluation mode."""
+    """A call sends one message, forward or backward and whatever is asked for; none in evaluation mode."""
     counting = Counting(comm)
     rank = comm.Get_rank()
     x = np.random.default_rng(rank).standard_normal((2 * rank + 2, 3, 4)).astype(np.float32)
@@ -285,7 +276,7 @@ def check_in_place(comm):
 
 
 def check_nan(comm):
-    """NaN and infinity of one rank are in their channel on all ranks, and the others are what they were."""
+    """NaN and infinity of one rank spoil their channel on all ranks, and no bit of any other channel."""
     rank = comm.Get_rank()
     x = np.random.default_rng(rank).standard_normal((5, 4)).astype(np.float32)
     clean = nbn.BatchNorm(4, comm=comm)
@@ -307,7 +298,7 @@ def check_nan(comm):
 
 
 def check_copies(comm):
-    """Copies talk to the same ranks; what comes from a pickle talks to none, and the state knows nothing."""
+    """A copy has the same communicator; a layer from a pickle has none, and the state does not mention it."""
     rank = comm.Get_rank()
     x = np.random.default_rng(rank).standard_normal((4, 3)).astype(np.float32)
     bn = nbn.BatchNorm(3, comm=comm)

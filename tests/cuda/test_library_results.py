@@ -1,0 +1,185 @@
+"""The whole library on arrays of CuPy, PyTorch and Numba: right values, in arrays of the same library.
+
+The modules are those of `tests.support.cuda.libraries`, and kernels run in the simulator.
+"""
+
+import numba
+import numpy as np
+import pytest
+
+import numbabn as nbn
+from numbabn import _arrays
+from tests.support import reference
+from tests.support.checks import assert_close
+from tests.support.cuda.kinds import F32, VIEWS, normal
+
+if not numba.config.ENABLE_CUDASIM:
+    pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
+
+
+def values(native):
+    return native.values
+
+
+def parameters(channels):
+    rng = np.random.default_rng(1)
+    return [rng.uniform(0.5, 2, channels).astype(F32) for _ in range(4)]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_results(kind, view):
+    """Values are right, in arrays of the same library and device, for every memory order of x and dy."""
+    x, dy = VIEWS[view](normal(3, 2, 2, 2)), VIEWS[view](normal(3, 2, 2, 2, seed=1))
+    gamma, beta, mean, var = parameters(2)
+    native, dy_native = kind.array(x, device=1), kind.array(dy, device=1)
+    on_gpu = [kind.array(p, device=1) for p in (gamma, beta, mean, var)]
+
+    y, saved = nbn.batch_norm_forward(native, *on_gpu[:2])
+    dx, dgamma, dbeta = nbn.batch_norm_backward(dy_native, saved)
+    frozen = nbn.batch_norm_inference(native, on_gpu[2], on_gpu[3], *on_gpu[:2])
+    count, own_mean, own_m2 = nbn.moments(native)
+
+    results = [y, dx, dgamma, dbeta, frozen, own_mean, own_m2, saved.mean, saved.var]
+    assert all(kind.is_mine(result) and kind.device_of(result) == 1 for result in results)
+    assert values(y).strides == values(dx).strides == np.empty_like(x).strides
+    assert values(dgamma).dtype == values(dbeta).dtype == F32
+    assert values(saved.mean).dtype == values(own_m2).dtype == np.float64
+    _, exact_mean, exact_m2 = reference.moments(x, 1)
+    assert count == 12
+    np.testing.assert_allclose(values(own_mean), exact_mean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(values(own_m2), exact_m2, rtol=1e-12)
+    assert_close(values(y), reference.forward(x, gamma, beta), reference.forward_error(x, gamma, beta), "y")
+    exact = reference.backward(dy, x, gamma)
+    errors = reference.backward_error(dy, x, gamma, beta)
+    for name, result, value, error in zip(
+        ("dx", "dgamma", "dbeta"), (dx, dgamma, dbeta), exact, errors, strict=True
+    ):
+        assert_close(values(result), value, error, name)
+    given = {"mean": mean, "var": var}
+    expected = reference.forward(x, gamma, beta, **given)
+    assert_close(values(frozen), expected, reference.forward_error(x, gamma, beta, **given), "frozen y")
+
+
+def test_out_of_any_strides(kind):
+    x = normal(3, 2, 2, 2)
+    expected = values(nbn.batch_norm_forward(kind.array(x))[0])
+    for view in VIEWS.values():
+        host = view(np.full(x.shape, 7, F32))
+        out = kind.array(host)
+        y, saved = nbn.batch_norm_forward(kind.array(x), out=out)
+        assert y is out
+        np.testing.assert_array_equal(values(out), expected)
+        gradient = kind.array(view(normal(3, 2, 2, 2, seed=1)))
+        dx, *_ = nbn.batch_norm_backward(kind.array(values(gradient).copy()), saved)
+        assert nbn.batch_norm_backward(gradient, saved, out=gradient)[0] is gradient
+        np.testing.assert_allclose(values(gradient), values(dx), rtol=0, atol=1e-6)
+    x_native = kind.array(x)
+    y, saved = nbn.batch_norm_forward(x_native, out=x_native)
+    np.testing.assert_array_equal(values(x_native), expected)
+    with pytest.raises(ValueError, match="out=x"):
+        nbn.batch_norm_backward(x_native, saved)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0), (0, 0)])
+def test_empty(kind, shape):
+    x = kind.over(np.zeros(shape, F32))
+    channels = shape[1]
+    gamma, beta, *_ = (kind.array(p) for p in parameters(channels))
+    y, saved = nbn.batch_norm_forward(x, gamma, beta)
+    dx, dgamma, dbeta = nbn.batch_norm_backward(x, saved)
+    assert y.shape == dx.shape == shape
+    assert (values(dgamma) == 0).all()
+    assert (values(dbeta) == 0).all()
+    assert values(dbeta).shape == (channels,)
+    count, mean, m2 = nbn.moments(x)
+    assert count == 0
+    assert np.isnan(values(mean)).all()
+    assert np.isnan(values(saved.var)).all()
+    assert (values(m2) == 0).all()
+
+
+def test_parameters_of_other_libraries_and_dtypes(cupy, torch):
+    """Gradients are of the library and dtype of the parameter; bfloat16 has eight bits."""
+    x, dy = normal(5, 2), normal(5, 2, seed=1)
+    gamma, beta = np.array([1.5, -0.75], F32), np.array([0.5, 2], F32)
+    bfloat16 = torch.module.Tensor(
+        (gamma.view(np.uint32) >> 16).astype(np.uint16), torch.module.bfloat16, torch.gpu(0)
+    )
+    half = cupy.array(np.repeat(beta, 2).astype(np.float16)[::2])
+    y, saved = nbn.batch_norm_forward(cupy.array(x), bfloat16, half)
+    assert_close(values(y), reference.forward(x, gamma, beta), reference.forward_error(x, gamma, beta), "y")
+    _, dgamma, dbeta = nbn.batch_norm_backward(cupy.array(dy), saved)
+    assert dgamma.dtype is torch.module.bfloat16
+    assert values(dbeta).dtype == np.float16
+    exact = reference.backward(dy, x, gamma)
+    # One rounding to the dtype; the sums themselves are of float32 and much better.
+    np.testing.assert_allclose(values(dgamma.float()), exact[1], rtol=2.0**-8)
+    np.testing.assert_allclose(values(dbeta), exact[2], rtol=2.0**-10)
+    with pytest.raises(TypeError, match=r"dy is a torch\.\S*Tensor on cuda:0, but x is a cupy.*one library"):
+        nbn.batch_norm_backward(torch.array(dy), saved)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "dtype"), [(0.1, F32), (1, np.float64), (0.25, np.float16), (None, F32), (None, np.float64)]
+)
+def test_running_statistics(kind, momentum, dtype):
+    """They are updated in place, with the values of the CPU; a state goes from and to the GPU."""
+    bn, twin = (nbn.BatchNorm(2, momentum=momentum, dtype=dtype) for _ in range(2))
+    batches = [normal(4, 2, dtype=np.float64, seed=seed) + seed for seed in range(3)]
+    twin.to(kind.array(batches[0]))
+    held = twin.running_mean, twin.running_var
+    for x in batches:
+        y, expected = twin(kind.array(x)), bn(x)
+        np.testing.assert_allclose(values(y), expected, rtol=0, atol=1e-12)
+        twin.backward(kind.array(x)), bn.backward(x)
+    assert (twin.running_mean, twin.running_var) == held
+    assert twin.num_batches_tracked == 3
+    state, expected = twin.state_dict(), bn.state_dict()
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert state[name].dtype == value.dtype
+        # Of float64 throughout, rounded to the dtype once a batch.
+        np.testing.assert_allclose(
+            state[name], value, rtol=8 * np.finfo(value.dtype).eps if value.dtype.kind == "f" else 0
+        )
+
+    other = nbn.BatchNorm(2, momentum=momentum, dtype=dtype, device=kind.array(x))
+    parameter, mean = other.params["gamma"], other.running_mean
+    other.load_state_dict({**state, "gamma": kind.array(np.array([2, 3], dtype))})
+    assert other.params["gamma"] is parameter
+    assert other.running_mean is mean
+    assert values(parameter).tolist() == [2, 3]
+    np.testing.assert_array_equal(values(mean), state["running_mean"])
+    found = other.state_dict()
+    for name in state.keys() - {"gamma"}:
+        np.testing.assert_array_equal(found[name], state[name])
+    other.eval(), twin.eval()
+    twin.params["gamma"] = other.params["gamma"]
+    np.testing.assert_array_equal(values(other(kind.array(x))), values(twin(kind.array(x))))
+
+
+def scattered(values, rng):
+    """Return an array of these values with gaps, some axes backwards, in any order of axes."""
+    order = rng.permutation(values.ndim)
+    moved = values.transpose(order)
+    memory = np.full([2 * n + 1 for n in moved.shape], 9, values.dtype)
+    part = tuple(slice(0, 2 * n, 2) if rng.random() < 0.5 else slice(n, 0, -1) for n in moved.shape)
+    memory[part] = moved
+    return memory[part].transpose(np.argsort(order))
+
+
+@pytest.mark.parametrize("small", [2**32, 1])
+@pytest.mark.parametrize("dtype", [np.float16, F32, np.float64])
+def test_strided_copies(cupy, dtype, small, monkeypatch):
+    """Copies go from any strides to any others, float16 ones by a kernel that converts, and write no more."""
+    monkeypatch.setattr("numbabn.backends.cuda.copies.SMALL", small)
+    rng = np.random.default_rng(0)
+    for shape in ((1,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 2, 3)):
+        source, target = (scattered(normal(*shape, dtype=dtype, seed=s), rng) for s in (0, 1))
+        around = target.base.copy()
+        _arrays.assign(_arrays.known(cupy.over(target), "out"), _arrays.known(cupy.over(source), "x"))
+        np.testing.assert_array_equal(target, source)
+        assert (target.base == around).sum() >= around.size - target.size
+        expected = np.arange(target.size, dtype=F32).reshape(shape)  # and from one dtype to another
+        _arrays.assign(_arrays.known(cupy.over(target), "out"), _arrays.known(cupy.over(expected), "x"))
+        np.testing.assert_array_equal(target, expected)

@@ -1,0 +1,17 @@
+"""Runs the examples as a user does: in a folder, by an interpreter that knows the numbabn of the tests."""
+
+from tests.support.processes import ROOT, python
+
+EXAMPLES = ROOT / "examples"
+
+
+def run_example(name, *arguments, cwd):
+    """Run a script, which must not fail, and return what it printed."""
+    result = run_script(EXAMPLES / name, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run_script(*arguments, cwd):
+    """Run an interpreter with these arguments, where plots need no screen; return how it ended."""
+    return python(*arguments, cwd=cwd, MPLBACKEND="Agg")

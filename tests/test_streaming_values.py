@@ -1,0 +1,137 @@
+"""NaN, infinity, weights and masks: which values Moments counts, and how often."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import numbabn as nbn
+from numbabn.backends.cpu import statistics
+from tests.support.checks import assert_same_bits
+from tests.support.exact import FLOATS, Row, arrays, axes_of, channels, check_integers, check_real, values
+from tests.support.problems import arrange
+
+# NaN and infinity -------------------------------------------------------------------------------------------
+
+
+def with_nans(x, seed=0):
+    x = np.array(x)
+    x[np.random.default_rng(seed).random(x.shape) < 0.3] = np.nan
+    return x
+
+
+@settings(max_examples=50)
+@given(arrays(dtypes=FLOATS))
+def test_omit(problem):
+    x, axis = problem
+    order = with_nans(x) if x.size else x
+    m = nbn.Moments(axis, nan_policy="omit").update(arrange(order, "contiguous", None))
+    kept = axes_of(axis, x.ndim)
+    there = channels(~np.isnan(order), kept)
+    rows = channels(np.nan_to_num(order.astype(float)), kept)
+    check_real(m, [Row(row.values, row.scale, w.values) for row, w in zip(rows, there, strict=True)])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", [(50, 3), (3, 600), (40, 300)])
+def test_nan_and_infinity_stay_in_their_channel(dtype, shape):
+    x = values(shape, dtype)
+    bad = np.array(x)
+    bad[1, 0] = np.nan
+    bad[1, 1] = np.inf
+    bad[0, 2], bad[1, 2] = np.inf, -np.inf
+    for later in (None, values(shape, dtype, seed=1)):
+        good, m = nbn.Moments().update(x), nbn.Moments().update(bad)
+        if later is not None:
+            good, m = good.update(later), nbn.Moments().update(later).merge(m)
+        assert (m.count == good.count).all()
+        assert np.isnan(m.mean[[0, 2]]).all()
+        assert m.mean[1] == np.inf
+        assert np.isnan(m.var()[:3]).all()
+        assert np.isnan(m.min[0])
+        assert np.isnan(m.max[0])
+        assert (m.min[2], m.max[1], m.max[2]) == (-np.inf, np.inf, np.inf)
+        np.testing.assert_allclose(m.mean[3:], good.mean[3:], rtol=1e-14)
+        np.testing.assert_allclose(m.var()[3:], good.var()[3:], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("axis", "channel", "place"),
+    [(-1, "1", r"\[1, 2, 1\]"), ((0, 2), r"\(1, 1\)", r"\[1, 2, 1\]"), ((), r"\(\)", r"\[1, 2, 1\]")],
+)
+def test_raise_names_the_place_and_changes_nothing(axis, channel, place):
+    x = values((4, 5, 3), np.dtype(np.float32))
+    m = nbn.Moments(axis, nan_policy="raise").update(x)
+    before = m.to_dict()
+    x[1, 2, 1] = x[3, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=f"NaN in channel {channel}, the first at chunk{place}"):
+        m.update(x)
+    for name, value in m.to_dict().items():
+        assert_same_bits(value, before[name], name)
+    m.update(x, where=~np.isnan(x))
+    m.update(x, weights=(~np.isnan(x)).astype(float))
+    x[1, 2, 1], x[3, 0, 0], x[2, 0, 0] = 0, np.inf, -np.inf  # whose mean is NaN, but there is none in x
+    m.update(x)
+
+
+# Weights and where ------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100)
+@given(arrays(), st.integers(0, 2**16), st.booleans(), st.booleans())
+def test_weights_and_where(problem, seed, weighted, masked):
+    x, axis = problem
+    rng = np.random.default_rng(seed)
+    shape = [n if rng.random() < 0.7 else 1 for n in x.shape][rng.integers(0, x.ndim) :]
+    weights = rng.integers(0, 5, shape) / 4 if weighted else None
+    where = rng.random([n if rng.random() < 0.7 else 1 for n in x.shape]) < 0.7 if masked else None
+    m = nbn.Moments(axis).update(x, weights, where)
+    kept = axes_of(axis, x.ndim)
+    full = np.broadcast_to(np.ones(1) if weights is None else weights * 4, x.shape).astype(int)
+    full = full * np.broadcast_to(np.ones(1, bool) if where is None else where, x.shape)
+    exactly = weights is None and x.dtype.kind in "biu"
+    numbers = x if exactly else x.astype(float)  # weighted integers of 64 bits are rounded to float64 first
+    unit = Fraction(1) if weights is None else Fraction(1, 4)
+    pairs = zip(channels(numbers, kept), channels(full, kept), strict=True)
+    rows = [Row(row.values, row.scale, w.values, unit) for row, w in pairs]
+    assert m.count.dtype == (np.int64 if weights is None else np.float64)
+    (check_integers if exactly else check_real)(m, rows)
+
+
+def test_where_true_is_no_mask(monkeypatch):
+    """The kernels read the array itself, and no copy of it beside a mask."""
+    x = values((200, 3), np.dtype(np.float32))
+    seen, moments = [], statistics.moments
+    monkeypatch.setattr(statistics, "moments", lambda *given: seen.append(given) or moments(*given))
+    assert nbn.Moments().update(x, where=True).count.tolist() == [200] * 3
+    ((flat, _, weight, _),) = seen
+    assert np.shares_memory(flat, x)
+    assert weight is None
+    assert nbn.Moments().update(x, where=False).count.tolist() == [0, 0, 0]
+
+
+def test_weights_are_repeated_elements():
+    x = values((40, 3), np.dtype(np.float32))
+    times = np.random.default_rng(1).integers(0, 6, (40, 1))
+    weighted = nbn.Moments().update(x, weights=times)
+    repeated = nbn.Moments().update(np.repeat(x, times[:, 0], axis=0))
+    assert (weighted.count == repeated.count).all()
+    np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-15)
+    np.testing.assert_allclose(weighted.var(1), repeated.var(1), rtol=1e-14)
+    assert (weighted.min == repeated.min).all()
+
+
+def test_what_has_no_weight_is_not_there():
+    x = np.array([[np.nan, 1.0, np.inf], [2.0, np.nan, -np.inf]])
+    there = np.array([[False, True, False], [True, False, False]])
+    for m in (
+        nbn.Moments().update(x, where=there),
+        nbn.Moments().update(x, weights=there.astype(np.float32)),
+        nbn.Moments(nan_policy="raise").update(x, weights=np.ones(1), where=there),
+    ):
+        assert m.count.tolist() == [1, 1, 0]
+        np.testing.assert_array_equal(m.mean, [2, 1, np.nan])
+        np.testing.assert_array_equal(m.var(), [0, 0, np.nan])
+        np.testing.assert_array_equal(m.max, [2, 1, np.nan])

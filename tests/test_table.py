@@ -1,0 +1,23 @@
+"""What every backend promises: the table, on the CPU, in the simulator, and on a GPU where there is one.
+
+A row of the table (`tests.support.table`) is a check and its arguments. A backend that this process does not
+have is skipped: the simulator needs NUMBA_ENABLE_CUDASIM=1, the others a GPU and their library.
+"""
+
+import pytest
+
+from tests.support.backends import BACKENDS, SIMULATED, MissingError, has_gpu
+from tests.support.table import rows
+
+
+@pytest.fixture(scope="session", params=["numba"] if SIMULATED else BACKENDS)
+def backend(request):
+    try:
+        return BACKENDS[request.param]()
+    except MissingError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("row", rows(large=has_gpu()), ids=lambda row: row.name)
+def test_table(backend, row):
+    row.check(backend, *row.arguments)
