@@ -66,7 +66,7 @@ class Installation:
 
     def append(self, name, code):
         """Upgrade a file of the package: code at its end replaces a function."""
-        path = self.folder / "numbabn" / "_cpu" / name
+        path = self.folder / "numbabn" / "backends" / "cpu" / name
         path.write_text(path.read_text() + code)
 
 
@@ -134,7 +134,7 @@ def test_new_helper_in_another_file(upgradable):
 
 def test_new_intrinsic_in_another_file(upgradable):
     installation, before = upgradable
-    installation.append("simd_llvm.py", ADD_TWICE)
+    installation.append("simd_vectors.py", ADD_TWICE)
     found = installation.moments()
     assert found["hits"] == 0
     assert found[SMALL] != before[SMALL]
@@ -183,7 +183,7 @@ def test_cache_folder_that_cannot_be_made(upgradable, blocked):
 def test_no_cache_folder_anywhere(upgradable, blocked):
     """As in a container with a read-only file system: kernels compile in every process."""
     installation, before = upgradable
-    (installation.folder / "numbabn" / "_cpu" / "__pycache__").write_text("in the way")
+    (installation.folder / "numbabn" / "backends" / "cpu" / "__pycache__").write_text("in the way")
     nowhere = {name: str(blocked) for name in ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
     found = installation.moments(**nowhere)
     assert found[SMALL] == before[SMALL]

@@ -32,7 +32,7 @@ def test_docstring_examples(name):
 
 
 def test_there_are_docstring_examples():
-    found = doctest.DocTestFinder().find(importlib.import_module("numbabn.functional"))
+    found = doctest.DocTestFinder().find(importlib.import_module("numbabn.norms.batch"))
     assert sum(len(test.examples) for test in found) > 10
 
 

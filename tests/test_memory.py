@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn import _memory
+from numbabn.arrays import memory
 
 
 @pytest.fixture
 def kept(monkeypatch):
     """Small blocks, none kept so far; return the number of blocks kept."""
-    if not _memory._SUPPORTED:
+    if not memory._SUPPORTED:
         pytest.skip("this system has no MADV_FREE")
     blocks: dict[int, list] = {}
-    monkeypatch.setattr(_memory, "_kept", blocks)
-    monkeypatch.setattr(_memory, "SMALLEST_BLOCK", 1000)
+    monkeypatch.setattr(memory, "_kept", blocks)
+    monkeypatch.setattr(memory, "SMALLEST_BLOCK", 1000)
     return lambda: sum(map(len, blocks.values()))
 
 
@@ -59,7 +59,7 @@ def test_result_from_kept_memory_has_the_values_and_the_layout_of_any_other(kept
 
 
 def test_no_more_is_kept_than_allowed(kept, monkeypatch):
-    monkeypatch.setattr(_memory, "MOST_KEPT", 2 * _memory._PAGE)
+    monkeypatch.setattr(memory, "MOST_KEPT", 2 * memory._PAGE)
     results = [nbn.batch_norm_inference(np.ones((64, 32)), np.zeros(32), np.ones(32)) for _ in range(5)]
     del results
     gc.collect()

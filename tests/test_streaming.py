@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn import _population
+from numbabn.statistics import _population
 from tests.support.checks import unchanged
 from tests.support.exact import (
     DTYPES,

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn import _pieces
-from numbabn.backends.cpu import jit, statistics
+from numbabn.backends.cpu import jit
+from numbabn.backends.cpu.streaming import statistics
+from numbabn.statistics import _pieces
 from tests.support.checks import assert_same_bits
 from tests.support.exact import DTYPES, check, values
 from tests.support.jit import JIT

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn import _places, _synchronised
+from numbabn.arrays.library import Place
+from numbabn.norms import _base, _ranks
 from tests.support.jit import JIT
 from tests.support.problems import WRITABLE, Problem
 from tests.support.processes import communicate, environment
@@ -128,13 +129,13 @@ def test_no_message_without_a_call():
 
 def test_not_on_a_gpu():
     with pytest.raises(TypeError, match=r"^comm is given, but the layer is on cuda:0"):
-        _synchronised.group(Comm(), _places.Place("cupy", 0))
+        _ranks.ranks(Comm(), Place("cupy", 0))
 
 
 def test_does_not_move_to_a_gpu(monkeypatch):
     bn = nbn.BatchNorm(3, comm=Comm())
     arrays = dict(bn.params)
-    monkeypatch.setattr(_places, "place", lambda device: _places.Place("cupy", 0))
+    monkeypatch.setattr(_base, "place", lambda device: Place("cupy", 0))
     with pytest.raises(TypeError, match=r"^comm is given, but the layer is on cuda:0"):
         bn.to("cuda")
     assert all(bn.params[name] is array for name, array in arrays.items())

@@ -16,8 +16,8 @@ from benchmarks.gpu.timing import Clock, device_times, host_times
 from benchmarks.libraries import COPY, LAYER_BYTES, NUMBABN, Operations
 from benchmarks.measure import Record
 from benchmarks.targets import SMALLEST
-from tests.support.cases import CASES, Case
 from tests.cuda.runner import usable
+from tests.support.cases import CASES, Case
 
 ROUNDS, SECONDS, FEWEST = 2, 0.02, 10
 # In the order in which PyTorch's compiler gets to them: a row takes it some ten seconds.

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
 
+from tests.cuda import hardware
+from tests.cuda.hardware import LIBRARIES
 from tests.support import table
 from tests.support.backends import BACKENDS
 from tests.support.cases import CASES
-from tests.cuda import hardware
-from tests.cuda.hardware import LIBRARIES
 
 WORKERS = 8  # most of the time goes to the reference in NumPy
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.cuda import hardware
 from tests.support.backends import BACKENDS, MissingError, has_gpu
 from tests.support.cases import Case
-from tests.cuda import hardware
 
 needs_gpu = pytest.mark.skipif(not has_gpu(), reason="needs a GPU")
 
