@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn import _pieces, _population
-from numbabn.backends.cpu import jit, statistics
+from numbabn.backends.cpu import jit
+from numbabn.backends.cpu.streaming import statistics
+from numbabn.statistics import _pieces, _population
 from tests.checks import assert_same_bits, unchanged
 from tests.problems import LAYOUTS, arrange
 from tests.strategies import JIT, SIZES

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn import _files
+from numbabn.statistics import _file
 from tests.checks import assert_same_bits
 from tests.strategies import JIT
 from tests.test_environment import needs_jit, run_python
@@ -105,7 +105,7 @@ def test_what_is_saved_are_the_arrays_and_nothing_else(tmp_path):
     """NumPy 2.0 and 2.1 store what they do not know as a keyword of savez as one more array."""
     keywords = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_files.np, "savez", lambda file, **given: keywords.update(given))
+        patch.setattr(_file.np, "savez", lambda file, **given: keywords.update(given))
         mixed().save(tmp_path / "state")
     assert keywords.keys() == mixed().to_dict().keys()
 
@@ -191,7 +191,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(step, tmp_path, 
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (_files.Path, "replace")), fail)
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (_file.Path, "replace")), fail)
     with pytest.raises(OSError, match="no space"):
         nbn.Moments().save(path)
     monkeypatch.undo()
