@@ -81,7 +81,7 @@ def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit:
     """Merge a piece into the moments; return the least and greatest value of its channels."""
     chunks = statistics.moments(piece.x, piece.view, weight, omit)
     moments = np.ascontiguousarray(real.moments[:, place])  # itself, or a copy of some channels
-    doubled.absorb(moments, chunks)
+    doubled.absorb(chunks, moments)
     if not isinstance(place, slice):
         real.moments[:, place] = moments
     return chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0)

@@ -95,7 +95,7 @@ class Real:
     def merge(self, other: Self) -> Self:
         """Return the moments of both."""
         moments = self.moments.copy()
-        doubled.merge(moments, other.moments)
+        doubled.merge(other.moments, moments)
         return type(self)(moments)
 
 
