@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numbabn as nbn
-from numbabn.backends.cpu import statistics
+from numbabn.backends.cpu.streaming import statistics
 from tests.support.checks import assert_same_bits
 from tests.support.exact import FLOATS, Row, arrays, axes_of, channels, check_integers, check_real, values
 from tests.support.problems import arrange
