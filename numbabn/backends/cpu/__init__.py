@@ -42,7 +42,8 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     statistics = np.empty((2, view.groups))
     if not _family(view).forward(x, view, affine, statistics, y):
         statistics = moments(x, view, x.dtype.type(0))
-        statistics[1] /= view.values
+        with np.errstate(all="ignore"):
+            statistics[1] /= view.values
         normalize(x, view, statistics, affine, y)
     return statistics
 

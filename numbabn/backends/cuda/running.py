@@ -18,6 +18,8 @@ def average(running: Pair, batch: Pair, momentum: float, correction: float) -> P
     of the running mean and variance.
     """
     (mean, var), (batch_mean, batch_var) = running, batch
+    if momentum == 0.0:  # nothing of a batch that may be infinite
+        return running
     _average.launch(
         batch_mean, plan.blocks(mean.size),
         parameter(mean), parameter(var), batch_mean.address, batch_var.address,
@@ -48,9 +50,13 @@ def _average(mean, var, batch_mean, batch_var, channels, keep, mean_weight, var_
     c = thread_number()
     if c < channels:
         zero = np.float64(0)
-        value = load_parameter(mean, c, 0.0) * keep + load(batch_mean, c, zero) * mean_weight
+        value = load(batch_mean, c, zero) * mean_weight
+        if keep != 0.0:  # nothing of what may be NaN
+            value += load_parameter(mean, c, 0.0) * keep
         store_parameter(mean, c, value)
-        value = load_parameter(var, c, 0.0) * keep + load(batch_var, c, zero) * var_weight
+        value = load(batch_var, c, zero) * var_weight
+        if keep != 0.0:
+            value += load_parameter(var, c, 0.0) * keep
         store_parameter(var, c, value)
 
 
