@@ -1,4 +1,4 @@
-"""What a bug report needs."""
+"""`show_config`: the facts about a machine and its packages that a bug report needs."""
 
 import ctypes
 import importlib.metadata
@@ -31,7 +31,7 @@ def show_config() -> None:
 
 
 def _facts() -> dict[str, str]:
-    from numbabn import __version__  # at import it is not there yet
+    from numbabn import __version__  # here, because the package defines it after it imports this module
 
     features = binding.get_host_cpu_features()
     vectors = [name for name in ("avx2", "avx512f", "fma", "f16c", "neon", "sve") if features.get(name)]
@@ -54,7 +54,7 @@ def _facts() -> dict[str, str]:
 
 
 def _cuda() -> str:
-    """Whether arrays on a GPU can be used, as far as that is seen without starting CUDA."""
+    """Return whether arrays on a GPU can be used, as far as this can be known without starting CUDA."""
     if numba.config.ENABLE_CUDASIM:
         return "the simulator (NUMBA_ENABLE_CUDASIM)"
     if not _version("numba-cuda"):

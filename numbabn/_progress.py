@@ -1,11 +1,11 @@
-"""A progress bar, where tqdm is installed."""
+"""A progress bar, which needs tqdm."""
 
 from collections.abc import Iterable
 from typing import Any
 
 
 def bar(iterable: Iterable[Any], description: str, unit: str) -> Iterable[Any]:
-    """Return the same items, counted by a bar on standard error."""
+    """Return the items unchanged, with a bar on standard error that counts them."""
     try:
         from tqdm.auto import tqdm
     except ImportError:

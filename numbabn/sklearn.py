@@ -1,4 +1,4 @@
-"""An estimator for scikit-learn's pipelines; needs ``pip install "numbabn[sklearn]"``."""
+"""An estimator for scikit-learn's pipelines; ``pip install "numbabn[sklearn]"`` installs what it needs."""
 
 from numbers import Number
 from typing import Any, Self
@@ -19,9 +19,9 @@ except ImportError as error:
 
 __all__ = ["StreamingStandardScaler"]
 
-_FLOATS = (np.float64, np.float32, np.float16)  # that transform keeps; everything else becomes the first
+_FLOATS = (np.float64, np.float32, np.float16)  # dtypes that transform keeps; any other becomes float64
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
-_SUMMED = (*_FLOATS, np.bool_, *_INTEGERS)  # that `Moments` takes
+_SUMMED = (*_FLOATS, np.bool_, *_INTEGERS)  # dtypes that `Moments` takes
 
 
 class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -29,31 +29,33 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
 
     .. math:: z_{nc} = \frac{x_{nc} - \mu_c}{s_c}
 
-    with the mean and the biased variance of all samples seen. Parameters, attributes and methods are those of
-    StandardScaler, and results are the same up to rounding. In addition, there is `merge`, the statistics are
-    those of `Moments`, which do not depend on how the samples were cut into batches, and integers are taken
-    in without a float copy.
+    with the mean and the square root of the biased variance of all samples seen. Parameters, attributes and
+    methods are those of StandardScaler, and results are the same up to rounding. In addition, there is
+    `merge`; the statistics are those of `Moments`, which do not depend on how the samples were cut into
+    batches; and integers are summed without a float copy.
 
     Parameters
     ----------
     copy : bool, default True
-        Whether `transform` and `inverse_transform` return a new array. Without, they write to X, where it is
-        an array of float32 or float64 that can be written to.
+        Whether `transform` and `inverse_transform` return a new array. If False, they write to X, if that is
+        a writeable array of float32 or float64.
     with_mean : bool, default True
-        Whether to take away the mean.
+        Whether to subtract the mean.
     with_std : bool, default True
         Whether to divide by the standard deviation.
 
     Attributes
     ----------
     mean_ : ndarray of float64, shape (n_features,), or None
-        None without both of ``with_mean`` and ``with_std``.
+        Mean of each feature; None if neither ``with_mean`` nor ``with_std``.
     var_ : ndarray of float64, shape (n_features,), or None
-        Biased variance; None without ``with_std``.
+        Biased variance of each feature; None without ``with_std``.
     scale_ : ndarray of float64, shape (n_features,), or None
-        Its square root, and 1 for features that are constant up to rounding; None without ``with_std``.
+        What X is divided by: the square root of ``var_``, but 1 for features that are constant up to
+        rounding; None without ``with_std``.
     n_samples_seen_ : int, float, or ndarray of shape (n_features,)
-        Number of samples, or sum of their weights; one for each feature where NaN make them differ.
+        Number of samples, or sum of their weights: one for each feature where they differ, because NaN are
+        left out.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of str, shape (n_features,)
@@ -61,15 +63,15 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
 
     See Also
     --------
-    numbabn.Moments : The statistics by themselves, for arrays of any rank.
+    numbabn.Moments : The statistics alone, of arrays of any rank.
 
     Notes
     -----
-    NaN are left out in `partial_fit`, feature by feature, and stay NaN in `transform`. Infinity in
-    `partial_fit` is an error; `transform` does not look for it, as that would read X twice: unlike in
-    StandardScaler it comes out as infinity. Sparse matrices are not supported: StandardScaler takes them
-    with ``with_mean=False``. Near-constant features are found by StandardScaler's rule. A call that raises
-    has changed nothing.
+    NaN are left out in `fit` and `partial_fit`, feature by feature, and stay NaN in `transform`. Infinity is
+    an error in `fit` and `partial_fit`. `transform` does not search X for infinity, because it would have to
+    read X twice: infinity stays infinity, where StandardScaler raises an error. Sparse matrices are not
+    supported; StandardScaler takes them with ``with_mean=False``. Which features count as constant is decided
+    by StandardScaler's rule. A call that raises an error has not changed the scaler.
 
     Examples
     --------
@@ -99,7 +101,7 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Any real numbers; NaN are left out.
+            Real numbers; NaN are left out.
         y : None
             Not used.
         sample_weight : array-like of shape (n_samples,), or float, optional
@@ -112,21 +114,21 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         Raises
         ------
         TypeError, ValueError
-            If X or sample_weight is no such array, or X has an infinity.
+            If X or sample_weight is not such an array, or X has an infinity.
         """
         return self._learn(X, sample_weight, reset=True)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Learn from more samples, as `fit` from the first."""
+        """Learn mean and scale from these samples and all before them; the arguments are those of `fit`."""
         return self._learn(X, sample_weight, reset=not hasattr(self, "_moments"))
 
     def merge(self, other: "StreamingStandardScaler") -> Self:
-        """Take in all samples that another scaler has seen; it stays as it is.
+        """Learn from all samples that another scaler has seen, which stays as it is.
 
         Parameters
         ----------
         other : StreamingStandardScaler
-            Fitted on the same features. Its parameters do not matter.
+            A scaler fitted on the same features; its parameters may differ.
 
         Returns
         -------
@@ -135,9 +137,9 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         Raises
         ------
         TypeError
-            If it is another kind of object.
+            If other is not a StreamingStandardScaler.
         ValueError
-            If it has other features, or is not fitted (``sklearn.exceptions.NotFittedError``).
+            If other was fitted on other features, or is not fitted (``sklearn.exceptions.NotFittedError``).
         """
         if not isinstance(other, StreamingStandardScaler):
             raise TypeError(f"other must be a StreamingStandardScaler, not {type(other).__name__}")
@@ -196,19 +198,19 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
             )
         return self._affine(x, None, self.scale_, self.mean_ if self.with_mean else None, copy)
 
-    @np.errstate(all="ignore")  # infinity is refused when it is seen in the range
+    @np.errstate(all="ignore")  # of infinity, which is refused afterwards, when the range has it
     def _learn(self, X: Any, sample_weight: Any, reset: bool) -> Self:
         self._validate_params()
         x = check_array(X, estimator=self, input_name="X", dtype=_SUMMED, ensure_all_finite=False)
         weights = None if sample_weight is None else _column(sample_weight, len(x))
         moments = Moments(axis=-1, nan_policy="omit").update(x, weights)
         _refuse_infinity(moments, x.dtype)
-        validate_data(self, X, reset=reset, skip_check_array=True)  # last: it remembers the features
+        validate_data(self, X, reset=reset, skip_check_array=True)  # last: it stores the features
         self._take(moments if reset else self._moments + moments)
         return self
 
     def _take(self, moments: Moments) -> None:
-        """Set all that is learned."""
+        """Set the attributes that are learned to those of the moments."""
         count, var = moments.count, moments.var()
         mean = moments.mean
         self._moments = moments
@@ -217,12 +219,12 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self.var_ = var if self.with_std else None
         self.scale_ = _scale(count, mean, var) if self.with_std else None
 
-    @np.errstate(over="ignore")  # float16 may not hold the result: infinity, as kernels say it
+    @np.errstate(over="ignore")  # a result too large for float16 becomes infinity without a warning
     def _affine(
         self, x: Array, center: Array | None, scale: Array | None, shift: Array | None, copy: bool | None
     ) -> Array:
         """Return (x - center) * scale + shift."""
-        if x.dtype == np.float16:  # which kernels do not take; float32 also has the better results
+        if x.dtype == np.float16:  # kernels do not take it, and float32 rounds less
             return self._affine(x.astype(np.float32), center, scale, shift, False).astype(np.float16)
         in_place = not (self.copy if copy is None else copy) and x.flags.writeable
         if x.dtype == np.float32 and scale is not None and _beyond_float32(scale):
@@ -242,13 +244,13 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
 
 
 def _features(scaler: StreamingStandardScaler) -> list[str] | str:
-    """Names of the features of a fitted scaler, or their number."""
+    """Return the names of the features of a fitted scaler, or a text with their number."""
     names = getattr(scaler, "feature_names_in_", None)
     return f"{scaler.n_features_in_} features without names" if names is None else list(names)
 
 
 def _column(sample_weight: Any, samples: int) -> Array:
-    """Return one weight per sample, as they broadcast against X."""
+    """Return the weights as a column, (samples, 1), which broadcasts against X."""
     if isinstance(sample_weight, Number):
         sample_weight = np.full(samples, sample_weight)
     weights = check_array(sample_weight, ensure_2d=False, dtype=_FLOATS, input_name="sample_weight")
@@ -265,6 +267,7 @@ def _column(sample_weight: Any, samples: int) -> Array:
 
 
 def _refuse_infinity(moments: Moments, dtype: np.dtype[Any]) -> None:
+    """Raise if the range of a feature has an infinity."""
     infinite = np.isinf(moments.min) | np.isinf(moments.max)
     if infinite.any():
         raise ValueError(
@@ -280,10 +283,10 @@ def _beyond_float32(scale: Array) -> bool:
 
 
 def _scale(count: Array, mean: Array, var: Array) -> Array:
-    """Standard deviation; 1 for features that are constant up to rounding, which is StandardScaler's rule.
+    """Return the standard deviation of each feature, but 1 where it is constant up to rounding.
 
-    The rule is the error bound of a variance in two passes by Chan, Golub and LeVeque (1983), "Algorithms for
-    computing the sample variance: analysis and recommendations".
+    The rule for that is StandardScaler's: the error bound of a variance computed in two passes, from Chan,
+    Golub and LeVeque (1983), "Algorithms for computing the sample variance: analysis and recommendations".
     """
     rounding = count * np.finfo(np.float64).eps
     constant = var <= rounding * var + (rounding * mean) ** 2

@@ -1,4 +1,4 @@
-"""State files: NumPy's npz without pickle, whole at every moment."""
+"""State files: NumPy's npz without pickle, replaced whole, so that a reader never sees half of one."""
 
 import contextlib
 import os
@@ -12,12 +12,12 @@ import numpy as np
 
 
 def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Write a file that takes the place of the old one at once, or not at all.
+    """Write a file that takes the place of an old one at once, or not at all.
 
-    It is written beside the old one under a name of its own, brought to the disk, and renamed.
+    The new file is written beside the old one under another name, brought to the disk, and renamed.
     """
     target = Path(path)
-    # Not tempfile's: that would be readable by its owner only.
+    # Not a file of tempfile, which only its owner could read.
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -32,14 +32,15 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 
 
 def load(file: BinaryIO) -> dict[str, Any]:
-    """Read such a file; many kinds of errors say that it is something else."""
-    # Not np.load: of what is no npz it says that it may be a pickle, and reads a single array.
+    """Return the arrays of a file that `save` wrote; of any other file some type of error is raised."""
+    # Not np.load: it would accept a file of one array, and say of anything else that it may be a pickle.
     arrays = {}
     with zipfile.ZipFile(file) as archive:
         for name in archive.namelist():
             with archive.open(name) as member:
                 arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-    # The directory has no checksum: with one wrong length an entry swallows those after it.
+    # The directory of a zip file has no checksum, and an entry of a wrong length hides those after it: so the
+    # number of entries is compared with the one that is written at the end of the file.
     file.seek(-12, os.SEEK_END)
     if len(arrays) != int.from_bytes(file.read(2), "little"):
         raise ValueError("its directory is damaged")
@@ -47,7 +48,7 @@ def load(file: BinaryIO) -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, where folders can be opened."""
+    """Bring a folder's new name to the disk; nothing is done on systems where folders cannot be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,7 +1,8 @@
-"""Large arrays in pieces: each a view, or a small copy, that kernels can read.
+"""Large arrays in pieces that kernels can read: each is a view, or a small copy.
 
-A piece is up to some hundred megabytes, cut along the slowest axes of the memory. So an array on disk is
-read from its beginning to its end and never held whole, and where a copy is needed it is a copy of one piece.
+A piece has up to some hundred megabytes, and the cuts are along the slowest axes of the memory. So an array
+on disk is read from its beginning to its end and never held whole, and where a copy is needed it is a copy of
+one piece.
 """
 
 import math
@@ -13,29 +14,29 @@ import numpy as np
 from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import Array, View
 
-# A piece that is a view takes no memory. Few pieces, because a thread that was idle may take 8 ms to start on
-# each; but no more elements than `_cpu.statistics` can add up exactly.
+# Elements of a piece that is a view, which takes no memory. There should be few pieces, because a thread that
+# was idle may take 8 ms to start on each; but `streaming.statistics.integers` sums no more elements exactly.
 VIEW_ELEMENTS = 1 << 26
-# Of a copied piece, which may also become float64 beside weights. A quarter of it stays in the cache, but is
-# started on 4 times as often: on two cores, 100 MB of float32 take 41 ms instead of 51 with weights, but 49
-# instead of 18 as (100, 8, 32, 1000) with the channel axes (1, 3).
+# Elements of a piece that is a copy, which with weights becomes float64, too. A quarter of this would stay in
+# the cache, but there would be 4 times as many pieces to start on: on two cores, 100 MB of float32 would take
+# 41 ms instead of 51 with weights, but 49 instead of 18 as (100, 8, 32, 1000) with the channel axes (1, 3).
 COPY_ELEMENTS = 1 << 20
 
 Index = tuple[slice, ...]
 
 
 class Piece(NamedTuple):
-    """A piece of an array, how it is read, and where in the array it lies."""
+    """A piece of an array: its elements, how they are read, and where in the array it lies."""
 
     x: Array  # flat
-    beside: list[Array]  # flat, in the same order
+    beside: list[Array]  # the same piece of the other arrays, flat, in the same order
     view: View
     place: Index  # of the piece in the array
-    kept: tuple[int, ...]  # the channel axes in the order of the piece
+    kept: tuple[int, ...]  # channel axes of the array, in the order in which they lie in the piece
 
 
 def pieces(x: Array, beside: Sequence[Array], kept: Sequence[int]) -> Iterator[Piece]:
-    """Cut an array into pieces for its channel axes ``kept``, and with it others of its shape."""
+    """Cut an array with the channel axes ``kept`` into pieces, and likewise the arrays ``beside``."""
     order = memory_order(x.strides)
     in_order = [axis for axis in order if x.shape[axis] != 1]
     adjacent = _arranged(x.shape, order, kept)[-len(in_order) :] == in_order
@@ -54,11 +55,16 @@ def pieces(x: Array, beside: Sequence[Array], kept: Sequence[int]) -> Iterator[P
 
 
 def cut(shape: Sequence[int], order: Sequence[int], itemsize: int, most: int) -> Iterator[Index]:
-    """Slices of about ``most`` bytes, along the axis ``order[0]`` first, and all of a size."""
+    """Return indices that cut an array into parts of at most ``most`` bytes, or of one element.
+
+    The axis ``order[0]`` is cut first, and ``order[1]`` only where one index of it is still too large, and so
+    on. Parts along one axis have equal lengths, or lengths that differ by one.
+    """
     yield from _cut([slice(0, n) for n in shape], list(order), itemsize, most)
 
 
 def _cut(index: list[slice], order: list[int], itemsize: int, most: int) -> Iterator[Index]:
+    """Cut the part of an array at an index along the axes ``order``, of which it has the whole lengths."""
     if not order:
         yield tuple(index)
         return
@@ -80,8 +86,8 @@ def _is_view(x: Array, order: Sequence[int]) -> bool:
 
 
 def _arranged(shape: Sequence[int], order: Sequence[int], kept: Sequence[int]) -> list[int]:
-    """Axes in the order of the memory, or with the channel axes last where others lie between them."""
-    axes = [axis for axis in order if shape[axis] != 1]  # an axis of length 1 lies anywhere
+    """Return the axes in the order of memory; where others lie between the channel axes, those come last."""
+    axes = [axis for axis in order if shape[axis] != 1]  # those of length 1 lie between no others
     single = [axis for axis in order if shape[axis] == 1]
     channels = [i for i, axis in enumerate(axes) if axis in kept]
     if channels and channels[-1] - channels[0] >= len(channels):
@@ -90,7 +96,7 @@ def _arranged(shape: Sequence[int], order: Sequence[int], kept: Sequence[int]) -
 
 
 def _view(lengths: Sequence[int], kept: Sequence[bool]) -> View:
-    """View of axes of which the kept ones are neighbours."""
+    """Return the view of axes of these lengths, of which the kept ones are neighbours."""
     channels = [i for i, n in enumerate(lengths) if kept[i] and n != 1]
     if not channels:
         return View(1, 1, 1, 1, math.prod(lengths))
@@ -99,14 +105,17 @@ def _view(lengths: Sequence[int], kept: Sequence[bool]) -> View:
 
 
 def _flat(part: Array, axes: Sequence[int]) -> Array:
-    """Return the elements in the order of the axes: a view, or a copy."""
+    """Return the elements in the order of the axes, flat and writeable: a view if possible, else a copy."""
     flat = np.ascontiguousarray(part.transpose(axes), dtype=part.dtype.newbyteorder("="))
     flat = np.require(flat, requirements="A").reshape(-1)
     return flat if flat.flags.writeable else np.asarray(_Writable(flat))
 
 
 class _Writable:
-    """Read-only memory as an array of the usual type: kernels, which only read, are not compiled twice."""
+    """Read-only memory as a writeable array, to which nothing is written.
+
+    Numba has another type for read-only arrays, and would compile all kernels once more for it.
+    """
 
     def __init__(self, array: Array) -> None:
         interface = dict(array.__array_interface__)

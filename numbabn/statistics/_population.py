@@ -1,7 +1,8 @@
-"""What is known of a population: exact sums of integers, and moments of everything else.
+"""The population of all values seen: exact sums of the integers, and moments of everything else.
 
-Two parts, because integers can be added up without any error and real numbers cannot. Both may be there: they
-meet when a result is asked for, so that an exact sum stays exact through any number of merges.
+There are two parts, because integers can be added up without any error and real numbers cannot. A population
+may have both: they are put together only for a result, so that an exact sum stays exact through any number of
+merges.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,8 @@ from numbabn.backends.cpu.streaming import doubled
 from numbabn.backends.cpu.streaming.digits import carried, joined
 from numbabn.backends.verbs import Array
 
-SUM_DIGITS, SQUARE_DIGITS = 4, 6  # 2**63 values below 2**64: sums below 2**127, of squares below 2**191
+# Digits of 32 bits for 2**63 values below 2**64: their sum is below 2**127, and that of squares below 2**191.
+SUM_DIGITS, SQUARE_DIGITS = 4, 6
 MOST = np.iinfo(np.int64).max
 
 
@@ -43,7 +45,7 @@ class Exact:
         )
 
     def add(self, number: Array, total: Array, squares: Array, place: Any) -> None:
-        """Add sums, of as many digits as they need, to those of some channels; `carry` after the last."""
+        """Add sums of any number of digits to those of the channels ``place``; after the last, `carry`."""
         self.count[place] += number
         self.total[: len(total), place] += total
         self.squares[: len(squares), place] += squares
@@ -58,7 +60,7 @@ class Exact:
         return self.count.astype(object), joined(self.total), joined(self.squares)
 
     def real(self) -> "Real":
-        """Return the same as moments, each the nearest two float64."""
+        """Return the same as moments, each number rounded to an unevaluated sum of two float64."""
         n, total, squares = self.sums()
         real = Real.nothing(len(n))
         for c in np.flatnonzero(self.count):
@@ -91,11 +93,11 @@ class Real:
         """Return the moments of no values."""
         return cls(np.zeros((6, channels)))
 
-    @np.errstate(all="ignore")  # of NaN and infinity, where the kernel runs as plain Python
+    @np.errstate(all="ignore")  # NumPy would warn of NaN and infinity where the kernel runs as plain Python
     def merge(self, other: Self) -> Self:
         """Return the moments of both."""
         moments = self.moments.copy()
-        doubled.merge(moments, other.moments)
+        doubled.merge(other.moments, moments)
         return type(self)(moments)
 
 
@@ -105,9 +107,9 @@ class Population:
 
     exact: Exact | None
     real: Real | None
-    low: Array  # float64 [channels]; infinity where there is nothing
-    high: Array
-    weighted: bool  # whether some value had a weight of its own
+    low: Array  # least value, float64 [channels]: infinity where there is none, NaN where a value is NaN
+    high: Array  # greatest value, likewise: -infinity where there is none
+    weighted: bool  # whether weights were ever given, so that the count is a sum of float64
 
     @classmethod
     def nothing(cls, channels: int) -> Self:
@@ -123,11 +125,11 @@ class Population:
             np.maximum(self.high, other.high),
             self.weighted or other.weighted,
         )
-        merged.count()  # an error where it is too large
+        merged.count()  # raises where a channel counts too many
         return merged
 
     def count(self) -> Array:
-        """Values per channel as int64, or the sum of the weights as float64."""
+        """Return the number of values per channel, int64, or the sum of their weights, float64."""
         exact = np.zeros(len(self.low), np.int64) if self.exact is None else self.exact.count
         if self.real is None:
             return exact.copy()
@@ -141,7 +143,7 @@ class Population:
         return np.asarray(exact + whole)
 
     def mean(self) -> Array:
-        """Mean per channel; NaN where there is nothing."""
+        """Return the mean per channel; NaN where there are no values."""
         if self.real is None and self.exact is not None:
             return self.exact.mean()
         together = self._together()
@@ -149,7 +151,7 @@ class Population:
         return mean
 
     def var(self, ddof: float) -> Array:
-        """Variance per channel; NaN where count <= ddof."""
+        """Return the variance per channel; NaN where count <= ddof."""
         if self.real is None and self.exact is not None:
             return self.exact.var(ddof)
         together = self._together()
@@ -159,7 +161,7 @@ class Population:
         return var
 
     def arrays(self) -> dict[str, Array]:
-        """Return copies of all arrays by name, as a state file has them."""
+        """Return copies of all arrays by the names that they have in a state, see `_state`."""
         parts = {"exact": self.exact, "real": self.real}
         return {
             "weighted": np.array(self.weighted),
@@ -175,7 +177,7 @@ class Population:
 
     @classmethod
     def from_arrays(cls, values: Mapping[str, Array]) -> Self:
-        """Inverse of `arrays`; keeps the arrays."""
+        """Return the population that has these arrays, named as by `arrays`; they are not copied."""
         exact = (
             Exact(*(values[f"exact_{field.name}"] for field in fields(Exact)))
             if "exact_count" in values
@@ -189,7 +191,7 @@ class Population:
         return cls(exact, real, values["min"], values["max"], bool(values["weighted"]))
 
     def _together(self) -> Array:
-        """Return the moments of both parts."""
+        """Return the moments of both parts together."""
         if self.exact is None:
             return (self.real or Real.nothing(len(self.low))).moments
         real = self.exact.real()
@@ -201,7 +203,7 @@ def _too_many() -> OverflowError:
 
 
 def _either(mine: Any, other: Any) -> Any:
-    """Merge two parts, of which any may be absent."""
+    """Return two exact or two real parts merged; None is a part without values."""
     if mine is None or other is None:
         return other if mine is None else mine
     return mine.merge(other)
@@ -216,6 +218,6 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def _two_floats(value: Fraction) -> tuple[float, float]:
-    """Return the float64 nearest to a number, and the float64 nearest to the rest."""
+    """Return the float64 nearest to a number, and the float64 nearest to the difference that is left."""
     high = value.numerator / value.denominator
     return high, float(value - Fraction(high))

@@ -1,4 +1,4 @@
-"""Statistics of data of any size: in one pass, chunk by chunk, resumable and mergeable."""
+"""`Moments`: statistics of data of any size, in one pass over its chunks; they can be saved and merged."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,8 @@ import numpy as np
 
 from numbabn import _progress
 from numbabn.backends.verbs import Array
-from numbabn.statistics import _checks, _collect, _file
+from numbabn.statistics import _checks, _chunk, _file, _state
 from numbabn.statistics._population import Population
-
-_FORMAT = 1
 
 
 class Moments:
@@ -27,11 +25,11 @@ class Moments:
     Parameters
     ----------
     axis : int or tuple of int, default -1
-        Channel axes: those that are kept. -1 is for (N, C) and NHWC, 1 for NCHW, (1, 2, 3) for every pixel of
-        a batch of images by itself, () for one result of all elements. Results have these axes in this order.
+        Channel axes: those that results keep, in this order. -1 is for (N, C) and NHWC, 1 for NCHW, (1, 2, 3)
+        for every pixel of a batch of images by itself, () for one result of all elements.
     nan_policy : {"propagate", "omit", "raise"}, default "propagate"
-        A NaN makes the mean, variance and range of its channel NaN; or is left out, and not counted; or is an
-        error that names its place, and the chunk is not taken.
+        What a NaN does. "propagate": mean, variance and range of its channel become NaN. "omit": it is left
+        out and not counted. "raise": `update` raises an error that names its place.
 
     Attributes
     ----------
@@ -45,12 +43,12 @@ class Moments:
     Integers and bools are added up exactly: mean and variance are the rational results, rounded once to
     float64. Everything else is summed in float64 about values of the data, and merged with the formula of
     Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for computing sample
-    variances", with weight, mean and m2 held in two float64 each. Over all ways to cut and merge, means
-    agree within 1e-14 of the data's size and variances within 1e-12 of themselves, also where the mean is
-    1e8 standard deviations. One chunk gives the same bits for any number of threads.
+    variances", with weight, mean and m2 held in two float64 each. However the data is cut and merged, the
+    means agree within 1e-14 times the size of the data and the variances within a relative 1e-12, also where
+    the mean is 1e8 standard deviations. The bits of one `update` are the same for any number of threads.
 
-    A chunk is one `update`; it is taken whole or, when there is an error or Ctrl-C, not at all. To update one
-    object from several threads, give each its own and merge them.
+    An `update` takes its chunk whole or, when there is an error or Ctrl-C, not at all. Several threads must
+    not update one object at once: give each thread an object of its own, and merge them.
 
     Examples
     --------
@@ -83,17 +81,18 @@ class Moments:
         return self._shape
 
     def update(self, chunk: Array, weights: Array | None = None, where: Array | bool | None = None) -> Self:
-        """Take in more data.
+        """Add the values of a chunk of data.
 
         Parameters
         ----------
         chunk : array of bool, any integer, float16, float32 or float64
-            Any memory layout, memory-mapped too: it is read in pieces. Of a library as for `moments`; what is
-            on a GPU is copied to the host. The lengths of the channel axes are
-            fixed by the first chunk; the others, and their number, may change. May be empty.
+            An array of any library that `numbabn.moments` takes; one on a GPU is copied to the host. Its
+            memory may have any layout, and may be mapped from a file: it is read in pieces. The first chunk
+            fixes the lengths of the channel axes; the number of the other axes, and their lengths, may change
+            from chunk to chunk, and may be 0.
         weights : ndarray of any real dtype, optional
             How often each element counts; finite and not negative, broadcast against the chunk as NumPy does.
-            Elements of weight 0 are not there: not in the range either, nor as NaN.
+            Elements of weight 0 are left out: of the range, too, and even if they are NaN.
         where : bool or ndarray of bool, optional
             Which elements to take, broadcast against the chunk as NumPy does.
 
@@ -105,10 +104,10 @@ class Moments:
         Raises
         ------
         TypeError
-            If an array is of no library that is supported or has the wrong dtype.
+            If an array is of an unsupported library or has an unsupported dtype.
         ValueError
-            If a shape or a weight is wrong, or there is a NaN under ``nan_policy="raise"``. Nothing has
-            changed then.
+            If a shape or a weight is wrong, or there is a NaN under ``nan_policy="raise"``. The object has
+            not changed then.
 
         Examples
         --------
@@ -125,19 +124,19 @@ class Moments:
             _checks.same_channels(shape, self._shape, "chunk")
         mask = None if where is True else _checks.mask(where, x.shape)
         weight = _checks.weights(weights, x.shape)
-        seen = _collect.population(x, kept, weight, mask, self.nan_policy)
+        seen = _chunk.population(x, kept, weight, mask, self.nan_policy)
         self._population = seen if self._shape is None else self._population.merge(seen)
         self._shape = shape
         return self
 
     def merge(self, other: "Moments") -> Self:
-        """Take in everything that another object has seen; it stays as it is.
+        """Add everything that another object has seen, which stays as it is.
 
         Parameters
         ----------
         other : Moments
-            Of channels of the same shape, on whatever axes, and of the same ``nan_policy``. One that has seen
-            nothing changes nothing.
+            Its channels have the same shape, though they may be other axes, and its ``nan_policy`` is the
+            same. It may have seen nothing.
 
         Returns
         -------
@@ -147,11 +146,11 @@ class Moments:
         Raises
         ------
         TypeError
-            If it is no Moments.
+            If other is not a Moments.
         ValueError
-            If its channels have another shape, or it treats NaN differently.
+            If its channels have another shape, or its ``nan_policy`` is another one.
         OverflowError
-            If a channel would count more than 2**63 - 1 values. Nothing has changed then, either.
+            If a channel would count more than 2**63 - 1 values. This object has not changed then.
         """
         if not isinstance(other, Moments):
             raise TypeError(f"other must be a Moments, not {type(other).__name__}")
@@ -179,7 +178,7 @@ class Moments:
         """Return an independent object in the same state."""
         twin = type(self)(self.axis, nan_policy=self.nan_policy)
         twin._shape = self._shape
-        twin._population = self._population  # never changed in place
+        twin._population = self._population  # shared: merges make a new one, and never change it
         return twin
 
     __copy__ = copy
@@ -189,9 +188,9 @@ class Moments:
 
     @property
     def count(self) -> Array:
-        """Values per channel, int64; once real weights were given, their sums, float64.
+        """Number of values per channel, int64; once weights were given, the sum of weights, float64.
 
-        Per channel, not one number, because NaN and ``where`` leave out different elements of each.
+        One number per channel, because NaN and ``where`` may leave out different elements of each.
         """
         return self._shaped(self._seen().count())
 
@@ -206,7 +205,8 @@ class Moments:
         Parameters
         ----------
         ddof : float, default 0
-            Taken from the count in the divisor: 0 for the variance of the data, 1 for the unbiased estimate.
+            Subtracted from the count in the divisor: 0 for the variance of the data, 1 for the unbiased
+            estimate.
 
         Returns
         -------
@@ -235,14 +235,16 @@ class Moments:
 
     @property
     def max(self) -> Array:
-        """Greatest value per channel, float64, as `min`."""
+        """Greatest value per channel, float64, rounded as `min` is; NaN where the count is 0."""
         return self._extreme(self._seen().high)
 
     def _extreme(self, values: Array) -> Array:
-        there = self._population.low <= self._population.high  # no values, or a NaN: neither is in order
-        return self._shaped(np.where(there, values, np.nan))
+        # False for a channel without values, where low is infinity and high is -infinity, and for NaN.
+        has_range = self._population.low <= self._population.high
+        return self._shaped(np.where(has_range, values, np.nan))
 
     def _seen(self) -> Population:
+        """Return the population, or raise before the first update, when there are no channels yet."""
         if self._shape is None:
             raise ValueError("nothing was seen yet; the first update tells how many channels there are")
         return self._population
@@ -259,12 +261,12 @@ class Moments:
         nan_policy: str = "propagate",
         progress: bool = False,
     ) -> Self:
-        """Statistics of all chunks of an iterable.
+        """Return the statistics of all chunks of an iterable.
 
         Parameters
         ----------
-        chunks : iterable of ndarray
-            As for `update`.
+        chunks : iterable of arrays
+            Each of them is given to `update`.
         axis, nan_policy
             As for the class.
         progress : bool, default False
@@ -277,7 +279,7 @@ class Moments:
         Raises
         ------
         ImportError
-            If there is no tqdm for a bar.
+            If ``progress`` is True and tqdm is not installed.
 
         Examples
         --------
@@ -293,7 +295,7 @@ class Moments:
     def to_dict(self) -> dict[str, Any]:
         """Return the state as new NumPy arrays, for `from_dict`; its keys may change with the version."""
         state: dict[str, Any] = {
-            "format": np.array(_FORMAT),
+            "format": np.array(_state.FORMAT),
             "axis": np.array(self.axis, np.int64),
             "nan_policy": np.array(self.nan_policy),
         }
@@ -303,14 +305,16 @@ class Moments:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`.
+        """Return an object in a state that `to_dict` returned.
 
         Raises
         ------
+        TypeError
+            If the state is not a mapping.
         ValueError
-            If it is not such a state.
+            If it is not the state of a Moments, or one of another version.
         """
-        values = _checks.moments_state(state, _FORMAT)
+        values = _state.checked(state)
         moments = cls(tuple(values["axis"].tolist()), nan_policy=str(values["nan_policy"]))
         if "shape" in values:
             moments._shape = tuple(values["shape"].tolist())
@@ -323,12 +327,12 @@ class Moments:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file: npz without pickle, under exactly this name.
 
-        Whenever the process is killed, there is either the old file or the new one, whole.
+        Whenever the process is killed, the old file or the new one is there, and whole.
 
         Parameters
         ----------
         path : str or path
-            Where to; a file that is there is replaced.
+            Name of the file. An existing file is replaced.
 
         Examples
         --------
@@ -342,19 +346,19 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a state that `save` wrote.
+        """Return an object in a state that `save` wrote.
 
         Raises
         ------
         OSError
-            If there is no such file, or it cannot be opened.
+            If the file does not exist or cannot be opened.
         ValueError
-            If the file is something else, or damaged.
+            If `save` did not write it, or it is damaged.
         """
         with Path(path).open("rb") as file:
             try:
                 return cls.from_dict(_file.load(file))
-            except Exception as error:  # a damaged zip file raises some ten types of errors
+            except Exception as error:  # reading a damaged zip file raises some ten types of errors
                 raise ValueError(
                     f"{os.fspath(path)} is not a state that Moments.save wrote: {error}"
                 ) from error

@@ -1,1 +1,1 @@
-"""Exact sums, and moments with a range, for statistics of data of any size."""
+"""Statistics of data of any size, on the CPU: exact sums of integers, and moments with a range."""

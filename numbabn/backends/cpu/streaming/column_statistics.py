@@ -1,11 +1,15 @@
-"""Moments and range of channels whose values lie apart: x is flat rows of columns, as in `column_kernels`.
+"""Moments and range of channels whose values lie apart: x is flat rows of columns, as `Rows` describes it.
 
-Rows begin every ``stride`` elements, with ``copies`` pixels side by side. A task is a chunk of rows and a
-block of channels: ``width`` columns, whole vectors, of which the first ``copies * channels * inner`` count;
-the others belong to the next block or row, but must be there. ``group`` rows are summed at once, in like's
-dtype. The sums of all columns are in ``sums``: weight, sum of d, sum of d * d; and in ``extremes``: least,
-greatest value; see `lanes`.
+As in `column_kernels`, every column is summed by itself over the rows, and each channel's columns are added
+up at the end. A task is a chunk of rows and a block of channels.
+
+The columns of a task are filled up to whole vectors: the columns added belong to the next block or row, must
+be there, and are ignored in the end. The sums of all columns are in two arrays: ``sums`` has the weights, the
+sums of d and the sums of d * d, one after the other; ``extremes`` has the least and the greatest values. d is
+explained in `lanes`.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import prange
@@ -13,33 +17,84 @@ from numba import prange
 from numbabn.backends.cpu.column_kernels import collapse
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import LANES, add, load, maximum, minimum, prefetch, store, widen, zeros
-from numbabn.backends.cpu.streaming.doubled import first_shift, fold_sums, unfold
-from numbabn.backends.cpu.streaming.lanes import add_sums, add_values, no_sums
+from numbabn.backends.cpu.streaming.doubled import Folded, first_shift, fold_sums, unfold
+from numbabn.backends.cpu.streaming.lanes import Summation, add_sums, add_values, no_sums
 
 MERGE = 2048  # rows summed about one shift
-GROWTH = 8  # of the blocks that are summed about one shift: the first rows do not know the mean well
+GROWTH = 8  # factor by which the blocks of rows grow: the first shift is not yet near the mean
+
+
+class Rows(NamedTuple):
+    """Rows of columns, and what of them is summed. Kernels make it inside, from a plain tuple of integers."""
+
+    base: int  # element where the first row's columns begin
+    rows: int
+    stride: int  # elements from one row to the next
+    group: int  # rows summed at once, in like's dtype
+    copies: int  # pixels side by side in a row
+    channels: int  # of each pixel; fewer than it has where a task is a block of channels
+    inner: int
 
 
 @helper
-def add_panel(x, w, first, rows, stride, ahead, shift, masked, value, like, sums, extremes):
-    """Add ``rows`` rows, the first at the element ``first``, to the sums of every column."""
+def some_rows(rows, first, count):
+    """Return ``count`` of the rows, from number ``first`` on."""
+    base, _, stride, group, copies, channels, inner = rows
+    return Rows(base + first * stride, count, stride, group, copies, channels, inner)
+
+
+@helper
+def count_tasks(block, out):
+    """Count the tasks: chunks of rows times blocks of channels."""
+    chunks, _, channels = out.shape
+    return chunks * -(-channels // block)
+
+
+@helper
+def task_rows(task, cut, block, out):
+    """(chunk, first channel, rows) of a task; out[chunk, :, channel] is the result of all of them.
+
+    ``cut`` is (rows, stride, group, copies, inner), and ``block`` is the number of channels of a task, of
+    which the last ones may have fewer.
+    """
+    rows, stride, group, copies, inner = cut
+    chunks, _, channels = out.shape
+    blocks = -(-channels // block)
+    k, c0 = task // blocks, task % blocks * block
+    first, last = rows * k // chunks, rows * (k + 1) // chunks
+    base = first * stride + c0 * inner
+    return k, c0, Rows(base, last - first, stride, group, copies, min(block, channels - c0), inner)
+
+
+@helper
+def vector_columns(rows):
+    """Columns of a row that are summed, filled up to whole vectors."""
+    return -(-rows.copies * rows.channels * rows.inner // LANES) * LANES
+
+
+@helper
+def add_panel(x, w, rows, shift, summation, sums, extremes):
+    """Add a few rows to the sums of every column."""
+    value, like = summation.value, summation.like
     wide, width = np.float64(0), len(extremes) // 2
+    stride, ahead = rows.stride, rows.group * rows.stride
     k = zeros(like)
     for j in range(0, width, LANES):
         if shift is not None:
             k = load(shift, j, like)
         a = b = no_sums(value, like)
-        i, last = first + j, first + j + (rows - 1) * stride
+        i = rows.base + j
+        last = i + (rows.rows - 1) * stride
         while i < last:  # two rows at once hide the latency of add and fma
             prefetch(x, i + ahead, LANES)
             prefetch(x, i + stride + ahead, LANES)
-            a = add_values(x, w, i, shift, k, masked, value, like, a)
-            b = add_values(x, w, i + stride, shift, k, masked, value, like, b)
+            a = add_values(x, w, i, shift, k, summation, a)
+            b = add_values(x, w, i + stride, shift, k, summation, b)
             i += 2 * stride
         if i == last:
-            a = add_values(x, w, i, shift, k, masked, value, like, a)
+            a = add_values(x, w, i, shift, k, summation, a)
         weight, s, q, low, high = add_sums(a, b, value, like)
-        if masked is not None:
+        if summation.masked is not None:
             store(sums, j, add(load(sums, j, wide), widen(weight)))
         store(sums, width + j, add(load(sums, width + j, wide), widen(s)))
         store(sums, 2 * width + j, add(load(sums, 2 * width + j, wide), widen(q)))
@@ -48,14 +103,15 @@ def add_panel(x, w, first, rows, stride, ahead, shift, masked, value, like, sums
 
 
 @helper
-def collapse_range(low, high, copies, channels, inner):
-    """Least and greatest of the columns of each channel c into low[c] and high[c]."""
-    size = channels * inner
-    for copy in range(1, copies):
+def collapse_range(rows, low, high):
+    """Bring the least and the greatest value of the columns of each channel c into low[c] and high[c]."""
+    inner = rows.inner
+    size = rows.channels * inner
+    for copy in range(1, rows.copies):
         for j in range(size):
             low[j] = min(low[j], low[copy * size + j])
             high[j] = max(high[j], high[copy * size + j])
-    for c in range(channels):
+    for c in range(rows.channels):
         least, most = low[c * inner], high[c * inner]
         for j in range(c * inner + 1, (c + 1) * inner):
             least, most = min(least, low[j]), max(most, high[j])
@@ -63,37 +119,25 @@ def collapse_range(low, high, copies, channels, inner):
 
 
 @helper
-def column_sums(
-    x, w, first, rows, stride, group, copies, channels, inner, shift, masked, value, like, sums, extremes
-):
-    """Sums of each channel c over rows from the element ``first`` on, in element c of every part."""
+def column_sums(x, w, rows, shift, summation, sums, extremes):
+    """Write the sums of each channel c over the rows to element c of every part of sums and extremes.
+
+    ``shift`` has one number per column, or is None for the sums of the values themselves.
+    """
     width = len(extremes) // 2
     for j in range(width):
         sums[j] = sums[width + j] = sums[2 * width + j] = 0.0
         extremes[j] = np.inf
         extremes[width + j] = -np.inf
-    for r in range(0, rows, group):
-        taken = min(group, rows - r)
-        add_panel(
-            x,
-            w,
-            first + r * stride,
-            taken,
-            stride,
-            group * stride,
-            shift,
-            masked,
-            value,
-            like,
-            sums,
-            extremes,
-        )
+    for r in range(0, rows.rows, rows.group):
+        panel = some_rows(rows, r, min(rows.group, rows.rows - r))
+        add_panel(x, w, panel, shift, summation, sums, extremes)
     for part in range(3):
-        collapse(sums[part * width : (part + 1) * width], copies, channels, inner)
-    collapse_range(extremes[:width], extremes[width:], copies, channels, inner)
-    if masked is None:
-        for c in range(channels):
-            sums[c] = rows * copies * inner
+        collapse(sums[part * width : (part + 1) * width], rows.copies, rows.channels, rows.inner)
+    collapse_range(rows, extremes[:width], extremes[width:])
+    if summation.masked is None:
+        for c in range(rows.channels):
+            sums[c] = rows.rows * rows.copies * rows.inner
 
 
 @helper
@@ -109,14 +153,17 @@ def expand(values, copies, inner, columns):
 
 @helper
 def probe(sums, extremes, mean, unknown):
-    """Set the mean to a number near the values, where it is unknown; return for how many it still is."""
+    """Set the mean of channels where it is unknown to a number near their values, from sums about 0.
+
+    Return for how many channels it is still unknown, because none of their values was among the rows.
+    """
     width = len(extremes) // 2
     left = 0
     for c in range(len(mean)):
         if unknown[c]:
             low, high = np.float64(extremes[c]), np.float64(extremes[width + c])
             if low <= high:
-                mean[c] = first_shift(sums[c], sums[width + c], low, high)  # sums about 0
+                mean[c] = first_shift(sums[c], sums[width + c], low, high)
                 unknown[c] = False
             else:
                 left += 1
@@ -124,101 +171,87 @@ def probe(sums, extremes, mean, unknown):
 
 
 @helper
-def fold(sums, extremes, out, k, c0, odd):
+def fold(k, c0, sums, extremes, nonfinite, out):
     """Merge sums about the mean into the moments of chunk k and the channels from c0 on."""
     width = len(extremes) // 2
-    for i in range(len(odd)):
+    for i in range(len(nonfinite)):
         c = c0 + i
-        shift = out[k, 1, c]
-        out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c], odd[i] = fold_sums(
-            out[k, 0, c], shift, out[k, 2, c], out[k, 3, c], odd[i],
-            sums[i], shift, sums[width + i], sums[2 * width + i],
-        )  # fmt: skip
+        folded = Folded(out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c], nonfinite[i])
+        out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c], nonfinite[i] = fold_sums(
+            folded, sums[i], folded.mean, sums[width + i], sums[2 * width + i]
+        )
         out[k, 4, c] = min(out[k, 4, c], extremes[i])
         out[k, 5, c] = max(out[k, 5, c], extremes[width + i])
 
 
 @helper
-def whole(columns):
-    """Columns of whole vectors."""
-    return -(-columns // LANES) * LANES
+def moments_task(k, c0, x, w, rows, summation, out):
+    """Moments of the rows of chunk k, for the channels from c0 on.
 
-
-@helper
-def moments_task(k, c0, c1, x, w, rows, stride, group, copies, inner, masked, value, like, out):
-    """Moments of chunk k, channels c0..c1; what they are taken about is looked for in a few rows first."""
-    chunks, channels = len(out), c1 - c0
-    width = whole(copies * channels * inner)
-    sums, extremes, shift = np.empty(3 * width), np.full(2 * width, value), np.zeros(width)
-    odd, unknown = np.zeros(channels), np.ones(channels, np.bool_)
-    mean = out[k, 1, c0:c1]
-    for c in range(c0, c1):
+    Sums are about the mean of the values before them. To begin with there is none: a few rows are first
+    summed about 0, to find a number near the values of every channel, and then once more about it.
+    """
+    channels, width = rows.channels, vector_columns(rows)
+    sums, extremes, shift = np.empty(3 * width), np.full(2 * width, summation.value), np.zeros(width)
+    nonfinite, unknown = np.zeros(channels), np.ones(channels, np.bool_)
+    mean = out[k, 1, c0 : c0 + channels]
+    for c in range(c0, c0 + channels):
         out[k, 0, c] = out[k, 1, c] = out[k, 2, c] = out[k, 3, c] = 0.0
         out[k, 4, c], out[k, 5, c] = np.inf, -np.inf
-    row, end = rows * k // chunks, rows * (k + 1) // chunks
-    step, most = np.int64(group), np.int64(MERGE)
+    row, end = np.int64(0), rows.rows
+    step, most = np.int64(rows.group), np.int64(MERGE)
     left, probed = channels, 0
     while row < end:
         block = min(step, end - row)
         looking = left > 0 and probed < block
         first, taken = row, block
         if looking:
-            first, taken = row + probed, min(group, block - probed)
-        expand(mean, copies, inner, shift)
-        start = first * stride + c0 * inner
-        column_sums(
-            x, w, start, taken, stride, group, copies, channels, inner,
-            shift, masked, value, like, sums, extremes,
-        )  # fmt: skip
+            first, taken = row + probed, min(rows.group, block - probed)
+        expand(mean, rows.copies, rows.inner, shift)
+        column_sums(x, w, some_rows(rows, first, taken), shift, summation, sums, extremes)
         if looking:
             left = probe(sums, extremes, mean, unknown)
             probed += taken
         else:
-            fold(sums, extremes, out, k, c0, odd)
+            fold(k, c0, sums, extremes, nonfinite, out)
             row += taken
             probed = 0
-            step = min(GROWTH * step, most)  # a sum is rounded less, the better its shift is known
-    for c in range(c0, c1):
-        out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c] = unfold(
-            out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c], odd[c - c0]
-        )
+            step = min(GROWTH * step, most)  # the nearer the shift is to the mean, the less a sum is rounded
+    for i in range(channels):
+        c = c0 + i
+        folded = Folded(out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c], nonfinite[i])
+        out[k, 0, c], out[k, 1, c], out[k, 2, c], out[k, 3, c] = unfold(folded)
 
 
 @Kernel
-def moments(x, w, rows, stride, group, copies, inner, block, masked, value, like, out):
-    """Moments of every chunk: out[chunk, :, channel] is weight, mean, mean_low, m2, least, greatest."""
-    channels = out.shape[2]
-    blocks = -(-channels // block)
-    for task in prange(len(out) * blocks):
-        k, c0 = np.int64(task) // blocks, np.int64(task) % blocks * block
-        c1 = min(c0 + block, channels)
-        moments_task(k, c0, c1, x, w, rows, stride, group, copies, inner, masked, value, like, out)
+def moments(x, w, cut, block, masked, value, like, out):
+    """Moments of every chunk: out[chunk, :, channel] is weight, mean, mean_low, m2, least, greatest.
+
+    ``cut`` and ``block`` are as in ``task_rows``; masked, value and like are those of `Summation`.
+    """
+    for task in prange(count_tasks(block, out)):
+        k, c0, rows = task_rows(np.int64(task), cut, block, out)
+        moments_task(k, c0, x, w, rows, Summation(masked, value, like), out)
 
 
 @helper
-def integers_task(k, c0, c1, x, w, rows, stride, group, copies, inner, masked, value, like, out):
-    """Sums of chunk k, channels c0..c1."""
-    chunks, channels = len(out), c1 - c0
-    width = whole(copies * channels * inner)
-    sums, extremes = np.empty(3 * width), np.full(2 * width, value)
-    row, end = rows * k // chunks, rows * (k + 1) // chunks
-    start = row * stride + c0 * inner
-    column_sums(
-        x, w, start, end - row, stride, group, copies, channels, inner,
-        None, masked, value, like, sums, extremes,
-    )  # fmt: skip
-    for c in range(channels):
+def integers_task(k, c0, x, w, rows, summation, out):
+    """Sums of the rows of chunk k, for the channels from c0 on."""
+    width = vector_columns(rows)
+    sums, extremes = np.empty(3 * width), np.full(2 * width, summation.value)
+    column_sums(x, w, rows, None, summation, sums, extremes)
+    for c in range(rows.channels):
         for part in range(3):
             out[k, part, c0 + c] = sums[part * width + c]
         out[k, 3, c0 + c], out[k, 4, c0 + c] = extremes[c], extremes[width + c]
 
 
 @Kernel
-def integers(x, w, rows, stride, group, copies, inner, block, masked, value, like, out):
-    """Sums of every chunk: out[chunk, :, channel] is count, sum, sum of squares, least, greatest."""
-    channels = out.shape[2]
-    blocks = -(-channels // block)
-    for task in prange(len(out) * blocks):
-        k, c0 = np.int64(task) // blocks, np.int64(task) % blocks * block
-        c1 = min(c0 + block, channels)
-        integers_task(k, c0, c1, x, w, rows, stride, group, copies, inner, masked, value, like, out)
+def integers(x, w, cut, block, masked, value, like, out):
+    """Sums of every chunk: out[chunk, :, channel] is count, sum, sum of squares, least, greatest.
+
+    The arguments are as in ``moments``.
+    """
+    for task in prange(count_tasks(block, out)):
+        k, c0, rows = task_rows(np.int64(task), cut, block, out)
+        integers_task(k, c0, x, w, rows, Summation(masked, value, like), out)

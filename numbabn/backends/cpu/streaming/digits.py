@@ -1,6 +1,7 @@
 """Integers of any size as digits of 32 bits in int64 arrays [digits, ...], the lowest first.
 
-A digit may be larger for a while, or negative, so that sums need no carry: `carried` brings them back.
+Numbers are added digit by digit, without carrying: a digit may become larger than 32 bits, or negative, until
+`carried` brings all of them back into their range.
 """
 
 import numpy as np
@@ -12,12 +13,12 @@ MASK = (1 << BITS) - 1
 
 
 def split(values: Array) -> Array:
-    """Return int64 values as two digits."""
+    """Return int64 values as two digits, of which the higher one has the sign."""
     return np.stack([values & MASK, values >> BITS])
 
 
 def carried(digits: Array) -> Array:
-    """Return the same numbers with every digit but the highest in 0 .. 2**32 - 1; that one has the sign."""
+    """Return the same numbers with all digits in 0 .. 2**32 - 1, but for the highest, which has the sign."""
     digits = digits.copy()
     for i in range(len(digits) - 1):
         digits[i + 1] += digits[i] >> BITS
@@ -26,7 +27,7 @@ def carried(digits: Array) -> Array:
 
 
 def joined(digits: Array) -> Array:
-    """Return digits [n, channels] as Python's integers."""
+    """Return the numbers that digits [n, channels] stand for: an array of Python's integers."""
     value = np.zeros(digits.shape[1], object)
     for digit in digits[::-1]:
         value = (value << BITS) + digit.astype(object)

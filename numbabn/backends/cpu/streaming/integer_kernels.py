@@ -1,18 +1,19 @@
-"""Exact sums of integers of 32 and 64 bits: no float64 holds them, but sums of their digits of 32 bits."""
+"""Exact sums of integers of 32 and 64 bits, by digits of 32 bits: no float64 holds the squares."""
 
 import numpy as np
 from numba import prange
 
 from numbabn.backends.cpu.jit import Kernel, helper
 
-PARTS = 11
+PARTS = 11  # rows of a chunk's result, see `sums`
 
 
 @helper
-def add_range(x, w, lo, hi, flip, out, k, c):
-    """Add the elements lo..hi to the sums of channel c in chunk k.
+def add_range(k, c, x, w, lo, hi, flip, out):
+    """Add the elements lo..hi of x to the sums of channel c in chunk k; those where w is False are left out.
 
-    With flip = 2**(bits - 1), the sign bit of signed integers, x ^ flip is x + flip without a sign.
+    x has the bits of the integers as unsigned ones. With flip = 2**(bits - 1), the sign bit of signed
+    integers, x ^ flip is their value + flip, which is not negative; for unsigned integers flip is 0.
     """
     mask, digit = np.uint64(0xFFFFFFFF), np.uint64(32)
     n = s0 = s1 = q0 = q1 = q2 = q3 = q4 = q5 = np.uint64(0)
@@ -46,12 +47,15 @@ def add_range(x, w, lo, hi, flip, out, k, c):
 
 
 @Kernel
-def sums(x, w, outer, channels, inner, flip, out):
-    """Sums of every chunk of unsigned x: out[chunk, :, channel], of uint64.
+def sums(x, w, shape, flip, out):
+    """Sums of every chunk of x, which is flat (outer, channels, inner): out[chunk, :, channel], of uint64.
 
-    The parts are: count; sums of the digits v0 and v1; sums of the low and high digits of v0 * v0, of v0 * v1
-    and of v1 * v1; least and greatest x ^ flip. A chunk has fewer than 2**31 elements a channel.
+    ``shape`` is (outer, channels, inner), and x, w and flip are as in ``add_range``. With v0 and v1, the low
+    and the high digit of v = x ^ flip, the parts are: count; sum of v0; sum of v1; sums of the low and of the
+    high digit of v0 * v0, of v0 * v1 and of v1 * v1; least and greatest v. No sum overflows, because a chunk
+    has fewer than 2**31 elements a channel.
     """
+    outer, channels, inner = shape
     chunks = len(out)
     for task in prange(chunks):
         k = np.int64(task)
@@ -62,4 +66,4 @@ def sums(x, w, outer, channels, inner, flip, out):
         for row in range(outer * k // chunks, outer * (k + 1) // chunks):
             for c in range(channels):
                 start = (row * channels + c) * inner
-                add_range(x, w, start, start + inner, flip, out, k, c)
+                add_range(k, c, x, w, start, start + inner, flip, out)

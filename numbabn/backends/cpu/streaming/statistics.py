@@ -1,7 +1,18 @@
-"""The verbs of streaming statistics on flat, contiguous NumPy arrays: exact sums, and moments with a range.
+"""The verbs of streaming statistics: `integers` sums exactly, `moments` takes moments with a range.
 
-As in the other verbs, shape is (outer, channels, inner) and nothing is checked. ``weight`` has one value for
-every element of x: bool, or float64 of which none is negative; what has weight 0 is not there at all.
+Both take ``x, view, weight``:
+
+x
+    A flat, contiguous NumPy array: of bools or integers for `integers`; of float16, float32 or float64 for
+    `moments`, and with weights of bools or integers, too.
+view
+    How x is read: (outer, groups, inner), the groups being the channels. batch and members are 1.
+weight
+    None, or a flat array with one value for every element of x. Elements of weight 0 are left out of the sums
+    and of the range, even if they are NaN. `integers` takes bools only; `moments` takes bools, or float64 of
+    which none is negative.
+
+As in the other verbs, nothing is checked and nothing is written to. What they return is described with each.
 """
 
 import platform
@@ -11,34 +22,68 @@ import numpy as np
 from llvmlite import binding
 
 from numbabn.backends.cpu import plan
+from numbabn.backends.cpu.jit import Kernel
 from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.cpu.streaming import column_statistics, integer_kernels, row_statistics
 from numbabn.backends.cpu.streaming.digits import carried, split
+from numbabn.backends.cpu.streaming.lanes import Summation
 from numbabn.backends.verbs import Array, View
 
 _FLOAT32, _FLOAT64 = np.float32(0), np.float64(0)
-_ROW = 4096  # elements
+_ROW = 4096  # elements: one long row of 32- or 64-bit integers is cut into rows of this length
 _LONG_ROW = 512  # elements, from which on walking along rows is faster than across: 28x28 images, not 14x14
 _BLOCK = 512  # columns of a task: their sums stay in the first-level cache
-_GROUP_BYTES = 16 << 10
-_TASKS = 32  # of a call: their merge is serial
+_GROUP_BYTES = 16 << 10  # of the rows that are summed at once
+_TASKS = 32  # chunks of rows times blocks of channels: not more, because the merge of chunks is serial
+
+
+class _Kernels(NamedTuple):
+    """The two kernels of a verb, and how many numbers each gives per chunk and channel."""
+
+    rows: Kernel
+    columns: Kernel
+    parts: int
+
+
+_MOMENTS = _Kernels(row_statistics.moments, column_statistics.moments, 6)
+_INTEGERS = _Kernels(row_statistics.integers, column_statistics.integers, 5)
 
 
 class Sums(NamedTuple):
-    """Exact sums per channel: digits of 32 bits, the lowest first, and the range as float64."""
+    """Exact sums of every channel: digits of 32 bits, the lowest first, see `digits`; and the range."""
 
-    number: Array  # int64 [channels]
-    total: Array  # int64 [2 or 4, channels]
-    squares: Array  # int64 [2 or 6, channels]
-    low: Array
-    high: Array
+    number: Array  # int64 [channels]: how many values; not "count", which is a method of every tuple
+    total: Array  # int64 [2 or 4, channels]: their sum
+    squares: Array  # int64 [2 or 6, channels]: the sum of their squares
+    low: Array  # float64 [channels]: the least value; infinity where there is none
+    high: Array  # float64 [channels]: the greatest value; -infinity where there is none
+
+
+def integers(x: Array, view: View, weight: Array | None) -> Sums:
+    """Return the exact sums and the range of bools or integers."""
+    if x.dtype.itemsize > 2:
+        return _wide_integers(x, view, weight)
+    if x.dtype == np.bool_:
+        x = x.view(np.uint8)
+    # No sum is rounded: in float32 at most 256 squares of bytes are summed, which are less than 2**24, and in
+    # float64 those of a chunk, which has fewer than 2**21 elements a channel: they are less than 2**53.
+    if weight is None:
+        summation = Summation(None, _FLOAT32, _FLOAT32 if x.dtype.itemsize == 1 else _FLOAT64)
+    else:
+        x, weight = x.astype(np.float64), weight.astype(np.float64)
+        summation = Summation(True, _FLOAT64, _FLOAT64)
+    chunks = _chunks(_INTEGERS, x, weight, view, summation)
+    count, s, q = chunks[:, :3].astype(np.int64).sum(axis=0)
+    return Sums(count, split(s), split(q), chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
 
 
 def moments(x: Array, view: View, weight: Array | None, omit: bool) -> Array:
-    """Moments of chunks, to be merged in order: float64 [chunks, 6, channels].
+    """Return moments and range of chunks, float64 [chunks, 6, channels], to be merged in order.
 
-    They are weight, mean, what the mean has rounded, m2, least and greatest value. With ``omit``, NaN is not
-    there at all; else all results of its channel are NaN.
+    The six are weight, mean, the low part of the mean (see `doubled`), m2, least and greatest value; where a
+    chunk has no values for a channel, they are 0, any number, 0, 0, infinity and -infinity. With ``omit``,
+    NaN is left out like an element of weight 0. Without, a channel with a NaN has a chunk whose mean and m2
+    are NaN, and in the first chunk its range is NaN.
     """
     given = x
     if weight is not None:
@@ -50,83 +95,69 @@ def moments(x: Array, view: View, weight: Array | None, omit: bool) -> Array:
         x = x.view(np.uint16) if _HAS_HALF else x.astype(np.float32)
     masked = True if omit or weight is not None else None
     value = _FLOAT64 if masked or x.dtype == np.float64 else _FLOAT32
-    chunks = _chunks("moments", 6, x, weight, view, masked, value, _FLOAT64)
+    chunks = _chunks(_MOMENTS, x, weight, view, Summation(masked, value, _FLOAT64))
     if not omit and np.isnan(chunks[:, 1]).any():
         _spread_nan(given.reshape(view.outer, view.groups, view.inner), weight, chunks)
     return chunks
 
 
-def integers(x: Array, view: View, weight: Array | None) -> Sums:
-    """Exact sums of bools or integers; ``weight`` is bool."""
-    if x.dtype.itemsize > 2:
-        return _wide_integers(x, view, weight)
-    if x.dtype == np.bool_:
-        x = x.view(np.uint8)
-    # No sum is rounded: those of 32 squares of bytes are below 2**24, and those of a chunk below 2**53, since
-    # it has fewer than 2**21 elements a channel.
-    if weight is None:
-        like = _FLOAT32 if x.dtype.itemsize == 1 else _FLOAT64
-        chunks = _chunks("integers", 5, x, None, view, None, _FLOAT32, like)
-    else:
-        x, weight = x.astype(np.float64), weight.astype(np.float64)
-        chunks = _chunks("integers", 5, x, weight, view, True, _FLOAT64, _FLOAT64)
-    count, s, q = chunks[:, :3].astype(np.int64).sum(axis=0)
-    return Sums(count, split(s), split(q), chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
-
-
-def _chunks(
-    verb: str, parts: int, x: Array, weight: Array | None, view: View, masked: Any, value: Any, like: Any
-) -> Array:
-    """Run a kernel of rows or of columns; return its chunks [chunks, parts, channels]."""
+def _chunks(kernels: _Kernels, x: Array, weight: Array | None, view: View, summation: Summation) -> Array:
+    """Run the kernel of rows or that of columns; return its chunks [chunks, parts, channels]."""
     pixels, channels, inner = view.outer, view.groups, view.inner
     if inner >= _LONG_ROW:
-        out = np.empty((plan.row_chunks(view, x.itemsize), parts, channels))
-        getattr(row_statistics, verb)(x.nbytes, x, weight, pixels, channels, inner, masked, value, like, out)
+        out = np.empty((plan.row_chunks(view, x.itemsize), kernels.parts, channels))
+        kernels.rows(x.nbytes, x, weight, (pixels, channels, inner), *summation, out)
         return out
     copies, rows, block, chunks = _columns_plan(view, x.nbytes)
     stride, left = copies * channels * inner, pixels - rows * copies
-    kernel, group = getattr(column_statistics, verb), _group(stride * x.itemsize)
-    out = np.empty((chunks + 1, parts, channels))
+    group = _group(stride * x.itemsize)
+    out = np.empty((chunks + 1, kernels.parts, channels))
     if rows:
-        kernel(
-            x.nbytes, x, weight, rows, stride, group, copies, inner, block, masked, value, like, out[:chunks]
-        )
+        cut = rows, stride, group, copies, inner
+        kernels.columns(x.nbytes, x, weight, cut, block, *summation, out[:chunks])
     if not left:
         return out[:chunks]
     # Pixels left over are one row of their own, filled up to whole vectors.
     flat, w = _padded(x[rows * stride :]), None if weight is None else _padded(weight[rows * stride :])
-    kernel(0, flat, w, 1, len(flat), group, left, inner, block, masked, value, like, out[chunks:])
+    cut = 1, len(flat), group, left, inner
+    kernels.columns(0, flat, w, cut, block, *summation, out[chunks:])
     return out if rows else out[chunks:]
 
 
 def _columns_plan(view: View, nbytes: int) -> tuple[int, int, int, int]:
-    """(pixels side by side in a row, rows, channels of a task, chunks of rows)."""
+    """Return (pixels side by side in a row, rows, channels of a task, chunks of rows)."""
     pixels, channels, inner = view.outer, view.groups, view.inner
     size = channels * inner
     if size < plan.MIN_COLUMNS:
         copies, block = plan.columns(view, nbytes)[0], channels
     else:
         copies, block = 1, max(1, _BLOCK // inner // LANES) * LANES
-    # The last vector of a row reaches into the next one, unless rows are whole vectors.
+    # The last vector of a row reaches into the next row, unless rows are whole vectors: then the last row is
+    # left over.
     rows = pixels // copies - (copies * size % LANES > 0)
     blocks = -(-channels // block)
     return copies, rows, block, max(1, min(rows, nbytes // plan.CHUNK_BYTES, _TASKS // blocks))
 
 
 def _group(row_bytes: int) -> int:
-    """Rows summed at once: a group and the next one, which is prefetched, fit in the first-level cache."""
+    """Return how many rows to sum at once: they and as many prefetched ones fit in the first-level cache."""
     return max(4, min(64, _GROUP_BYTES // row_bytes))
 
 
 def _padded(x: Array) -> Array:
+    """Return the elements and zeros after them, up to whole vectors."""
     padded = np.zeros(-(-len(x) // LANES) * LANES, x.dtype)
     padded[: len(x)] = x
     return padded
 
 
 def _wide_integers(x: Array, view: View, weight: Array | None) -> Sums:
-    """Exact sums of integers of 32 or 64 bits."""
-    kind, offset = x.dtype, 1 << (8 * x.itemsize - 1)  # of signed integers, which kernels see without a sign
+    """Return the exact sums and the range of integers of 32 or 64 bits.
+
+    The kernel works on unsigned integers v: for signed x that is x + offset, the bits of x with the sign
+    flipped. Their digits are what the kernel documents, and the offset is taken out of the sums again.
+    """
+    kind, offset = x.dtype, 1 << (8 * x.itemsize - 1)
     x = x.view(f"u{x.itemsize}")
     flip = x.dtype.type(offset if kind.kind == "i" else 0)
     parts = _wide_chunks(x, view, weight, flip)
@@ -147,20 +178,24 @@ def _wide_integers(x: Array, view: View, weight: Array | None) -> Sums:
 
 
 def _wide_chunks(x: Array, view: View, weight: Array | None, flip: Any) -> Array:
+    """Return what `integer_kernels.sums` gives: uint64 [chunks, parts, channels]."""
     outer, channels, inner = view.outer, view.groups, view.inner
-    if outer == channels == 1 and inner > _ROW:  # one long row would be one chunk
+    if outer == channels == 1 and inner > _ROW:  # one long row would be one chunk, and one task
         whole = inner // _ROW * _ROW
         head = x[:whole], View(1, inner // _ROW, 1, 1, _ROW), None if weight is None else weight[:whole], flip
         tail = x[whole:], View(1, 1, 1, 1, inner - whole), None if weight is None else weight[whole:], flip
         return np.concatenate([_wide_chunks(*head), _wide_chunks(*tail)])
     chunks = max(1, min(outer, plan.MAX_CHUNKS, x.nbytes // plan.CHUNK_BYTES))
     out = np.empty((chunks, integer_kernels.PARTS, channels), np.uint64)
-    integer_kernels.sums(x.nbytes, x, weight, outer, channels, inner, flip, out)
+    integer_kernels.sums(x.nbytes, x, weight, (outer, channels, inner), flip, out)
     return out
 
 
 def _spread_nan(x: Array, weight: Array | None, chunks: Array) -> None:
-    """Make the range of channels with a NaN NaN. Kernels pass it over, and a mean may be inf - inf."""
+    """Make the range NaN, in the first chunk, of channels that have a NaN.
+
+    Kernels ignore NaN in the range, and a mean that is NaN does not tell: it may be inf - inf.
+    """
     nan = np.isnan(x)
     if weight is not None:
         nan &= weight.reshape(x.shape) > 0
@@ -168,7 +203,10 @@ def _spread_nan(x: Array, weight: Array | None, chunks: Array) -> None:
 
 
 def _converts_half() -> bool:
-    """Whether the machine turns float16 into float32; LLVM's code for others calls what is not there."""
+    """Whether the machine has instructions that convert float16 to float32.
+
+    Without them LLVM would call a function for it, which Numba does not link: the process crashes.
+    """
     return platform.machine().lower() in ("arm64", "aarch64") or bool(
         binding.get_host_cpu_features().get("f16c")
     )

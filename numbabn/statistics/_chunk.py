@@ -1,4 +1,4 @@
-"""One chunk of data to the population that it is: piece by piece, by the kernels of the backend."""
+"""The population of one chunk of data: the kernels of the CPU backend run over it piece by piece."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +10,17 @@ from numbabn.backends.verbs import Array
 from numbabn.statistics._pieces import Piece, cut, pieces
 from numbabn.statistics._population import Exact, Population, Real
 
-_SCAN_BYTES = 1 << 20  # looked at once in the search for a NaN
+_SCAN_BYTES = 1 << 20  # of the parts in which a chunk is searched for its first NaN
 
 
-@np.errstate(all="ignore")  # of NaN and infinity, where kernels run as plain Python
+@np.errstate(all="ignore")  # NumPy would warn of NaN and infinity where kernels run as plain Python
 def population(
     x: Array, kept: Sequence[int], weights: Array | None, where: Array | None, nan_policy: str
 ) -> Population:
     """Return the population of an array; its channels are the axes ``kept``, in this order, flat.
 
-    Weights and where have the shape of x. A NaN is a ValueError under the policy "raise".
+    ``weights`` and ``where`` have the shape of x, or are None. A NaN raises a ValueError where ``nan_policy``
+    is "raise".
     """
     channels = int(np.prod([x.shape[axis] for axis in kept], dtype=np.int64))
     integers = x.dtype.kind in "biu" and weights is None
@@ -42,7 +43,7 @@ def population(
             low, high = _add_reals(found.real, piece, place, weight, nan_policy == "omit")
             if suspicious and np.isnan(found.real.moments[2]).any():
                 _refuse_nan(x, kept, weights, where)
-                suspicious = False  # infinities of both signs
+                suspicious = False  # there is none: the mean is NaN by infinities of both signs
         found.low[place] = np.minimum(found.low[place], low)
         found.high[place] = np.maximum(found.high[place], high)
     if found.exact:
@@ -51,7 +52,7 @@ def population(
 
 
 def _weight(beside: list[Array], weighted: bool) -> Array | None:
-    """Return float64 weights, or a bool mask, or None for a piece."""
+    """Return a piece's weights: float64 where weights were given, bools where only a mask was, else None."""
     if not beside:
         return None
     if not weighted:
@@ -61,7 +62,7 @@ def _weight(beside: list[Array], weighted: bool) -> Array | None:
 
 
 def _place(piece: Piece, shape: tuple[int, ...], kept: Sequence[int]) -> Any:
-    """Index of a piece's channels, in its order, among those of the array."""
+    """Return the index of a piece's channels, in the piece's order, among the flat channels of the array."""
     whole = all(piece.place[axis] == slice(0, shape[axis]) for axis in kept)
     if whole and [a for a in piece.kept if shape[a] > 1] == [a for a in kept if shape[a] > 1]:
         return slice(None)
@@ -71,24 +72,24 @@ def _place(piece: Piece, shape: tuple[int, ...], kept: Sequence[int]) -> Any:
 
 
 def _add_integers(exact: Exact, piece: Piece, place: Any, weight: Array | None) -> tuple[Array, Array]:
-    """Add a piece to the sums; return the least and greatest value of its channels."""
+    """Add a piece to the sums of the channels ``place``; return their range (least, greatest)."""
     sums = statistics.integers(piece.x, piece.view, weight)
     exact.add(sums.number, sums.total, sums.squares, place)
     return sums.low, sums.high
 
 
 def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit: bool) -> tuple[Array, Array]:
-    """Merge a piece into the moments; return the least and greatest value of its channels."""
+    """Merge a piece into the moments of the channels ``place``; return their range (least, greatest)."""
     chunks = statistics.moments(piece.x, piece.view, weight, omit)
-    moments = np.ascontiguousarray(real.moments[:, place])  # itself, or a copy of some channels
-    doubled.absorb(moments, chunks)
+    moments = np.ascontiguousarray(real.moments[:, place])  # no copy if these are all channels
+    doubled.absorb(chunks, moments)
     if not isinstance(place, slice):
         real.moments[:, place] = moments
     return chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0)
 
 
 def _refuse_nan(x: Array, kept: Sequence[int], weights: Array | None, where: Array | None) -> None:
-    """Raise with the place of the first NaN of an array, if there is any."""
+    """Raise an error with the place of the first NaN of an array; return if there is none."""
     for index in cut(x.shape, range(x.ndim), x.itemsize, _SCAN_BYTES):
         bad = np.isnan(x[index])
         if weights is not None:
