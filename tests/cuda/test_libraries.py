@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn import _arrays, _backends, _libraries, _places
+from numbabn import arrays, backends
+from numbabn.arrays import door
+from numbabn.arrays import numba as numba_adapter
+from numbabn.arrays import torch as torch_adapter
+from numbabn.arrays.library import HOST
+from numbabn.arrays.place import place
+from numbabn.backends.strides import memory_order
 from tests import reference
 from tests.checks import assert_close
 from tests.cuda import libraries
@@ -70,7 +76,7 @@ def _base(host):
 
 def _flat(whole):
     """Bytes of an array without gaps."""
-    return np.ndarray(whole.nbytes, np.uint8, whole.transpose(_arrays.memory_order(whole.strides)))
+    return np.ndarray(whole.nbytes, np.uint8, whole.transpose(memory_order(whole.strides)))
 
 
 @pytest.fixture
@@ -92,9 +98,9 @@ def numba_arrays(monkeypatch):
     module = libraries.numba()
     if not numba.config.ENABLE_CUDASIM:
         gpu = SimpleNamespace(cuda=module, SIMULATED=False)
-        monkeypatch.setattr(_libraries, "cuda_module", lambda name: gpu)
+        monkeypatch.setattr(numba_adapter, "cuda_module", lambda name: gpu)
     else:
-        monkeypatch.setattr(_libraries.Numba, "_load", lambda self: module)
+        monkeypatch.setattr(numba_adapter.Numba, "_cuda", lambda self: module)
     return Kind("numba", module)
 
 
@@ -134,7 +140,7 @@ def test_real_modules_have_these_names(name):
     array = {"cupy": "ndarray", "torch": "Tensor"}[name]
     own = {"values", "negated", "requires_grad"}  # the last one is there, on instances
     assert public(getattr(fake, array)) - own <= set(dir(getattr(real, array)))
-    assert _libraries.LIBRARIES[name].kind == array
+    assert door.LIBRARIES[name].kind == array
     assert getattr(real, array).__module__.partition(".")[0] == name
 
 
@@ -150,10 +156,10 @@ def test_real_tensors():
     assert tensor.device.type == "cpu"
     assert torch.empty_strided((2, 3), [1, 2], dtype=torch.float64).stride() == (1, 2)
     names = ("float16", "bfloat16", "float32", "float64", "complex64", "int64")
-    dtypes = [_libraries._from_torch(getattr(torch, name), "x") for name in names]
+    dtypes = [torch_adapter._from_torch(getattr(torch, name), "x") for name in names]
     assert [dtype.name for dtype in dtypes] == list(names)
     with pytest.raises(TypeError, match=r"x has dtype torch.float8_e5m2; pass x.to\(torch.float32\)"):
-        _libraries._from_torch(torch.float8_e5m2, "x")
+        torch_adapter._from_torch(torch.float8_e5m2, "x")
 
 
 # Arrays as they are read ------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ def test_real_tensors():
 def test_description(kind, view):
     host = VIEWS[view](normal(4, 3, 5, 2))
     array = kind.array(host, device=1)
-    found = _arrays.known(array, "x")
+    found = arrays.of(array, "x")
     assert found.native is array
     assert (found.shape, found.strides, found.dtype, found.device) == (
         host.shape,
@@ -180,7 +186,8 @@ def test_description(kind, view):
 @pytest.mark.parametrize("view", VIEWS)
 def test_empty_like(kind, view):
     host = VIEWS[view](normal(4, 3, 5, 2))
-    result = _arrays.known(kind.array(host, device=1), "x").empty_like()
+    array = arrays.of(kind.array(host, device=1), "x")
+    result = array.library.empty_like(array)
     assert kind.is_mine(result.native)
     assert kind.device_of(result.native) == 1
     assert kind.current.device == 0
@@ -194,11 +201,11 @@ def test_empty_like(kind, view):
 def test_stream_is_the_current_one(kind):
     if kind.name == "numba":
         array = kind.module.DeviceNDArrayBase(normal(4, 3), stream=SimpleNamespace(handle=77))
-        found = _arrays.known(array, "x")
+        found = arrays.of(array, "x")
         assert found.stream == found.empty((3,), np.dtype(F32)).stream == 77
-        assert _arrays.known(kind.array(normal(4, 3)), "x").stream == 0
+        assert arrays.of(kind.array(normal(4, 3)), "x").stream == 0
         return
-    first, second = (_arrays.known(kind.array(normal(4, 3), device), "x") for device in (0, 1))
+    first, second = (arrays.of(kind.array(normal(4, 3), device), "x") for device in (0, 1))
     assert (first.stream, second.stream) == (1000, 1001)
     kind.current.streams[1] = 5  # as within ``with stream:``
     assert (first.stream, second.stream) == (1000, 5)
@@ -209,9 +216,9 @@ def test_derived_types(torch):
         __module__ = "torch.nn.parameter"
 
     host = normal(4, 3)
-    found = _arrays.known(Parameter(host, torch.module.float32, torch.gpu(0)), "gamma")
-    assert found.library is _libraries.LIBRARIES["torch"]
-    assert _libraries.library_of(host) is None
+    found = arrays.of(Parameter(host, torch.module.float32, torch.gpu(0)), "gamma")
+    assert found.library is door.LIBRARIES["torch"]
+    assert door.device_library(host) is None
 
 
 def tensor(torch, **changes):
@@ -342,8 +349,9 @@ def test_layer_elsewhere(kind):
 def hardware(monkeypatch):
     """A machine with GPUs that Numba can use."""
     gpu = SimpleNamespace(SIMULATED=False, cuda=libraries.numba())
-    monkeypatch.setattr(_libraries, "cuda_module", lambda name: gpu)
-    monkeypatch.setattr(_libraries, "find_spec", lambda name: sys.modules.get(name))
+    for module in (door, numba_adapter):
+        monkeypatch.setattr(module, "cuda_module", lambda name: gpu)
+    monkeypatch.setattr(door, "find_spec", lambda name: sys.modules.get(name))
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     return gpu.cuda
@@ -356,18 +364,18 @@ def test_library_of_cuda(hardware, monkeypatch, present):
         module.cuda.is_available = lambda name=name: " " not in name
         monkeypatch.setitem(sys.modules, name.split()[0], module)
     expected = "cupy" if "cupy" in present else "torch" if "torch" in present else "numba"
-    assert _places.place("cuda") == (expected, 0)
-    assert _places.place("cuda:1") == (expected, 1)
+    assert place("cuda") == (expected, 0)
+    assert place("cuda:1") == (expected, 1)
     module = hardware if expected == "numba" else sys.modules[expected]
     module.current.device = 1
-    assert _places.place("cuda") == (expected, 1)
+    assert place("cuda") == (expected, 1)
     bn = nbn.BatchNorm(3, device="cuda")
     kind = Kind(expected, module)
     arrays = [*bn.params.values(), *bn.grads.values(), bn.running_mean, bn.running_var]
     assert all(kind.is_mine(array) and kind.device_of(array) == 1 for array in arrays)
     assert repr(bn).endswith("device='cuda:1')")
     with pytest.raises(ValueError, match=r"device is 'cuda:2', but \w+ sees 2"):
-        _places.place("cuda:2")
+        place("cuda:2")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", ""])
@@ -384,8 +392,8 @@ def test_device_of_a_wrong_type(device):
 
 def test_device_of_an_array(kind):
     x = kind.array(normal(4, 3), device=1)
-    assert _places.place(x) == (kind.name, 1)
-    assert _places.place(np.ones(3)) is _places.HOST
+    assert place(x) == (kind.name, 1)
+    assert place(np.ones(3)) is HOST
     assert repr(nbn.BatchNorm(3, device=x)).endswith("device='cuda:1')")
 
 
@@ -402,9 +410,9 @@ def test_dtype_that_no_gpu_has(kind):
 @pytest.fixture
 def no_backend(monkeypatch):
     """Nothing known yet of the GPU backend."""
-    _backends.cuda_module.cache_clear()
+    backends.cuda_module.cache_clear()
     yield
-    _backends.cuda_module.cache_clear()
+    backends.cuda_module.cache_clear()
 
 
 def test_without_numba_cuda(no_backend, cupy, monkeypatch):
@@ -622,13 +630,13 @@ def scattered(values, rng):
 def test_strided_copies(cupy, dtype, small, monkeypatch):
     """Any strides to any, float16 by the kernel that converts; nothing else is written."""
     monkeypatch.setattr("numbabn.backends.cuda.copies.SMALL", small)
-    rng = np.random.default_rng(0)
+    rng, assign = np.random.default_rng(0), door.LIBRARIES["cupy"].assign
     for shape in ((1,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 2, 3)):
         source, target = (scattered(normal(*shape, dtype=dtype, seed=s), rng) for s in (0, 1))
         around = target.base.copy()
-        _arrays.assign(_arrays.known(cupy.over(target), "out"), _arrays.known(cupy.over(source), "x"))
+        assign(arrays.of(cupy.over(target), "out"), arrays.of(cupy.over(source), "x"))
         np.testing.assert_array_equal(target, source)
         assert (target.base == around).sum() >= around.size - target.size
         expected = np.arange(target.size, dtype=F32).reshape(shape)  # and from one dtype to another
-        _arrays.assign(_arrays.known(cupy.over(target), "out"), _arrays.known(cupy.over(expected), "x"))
+        assign(arrays.of(cupy.over(target), "out"), arrays.of(cupy.over(expected), "x"))
         np.testing.assert_array_equal(target, expected)

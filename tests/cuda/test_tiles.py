@@ -10,6 +10,7 @@ import pytest
 if not numba.config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
+from benchmarks.gpu.launches import view_of
 from numbabn.backends.cuda import plan, tiles
 from tests.test_environment import run_python
 
@@ -63,7 +64,7 @@ def _plain_functions(monkeypatch):
 @pytest.mark.parametrize(("itemsize", "arrays"), list(itertools.product([4, 8], [1, 2])))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_element_once(shape, itemsize, arrays):
-    cut = plan.geometry(shape, itemsize, arrays)
+    cut = plan.geometry(view_of(shape), itemsize, arrays)
     _, channels, inner = shape
     seen = np.zeros(math.prod(shape), np.int8)
     for g in range(cut.groups):
@@ -101,7 +102,7 @@ def test_beyond_two_to_31(shape, itemsize):
     """No index is 32 bits wide, and no grid is larger than there are."""
     if REAL["THREADS"] != plan.THREADS:
         pytest.skip("nothing that large is simulated")
-    cut = plan.geometry(shape, itemsize, 2)
+    cut = plan.geometry(view_of(shape), itemsize, 2)
     size = math.prod(shape)
     assert cut.groups * cut.tiles < 2**31
     last = tiles.tile_at(cut, cut.groups - 1, cut.tiles - 1)
@@ -125,7 +126,7 @@ REAL_SIZES = """
 
     # plan.py decides when it is imported, and gpu.py later, which is to find a simulator.
     package = ModuleType("numbabn.backends.cuda")
-    package.__path__ = [f"{path}/_cuda" for path in numbabn.__path__]
+    package.__path__ = [f"{path}/backends/cuda" for path in numbabn.__path__]
     sys.modules["numbabn.backends.cuda"] = package
     numba.config.ENABLE_CUDASIM = 0
     from numbabn.backends.cuda import plan

@@ -11,9 +11,12 @@ from numba import config
 if not config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
+from benchmarks.gpu.launches import view_of
 from numbabn.backends.cuda import plan
 
-workspace = importlib.import_module("numbabn.backends.cuda.workspace")  # the package has a function of this name
+workspace = importlib.import_module(
+    "numbabn.backends.cuda.workspace"
+)  # the package has a function of this name
 
 SMALL, LARGE = (40, 8, 1), (400, 80, 1)
 
@@ -25,7 +28,9 @@ def _empty(monkeypatch):
 
 
 def of(shape, stream=0, device=0):
-    return workspace.workspace(SimpleNamespace(device=device, stream=stream), plan.geometry(shape, 4, 1))
+    return workspace.workspace(
+        SimpleNamespace(device=device, stream=stream), plan.geometry(view_of(shape), 4, 1)
+    )
 
 
 def test_the_same_while_it_is_large_enough():
@@ -60,7 +65,7 @@ def test_fewer_blocks_wait_where_more_streams_are_busy(monkeypatch):
     """Together they leave room for the last block of any: else none would end."""
     import numbabn.backends.cuda as backend
 
-    geometry = plan.geometry(SMALL, 4, 1)
+    geometry = plan.geometry(view_of(SMALL), 4, 1)
     kernel = SimpleNamespace(resident=lambda x, *arguments: geometry.parts * plan.CONCURRENT_LAUNCHES)
     x = SimpleNamespace(device=0)
     for stream in range(plan.CONCURRENT_LAUNCHES):
