@@ -7,8 +7,12 @@ rounded to the dtype of x, and what the rounding lost is in the shift. Device fu
 
 import numpy as np
 
+from numbabn.backends import arithmetic
 from numbabn.backends.cuda.gpu import convert, cuda, device, load_parameter, peek, sqrt
 from numbabn.backends.cuda.tiles import CENTER, ROW, spread
+
+normalize_coefficients = device(arithmetic.normalize_coefficients)
+gradient_coefficients = device(arithmetic.gradient_coefficients)
 
 
 @device
@@ -36,8 +40,10 @@ def fill_affine(tile, geometry, g, mean, var, gamma, beta, eps, like):
     cuda.syncthreads()  # the rows were scratch
     if t < tile.across:
         c, center = g * geometry.block + t, convert(mean, like)
-        scale = load_parameter(gamma, c, 1.0) / sqrt(var + eps)
-        shift = load_parameter(beta, c, 0.0) - (mean - np.float64(center)) * scale
+        scale, shift = normalize_coefficients(
+            mean, sqrt(var + eps), load_parameter(gamma, c, 1.0), load_parameter(beta, c, 0.0),
+            np.float64(center),
+        )  # fmt: skip
         spread(CENTER, t, tile, geometry, center)
         spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
         spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
@@ -50,11 +56,11 @@ def fill_gradient(tile, geometry, g, mean, var, gamma, eps, sum_dy, sum_dy_xhat,
     t = np.int64(cuda.threadIdx.x)
     cuda.syncthreads()  # the rows were scratch
     if t < tile.across:
-        center, invstd = convert(mean, like), 1.0 / sqrt(var + eps)
-        weight = load_parameter(gamma, g * geometry.block + t, 1.0) * invstd
-        share = -weight / count
-        scale = share * invstd * sum_dy_xhat
-        shift = share * sum_dy - scale * (mean - np.float64(center))
+        c, center = g * geometry.block + t, convert(mean, like)
+        scale, shift, weight = gradient_coefficients(
+            mean, sqrt(var + eps), load_parameter(gamma, c, 1.0), sum_dy / count, sum_dy_xhat / count,
+            np.float64(center),
+        )  # fmt: skip
         spread(CENTER, t, tile, geometry, center)
         spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
         spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))

@@ -13,6 +13,7 @@ Partial sums are merged by the last block to arrive, in the order of the parts, 
 
 import numpy as np
 
+from numbabn.backends import arithmetic
 from numbabn.backends.cuda.gpu import (
     any_thread,
     atomic_add,
@@ -27,6 +28,8 @@ from numbabn.backends.cuda.tiles import ROW, SCRATCH, quotient
 
 COUNTERS = 2  # before those of the groups
 SLOT = 24  # bytes of three float64
+
+merge_means = device(arithmetic.merge_means)
 
 
 @device
@@ -106,13 +109,11 @@ def get_partial(partials, geometry, g, part, c):
 
 @device
 def merge(count, mean, m2, n, other, other_m2):
-    """Chan, Golub and LeVeque (1979), eq. 2.1: (count, mean, m2) of both, either of which may be empty."""
-    if n == 0.0:
+    """Return (count, mean, m2) of two samples together, either of which may be empty."""
+    if n == 0.0:  # also where both are empty, and there is no mean
         return count, mean, m2
-    total = count + n
-    weight = n / total
-    delta = other - mean
-    return total, mean + delta * weight, m2 + other_m2 + delta * delta * (count * weight)
+    total, merged, between = merge_means(count, mean, n, other)
+    return total, merged, m2 + other_m2 + between
 
 
 @device

@@ -7,6 +7,7 @@ import numpy as np
 
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.gpu import Kernel, load, load_parameter, store, store_parameter, thread_number
+from numbabn.backends.cuda.groups import merge_means
 from numbabn.backends.cuda.plan import parameter
 from numbabn.backends.verbs import Pair, Population
 
@@ -33,14 +34,11 @@ def pool(running: Pair, population: Population, batch: Pair, count: int) -> tupl
     the running ones.
     """
     (mean, var), (known, m2), (batch_mean, batch_var) = running, population.moments, batch
-    total = population.seen + count
-    weight = count / total
     _pool.launch(
         batch_mean, plan.blocks(mean.size), parameter(mean), parameter(var), known.address, m2.address,
-        batch_mean.address, batch_var.address, mean.size, float(count), weight, population.seen * weight,
-        float(total - 1),
+        batch_mean.address, batch_var.address, mean.size, float(population.seen), float(count),
     )  # fmt: skip
-    return running, Population(total, population.moments)
+    return running, Population(population.seen + count, population.moments)
 
 
 @Kernel
@@ -56,17 +54,16 @@ def _average(mean, var, batch_mean, batch_var, channels, keep, mean_weight, var_
 
 @Kernel
 def _pool(
-    mean, var, population_mean, population_m2, batch_mean, batch_var, channels, batch_count, weight,
-    cross, divisor,
+    mean, var, population_mean, population_m2, batch_mean, batch_var, channels, population_count, batch_count,
 ):  # fmt: skip
     c = thread_number()
     if c < channels:
         zero = np.float64(0)
-        known = load(population_mean, c, zero)
-        delta = load(batch_mean, c, zero) - known
-        known += delta * weight
-        m2 = load(population_m2, c, zero) + load(batch_var, c, zero) * batch_count + delta * delta * cross
-        store(population_mean, c, known)
+        total, merged, between = merge_means(
+            population_count, load(population_mean, c, zero), batch_count, load(batch_mean, c, zero)
+        )
+        m2 = load(population_m2, c, zero) + load(batch_var, c, zero) * batch_count + between
+        store(population_mean, c, merged)
         store(population_m2, c, m2)
-        store_parameter(mean, c, known)
-        store_parameter(var, c, m2 / divisor)
+        store_parameter(mean, c, merged)
+        store_parameter(var, c, m2 / (total - 1.0))
