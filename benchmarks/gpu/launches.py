@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from numbabn.backends import cuda as backend
-from numbabn.backends.cuda import gpu, plan
+from numbabn.backends.cuda import gpu, workspaces
 from numbabn.backends.verbs import Affine, View
 
 Shape = tuple[int, int, int]  # outer, channels, inner
@@ -49,11 +48,6 @@ class Array:
         self.itemsize = self.dtype.itemsize
         self.strides = strides or tuple(self.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
         self.address = next(_addresses)
-
-    @property
-    def parameter(self) -> tuple[int, int]:
-        """Return the address and the kind, as kernels take a parameter."""
-        return self.address, plan.KINDS[self.dtype.name]
 
     @property
     def size(self) -> int:
@@ -93,12 +87,11 @@ def recorded(resident: int) -> Iterator[list[Launch]]:
         launches.append(Launch(kernel, blocks, arguments))
 
     memory = SimpleNamespace(address=next(_addresses))
-    workspace = sys.modules["numbabn.backends.cuda.workspace"]  # the package has a function of this name
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
-        mock.patch.object(workspace, "device_zeros", return_value=memory),
-        mock.patch.dict(workspace._memory, clear=True),
+        mock.patch.object(workspaces, "device_zeros", return_value=memory),
+        mock.patch.dict(workspaces._memory, clear=True),
     ):
         yield launches
 

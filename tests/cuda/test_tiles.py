@@ -56,7 +56,7 @@ def offsets(tile):
 @pytest.fixture(autouse=True)
 def _plain_functions(monkeypatch):
     """Device functions call each other as functions of Python, without a launch."""
-    for name in ("quotient", "tile_at", "place"):
+    for name in ("quotient", "tile_at", "array_index"):
         monkeypatch.setattr(tiles, name, getattr(tiles, name).fn)
 
 
@@ -68,20 +68,20 @@ def test_every_element_once(shape, itemsize, arrays):
     _, channels, inner = shape
     seen = np.zeros(math.prod(shape), np.int8)
     for g in range(cut.groups):
-        first = g * cut.block
-        members = range(first, min(first + cut.block, channels))
+        first = g * cut.span
+        members = range(first, min(first + cut.span, channels))
         for t in range(cut.tiles):
             tile = tiles.tile_at(cut, g, t)
             assert 0 < tile.size * itemsize <= plan.TILE_BYTES // arrays
             assert tile.across == len(members)
-            if cut.block > 1:
+            if cut.span > 1:
                 assert 0 < tile.width <= plan.THREADS
             found = offsets(tile)
-            assert [tiles.place(e, tile) for e in (0, tile.size - 1)] == [found[0], found[-1]]
+            assert [tiles.array_index(e, tile) for e in (0, tile.size - 1)] == [found[0], found[-1]]
             assert set(np.unique(found // inner % channels)) == set(members)
             # Column j of a narrow tile belongs to channel j // inner % across.
             columns = np.arange(tile.size) % tile.width // inner % tile.across
-            if cut.block > 1:
+            if cut.span > 1:
                 assert (first + columns == found // inner % channels).all()
             seen[found] += 1
             if cut.vector:
@@ -106,11 +106,11 @@ def test_beyond_two_to_31(shape, itemsize):
     size = math.prod(shape)
     assert cut.groups * cut.tiles < 2**31
     last = tiles.tile_at(cut, cut.groups - 1, cut.tiles - 1)
-    assert tiles.place(last.size - 1, last) == size - 1
+    assert tiles.array_index(last.size - 1, last) == size - 1
     for g, t in itertools.product((0, cut.groups // 2, cut.groups - 1), (0, cut.tiles // 3, cut.tiles - 2)):
         if 0 <= t < cut.tiles - 1:
             tile, following = (tiles.tile_at(cut, g, k) for k in (t, t + 1))
-            end = tiles.place(tile.size - 1, tile)
+            end = tiles.array_index(tile.size - 1, tile)
             assert 0 <= tile.first <= end < following.first < size
             if cut.channels == 1:
                 assert following.first == end + 1
