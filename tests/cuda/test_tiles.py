@@ -88,7 +88,7 @@ def test_every_element_once(shape, itemsize, arrays):
                 assert tile.first % plan.VECTOR == 0
                 assert tile.width % plan.VECTOR == tile.stride % plan.VECTOR == 0 or cut.pieces > 1
     assert (seen == 1).all()
-    assert (cut.parts - 1) * cut.step < cut.tiles <= cut.parts * cut.step
+    assert (cut.parts - 1) * cut.part_tiles < cut.tiles <= cut.parts * cut.part_tiles
     assert cut.parts <= plan.MAX_PARTS
 
 

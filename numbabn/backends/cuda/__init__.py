@@ -152,7 +152,7 @@ def _groups_are_resident(kernel: Kernel, x: Device, geometry: Geometry, given: t
 
     The blocks of a group wait for each other then, and launches on other streams must leave room for them.
     """
-    if geometry.step > 1:
+    if geometry.part_tiles > 1:
         return False
     if geometry.parts == 1:
         return True

@@ -11,7 +11,7 @@ import numpy as np
 from numbabn.backends import arithmetic
 from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt
 from numbabn.backends.cuda.parameters import load_parameter
-from numbabn.backends.cuda.tiles import CENTER, ROW, spread
+from numbabn.backends.cuda.tiles import CENTER, ROW, fill_columns
 
 normalize_coefficients = device(arithmetic.normalize_coefficients)
 gradient_coefficients = device(arithmetic.gradient_coefficients)
@@ -33,9 +33,9 @@ def fill_affine(tile, geometry, g, like, statistics, affine_map):
             load_parameter(affine_map.gamma, affine_map.gamma_kind, c, 1.0),
             load_parameter(affine_map.beta, affine_map.beta_kind, c, 0.0), np.float64(center),
         )  # fmt: skip
-        spread(CENTER, t, tile, geometry, center)
-        spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
-        spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
+        fill_columns(CENTER, t, tile, geometry, center)
+        fill_columns(CENTER + ROW, t, tile, geometry, convert(scale, like))
+        fill_columns(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
     cuda.syncthreads()
 
 
@@ -55,8 +55,8 @@ def fill_gradient(tile, geometry, g, like, statistics, scaling, sums, count):
             mean, sqrt(var + scaling.eps), load_parameter(scaling.gamma, scaling.gamma_kind, c, 1.0),
             sums[0] / values, sums[1] / values, np.float64(center),
         )  # fmt: skip
-        spread(CENTER, t, tile, geometry, center)
-        spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
-        spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
-        spread(CENTER + 3 * ROW, t, tile, geometry, convert(weight, like))
+        fill_columns(CENTER, t, tile, geometry, center)
+        fill_columns(CENTER + ROW, t, tile, geometry, convert(scale, like))
+        fill_columns(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
+        fill_columns(CENTER + 3 * ROW, t, tile, geometry, convert(weight, like))
     cuda.syncthreads()

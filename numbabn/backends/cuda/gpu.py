@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import cuda as cuda  # "as cuda": exported, for the other modules import it from here
+from numba import cuda as cuda  # "as cuda" exports it: the other modules import it from here
 
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.plan import SIMULATED
@@ -35,7 +35,8 @@ load_bfloat16, store_bfloat16 = memory.load_bfloat16, memory.store_bfloat16
 # math.sqrt raises an error for negative numbers in Python, and numba-cuda does not know np.sqrt.
 sqrt = np.sqrt if SIMULATED else math.sqrt
 
-# No fastmath: NaN and infinity are data. Multiplications and additions are fused all the same, by ptxas.
+# ptxas fuses multiplications and additions by default. No other fastmath is allowed, since NaN and infinity
+# are data.
 device = cuda.jit(device=True)
 
 
@@ -151,12 +152,12 @@ def _config(blocks: int) -> Any:
 
 @functools.lru_cache(64)
 def _stream(handle: int) -> Any:
-    """Numba's name for a stream of another library."""
+    """Return Numba's object for a stream of another library."""
     return cuda.external_stream(handle)
 
 
 class Memory:
-    """Memory on a device, for as long as this object lives."""
+    """Memory on a device, which is freed with this object."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -164,7 +165,7 @@ class Memory:
 
 
 def device_zeros(number: int, nbytes: int) -> Memory:
-    """Return zeroed memory on a device, ready for every stream. Waits for the device."""
+    """Wait for the device, and return memory filled with zeros there, which every stream can use at once."""
     zeros = np.zeros(nbytes, np.uint8)
     if SIMULATED:
         return Memory(zeros)

@@ -61,7 +61,7 @@ def load_statistics(statistics, geometry, g):
 
 @device
 def peek_pair(first, second, geometry, g):
-    """Like `load_statistics` for the addresses of two float64 arrays that another block has just written."""
+    """Like `load_statistics` for the addresses of two float64 arrays that another block may have written."""
     t, span, zero = np.int64(cuda.threadIdx.x), geometry.span, np.float64(0)
     if t < min(span, geometry.channels - g * span):
         c = g * span + t

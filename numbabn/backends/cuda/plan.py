@@ -4,7 +4,8 @@ An array is read as tiles that fit into a block's shared memory. A group of chan
 holds: one channel where its contiguous pieces are long, else as many as fill a few memory transactions. The
 tiles of a group are dealt to at most ``MAX_PARTS`` blocks, and what they sum is merged in order.
 
-A channel is a group of `numbabn.backends.verbs.View`: what one statistic is taken over.
+A channel is what one statistic is taken over: a group of `numbabn.backends.verbs.View`, while a group here is
+one or several channels. Only views with batch = members = 1 are cut up.
 """
 
 import functools
@@ -39,7 +40,7 @@ RESIDENT_SIMULATED = 64  # blocks that the simulated device runs at once
 
 
 class Geometry(NamedTuple):
-    """How the kernels read arrays of one shape: numbers of elements, rows, channels or tiles."""
+    """How the kernels read arrays of one shape: counts of elements, rows, channels or tiles."""
 
     outer: int
     channels: int
@@ -51,7 +52,7 @@ class Geometry(NamedTuple):
     length: int  # of such a piece
     vector: int  # 1 if 16-byte accesses are aligned in arrays that begin at aligned addresses, else 0
     tiles: int  # of a group
-    step: int  # tiles of one part, which is what one block sums
+    part_tiles: int  # tiles of one part, which is what one block sums
     groups: int
     parts: int  # of a group
 
@@ -71,17 +72,17 @@ def geometry(view: View, itemsize: int, arrays: int) -> Geometry:
         pieces, rows = -(-inner // length), 1
     rows = -(-lines // -(-lines // rows))  # so that all tiles of a group have as many rows, or nearly
     tiles = -(-lines // rows) * pieces
-    # Distances between vectors, besides their own length: all must be whole vectors.
+    # Lengths and distances of what a block reads: 16-byte accesses are aligned if all are whole vectors.
     counts = [width] if span > 1 else [length] if rows > 1 or pieces > 1 else []
     if lines > 1:
         counts.append(pixels * channels * inner)
     if span < channels:
         counts += [span * inner, channels % span * inner]
     vector = all(n % VECTOR == 0 for n in counts)
-    step = -(-tiles // MAX_PARTS)
+    part_tiles = -(-tiles // MAX_PARTS)
     return Geometry(
         outer, channels, inner, span, pixels, rows, pieces, length, int(vector),
-        tiles, step, groups=-(-channels // span), parts=-(-tiles // step),
+        tiles, part_tiles, groups=-(-channels // span), parts=-(-tiles // part_tiles),
     )  # fmt: skip
 
 

@@ -11,14 +11,14 @@ from numbabn.backends.cuda.merging import merge, merge_parts, store_sample
 from numbabn.backends.cuda.parameters import store_parameter
 from numbabn.backends.cuda.sums import tile_moments, tile_products
 from numbabn.backends.cuda.synchronization import arrive_in_group
-from numbabn.backends.cuda.tiles import CENTER, HALF, TILE, finish_loads, load_tile, spread, tile_at
+from numbabn.backends.cuda.tiles import CENTER, HALF, TILE, fill_columns, finish_loads, load_tile, tile_at
 
 
 @device
 def part_moments(x, geometry, g, part, like, wide):
     """Return (count, mean, m2) of a part's tiles; the last tile stays in shared memory."""
     sample = np.float64(0), np.float64(0), np.float64(0)
-    for k in range(part * geometry.step, min((part + 1) * geometry.step, geometry.tiles)):
+    for k in range(part * geometry.part_tiles, min((part + 1) * geometry.part_tiles, geometry.tiles)):
         tile = tile_at(geometry, g, k)
         load_tile(x, tile, geometry, like, TILE)
         finish_loads()
@@ -55,12 +55,12 @@ def part_products(inputs, geometry, g, part, like, mean):
     """
     t, s, q = np.int64(cuda.threadIdx.x), np.float64(0), np.float64(0)
     center = convert(mean, like)
-    for k in range(part * geometry.step, min((part + 1) * geometry.step, geometry.tiles)):
+    for k in range(part * geometry.part_tiles, min((part + 1) * geometry.part_tiles, geometry.tiles)):
         tile = tile_at(geometry, g, k)
         load_tile(inputs.x, tile, geometry, like, TILE)
         load_tile(inputs.dy, tile, geometry, like, HALF)
         if t < tile.across:
-            spread(CENTER, t, tile, geometry, center)
+            fill_columns(CENTER, t, tile, geometry, center)
         finish_loads()
         more_s, more_q = tile_products(HALF, TILE, tile, geometry, like)
         s, q = s + more_s, q + more_q

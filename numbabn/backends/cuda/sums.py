@@ -9,7 +9,7 @@ import numpy as np
 
 from numbabn.backends.cuda.division import quotient, remainder
 from numbabn.backends.cuda.gpu import any_thread, convert, cuda, device, shared_load, shared_store
-from numbabn.backends.cuda.tiles import CENTER, ROW, SCRATCH, spread
+from numbabn.backends.cuda.tiles import CENTER, ROW, SCRATCH, fill_columns
 
 # A float32 sum of squares below TINY has lost digits, and one above HUGE may have overflowed: it is taken
 # again, of values that are multiplied by UP or DOWN.
@@ -82,7 +82,7 @@ def estimate(x, tile, geometry, like, wide):
         value = shared_load(SCRATCH, first, wide)
         for j in range(first + 1, last):
             value += (shared_load(SCRATCH, j, wide) - value) * convert(1.0 / (j - first + 1), wide)
-        spread(CENTER, t, tile, geometry, convert(convert(value, like), wide))
+        fill_columns(CENTER, t, tile, geometry, convert(convert(value, like), wide))
     cuda.syncthreads()
 
 
@@ -136,16 +136,17 @@ def tile_moments(x, tile, geometry, like, wide):
     """Return (count, mean, m2) of channel c of the tile in thread c < across; sums have wide's dtype."""
     t = np.int64(cuda.threadIdx.x)
     estimate(x, tile, geometry, like, wide)
-    s, q, scaling = np.float64(0), np.float64(0), 0
-    # The values as they are, scaled up, and scaled down: a loop, so that the code of the sums is there once.
+    # The attempts are the values as they are, multiplied by UP, and by DOWN; ``due`` is the one that this
+    # thread's channel needs next, or 3. They are a loop, so that the code of the sums is there once.
+    s, q, due = np.float64(0), np.float64(0), 0
     for attempt in range(3):
-        if any_thread(scaling == attempt):
+        if any_thread(due == attempt):
             factor = convert(1.0 if attempt == 0 else UP if attempt == 1 else DOWN, wide)
             some, squares = tile_sums(x, tile, geometry, factor, like, wide)
-            if scaling == attempt:
-                s, q, scaling = some, squares, 3
+            if due == attempt:
+                s, q, due = some, squares, 3
                 if attempt == 0 and t < tile.across:
-                    scaling = 1 if q < TINY else 3 if q < HUGE else 2
+                    due = 1 if q < TINY else 3 if q < HUGE else 2
     n, center = np.float64(quotient(tile.size, tile.across)), np.float64(0)
     if t < tile.across:
         center = np.float64(shared_load(CENTER, t * geometry.inner if geometry.span > 1 else 0, wide))

@@ -1,8 +1,8 @@
 """How the blocks of one group of channels wait for each other. Device functions.
 
-All of them use the counters at the beginning of the workspace: int32, and all zero between launches. These
-are the next ticket, the number of blocks that are done, for every group the number of its blocks that have
-arrived, and for every group a flag that is 1 when its results can be read.
+They use the counters of the workspace, which are int32 and zero between launches: the next ticket, the number
+of blocks that are done, for every group the number of its blocks that have arrived, and for every group a
+flag that is 1 when its results can be read.
 
 Blocks take tickets, and tickets go to the groups in order. A block waits only for blocks of its own group,
 and those of them that have not begun have the next tickets: in whatever order the hardware starts blocks, a
@@ -26,7 +26,8 @@ from numbabn.backends.cuda.gpu import (
 )
 from numbabn.backends.cuda.tiles import SCRATCH
 
-# Where counters begin: one of tickets, one of blocks that are done, then two for every group.
+# Indices of the counters: the next ticket, the blocks that are done, the arrivals of group 0. The arrivals of
+# the other groups follow, then the flags of all groups.
 TICKETS, DONE, ARRIVALS = 0, 1, 2
 
 

@@ -121,7 +121,7 @@ def write_tile(dy, x, tile, geometry, like, out):
 
 
 @device
-def spread(row, c, tile, geometry, value):
+def fill_columns(row, c, tile, geometry, value):
     """Write a value to all columns of channel c in a row of coefficients.
 
     Where a group is one channel, these are the first four, which is what `write_tile` reads at once.
