@@ -163,7 +163,7 @@ def _backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) 
     if dgamma is not None or dbeta is not None:
         backend.backward_reduce(flat_dy, layout.flat(x), view, statistics, affine.eps, gradients)
     if dx is not None:
-        backend.scale(flat_dy, view, statistics, affine, layout.flat(dx))
+        backend.backward_known(flat_dy, view, statistics, affine, layout.flat(dx))
 
 
 def _reduced_backward(

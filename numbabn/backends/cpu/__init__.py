@@ -13,7 +13,8 @@ from numbabn.backends.cpu.welford import merge_chunks
 from numbabn.backends.verbs import Affine, Array, Pair, View
 
 __all__ = [
-    "backward", "backward_apply", "backward_reduce", "forward", "moments", "normalize", "running", "scale",
+    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "moments", "normalize",
+    "running",
 ]  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def backward(
         backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
-def scale(dy: Array, view: View, statistics: Pair, affine: Affine, dx: Array) -> None:
+def backward_known(dy: Array, view: View, statistics: Pair, affine: Affine, dx: Array) -> None:
     """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
     coefficients = np.zeros((4, view.groups), dy.dtype)
     gamma, _ = affine.parameters

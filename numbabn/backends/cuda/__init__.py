@@ -16,7 +16,8 @@ from numbabn.backends.cuda.workspaces import streams, workspace
 from numbabn.backends.verbs import Affine, Pair, View
 
 __all__ = [
-    "backward", "backward_apply", "backward_reduce", "forward", "moments", "normalize", "running", "scale",
+    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "moments", "normalize",
+    "running",
 ]  # fmt: skip
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
@@ -113,7 +114,7 @@ def backward(
     backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
-def scale(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
+def backward_known(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
     """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
     gamma, _ = affine.parameters
     normalize(dy, view, (None, statistics[1]), Affine((gamma, None), affine.eps), dx)
