@@ -5,6 +5,7 @@ kernels compile on first use and are cached on disk.
 """
 
 from numbabn._config import show_config
+from numbabn.arrays.memory import set_pool_limit
 from numbabn.norms._saved import Saved
 from numbabn.norms.batch import BatchNorm, batch_norm_backward, batch_norm_forward, batch_norm_inference
 from numbabn.norms.moments import moments
@@ -23,5 +24,6 @@ __all__ = [
     "batch_norm_inference",
     "moments",
     "recalibrate",
+    "set_pool_limit",
     "show_config",
 ]

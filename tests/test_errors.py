@@ -228,12 +228,6 @@ BACKWARD_ROWS = [
         ValueError,
         "out | overlaps x",
     ),
-    bad(
-        "saved made by hand",
-        lambda w: backward(w, nbn.Saved()),
-        TypeError,
-        "saved | batch_norm_forward",
-    ),
 ]
 
 TABLE = [*X_ROWS, *FORWARD_ROWS, *OUT_ROWS, *DY_ROWS, *BACKWARD_ROWS]

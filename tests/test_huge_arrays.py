@@ -8,6 +8,7 @@ import pytest
 
 import numbabn as nbn
 from numbabn.backends.cpu import column_kernels, plan, row_kernels
+from numbabn.backends.verbs import View
 from tests.support.jit import JIT
 
 HUGE = 2**31 + 3000
@@ -19,8 +20,8 @@ def _apply_start(t, size, inner):
 
 
 @numba.njit
-def _tile(k, chunks, part, x, copies, row):
-    return column_kernels.tile(k, chunks, part, x, copies, row)
+def _tile(k, chunks, part, x, copies, channels, inner):
+    return column_kernels.tile(k, chunks, part, x, copies, channels, inner)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, HUGE), (1, 3, HUGE), (HUGE // 8, 5, 20), (3, HUGE // 64, 70)])
@@ -28,7 +29,7 @@ def test_tasks_beyond_two_to_31(shape):
     """The tasks that write cover the array to its last element: no index is 32 bits wide."""
     size, inner = math.prod(shape), shape[2]
     assert size > 2**31
-    tasks = plan.apply_tasks(shape)
+    tasks = plan.apply_tasks(View(1, shape[0], shape[1], 1, inner))
     starts = [_apply_start(t, size, inner) for t in (0, 1, tasks // 2, tasks - 1, tasks)]
     assert starts == sorted(starts)
     assert starts[0] == 0
@@ -41,13 +42,13 @@ def test_chunks_beyond_two_to_31(channels, inner):
     """The chunks of columns cover the array to its last element, each element once."""
     shape = (HUGE // (channels * inner) + 1, channels, inner)
     size, row = math.prod(shape), channels * inner
-    copies, chunks = plan.columns(shape, 4 * size)
+    copies, chunks = plan.columns(View(1, shape[0], channels, 1, inner), 4 * size)
     # In the memory of one element.
     x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (size,), (0,))
     end = 0
     for k in range(chunks):
         for part in range(2):
-            first, rows, across = _tile(k, chunks, part, x, copies, row)
+            first, rows, across, *_ = _tile(k, chunks, part, x, copies, channels, inner)
             if rows:
                 assert first == end
                 end += rows * across * row

@@ -187,6 +187,32 @@ STATE_ROWS = [
         "state['num_batches_tracked'] | negative | -1",
     ),
     bad(
+        "batches beyond int64",
+        lambda w: load(w, w.state(num_batches_tracked=np.array(2**64 - 1, np.uint64))),
+        ValueError,
+        "state['num_batches_tracked'] | 2**63 - 1 | 18446744073709551615",
+    ),
+    bad(
+        "count beyond int64",
+        lambda w: load(
+            w, {**w.pooled.state_dict(), "population_count": np.array(2**64 - 7, np.uint64)}, w.pooled
+        ),
+        ValueError,
+        "state['population_count'] | 2**63 - 1 | 18446744073709551609",
+    ),
+    bad(
+        "gamma masked",
+        lambda w: load(w, w.state(gamma=np.ma.masked_array(np.ones(3, F32), [False, True, False]))),
+        TypeError,
+        "state['gamma'] | masked | filled",
+    ),
+    bad(
+        "running_mean beyond float32",
+        lambda w: load(w, w.state(running_mean=np.array([0.0, 1e300, 0.0]))),
+        ValueError,
+        "state['running_mean'] | 1e+300 | float32",
+    ),
+    bad(
         "no parameters",
         lambda w: load(w, w.without("gamma", "beta", "num_batches_tracked")),
         KeyError,

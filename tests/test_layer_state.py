@@ -118,3 +118,26 @@ def test_copies(options, protocol):
     with pytest.raises(RuntimeError, match="forward"):
         twin.backward(np.zeros((4, 3), np.float32))  # a batch is no part of a layer
     continue_both(bn, twin)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_counts_stop_at_the_largest_of_int64(momentum):
+    most = np.iinfo(np.int64).max
+    bn = nbn.BatchNorm(3, momentum=momentum)
+    state = bn.state_dict()
+    state |= {
+        name: np.array(most - 1) for name in ("num_batches_tracked", "population_count") if name in state
+    }
+    bn.load_state_dict(state)
+    for _ in range(3):
+        bn(np.ones((4, 3), np.float32))
+    saved = bn.state_dict()
+    assert saved["num_batches_tracked"] == most
+    assert saved.get("population_count", most) == most
+    bn.load_state_dict(saved)
+
+
+def test_infinite_and_nan_values_are_loaded():
+    bn = nbn.BatchNorm(3)
+    bn.load_state_dict({**bn.state_dict(), "running_mean": np.array([np.inf, -np.inf, np.nan])})
+    np.testing.assert_array_equal(bn.running_mean, np.array([np.inf, -np.inf, np.nan], np.float32))

@@ -1,6 +1,7 @@
 """The memory of large results: used again when, and only when, nobody can see it any more."""
 
 import gc
+import sys
 import tracemalloc
 
 import numpy as np
@@ -8,17 +9,23 @@ import pytest
 
 import numbabn as nbn
 from numbabn.arrays import memory
+from tests.support.processes import run_python
 
 
 @pytest.fixture
 def kept(monkeypatch):
-    """Small blocks, none kept so far; return the number of blocks kept."""
+    """Small blocks, none kept so far; return the number of blocks that are kept and in no array."""
     if not memory._SUPPORTED:
         pytest.skip("this system has no MADV_FREE")
-    blocks: dict[int, list] = {}
-    monkeypatch.setattr(memory, "_kept", blocks)
+    pool = memory._Pool(limit=1 << 30)
+    monkeypatch.setattr(memory, "_pool", pool)
     monkeypatch.setattr(memory, "SMALLEST_BLOCK", 1000)
-    return lambda: sum(map(len, blocks.values()))
+    return lambda: sum(kept() is None for kept in pool._kept.values())
+
+
+def infer(x):
+    """Return a fresh result of x's size."""
+    return nbn.batch_norm_inference(x, np.zeros(x.shape[1]), np.ones(x.shape[1]))
 
 
 def address(array):
@@ -58,12 +65,122 @@ def test_result_from_kept_memory_has_the_values_and_the_layout_of_any_other(kept
     assert kept() == 2, "y and dx"
 
 
-def test_no_more_is_kept_than_allowed(kept, monkeypatch):
-    monkeypatch.setattr(memory, "MOST_KEPT", 2 * memory._PAGE)
-    results = [nbn.batch_norm_inference(np.ones((64, 32)), np.zeros(32), np.ones(32)) for _ in range(5)]
+def test_no_more_is_kept_than_allowed(kept):
+    nbn.set_pool_limit(2 * memory._PAGE)
+    results = [infer(np.ones((64, 32))) for _ in range(5)]
     del results
     gc.collect()
     assert kept() == 2
+    nbn.set_pool_limit(memory._PAGE)
+    assert kept() == 1
+    nbn.set_pool_limit(0)
+    assert kept() == 0
+    infer(np.ones((64, 32)))
+    assert kept() == 0
+
+
+def test_the_least_recently_used_goes_first(kept):
+    """Several sizes against the limit: new sizes are kept, old ones make room."""
+    nbn.set_pool_limit(4 * memory._PAGE)
+    one, two, three = (np.ones((n * memory._PAGE // 64 - 1, 8)) for n in (1, 2, 3))
+    first = address(infer(one))
+    infer(two)
+    assert address(infer(one)) == first, "one and two fit"
+    infer(three)  # and one, which was used after two
+    assert kept() == 2
+    assert address(infer(one)) == first
+
+
+def test_a_limit_below_one_block_keeps_nothing(kept):
+    nbn.set_pool_limit(memory._PAGE - 1)
+    y = infer(np.ones((64, 32)))
+    assert (y == infer(np.ones((64, 32)))).all()
+    del y
+    assert kept() == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_memory_that_somebody_refers_to_is_not_used_again(kept, depth):
+    """Whoever holds what an array is a view of has its memory, too."""
+    y = infer(np.ones((64, 32)))
+    first, owner = address(y), y[1:]
+    for _ in range(depth):
+        owner = owner.base
+    del y
+    gc.collect()
+    assert kept() == 0
+    again = infer(np.ones((64, 32)))
+    assert address(again) != first
+    del owner
+    assert kept() == 1
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "error", "message"),
+    [(-1, ValueError, "nbytes must be at least 0, not -1"), ("1 GB", TypeError, "nbytes must be an integer")],
+)
+def test_bad_limits(nbytes, error, message):
+    with pytest.raises(error, match=message):
+        nbn.set_pool_limit(nbytes)
+
+
+def test_kept_memory_is_given_back_before_there_is_too_little():
+    """Address space for three blocks: two kept ones make room for a larger one; then MemoryError, and on."""
+    code = """
+        import resource
+        import numpy as np
+        import numbabn as nbn
+
+        x = np.ones((1 << 14, 1024), np.float32)  # 64 MiB
+        large = np.ones((1 << 15, 1024), np.float32)
+        mean, var = np.zeros(1024), np.ones(1024)
+        nbn.batch_norm_inference(large, mean, var, out=large)
+        results = [nbn.batch_norm_inference(x, mean, var) for _ in range(2)]
+        del results
+        with open("/proc/self/statm") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
+        print(nbn.batch_norm_inference(large, mean, var).sum())
+        mean, var = np.zeros(3), np.ones(3)
+        try:
+            nbn.batch_norm_inference(np.broadcast_to(np.float32(1), (1 << 30, 3)), mean, var)
+        except MemoryError:
+            print("MemoryError")
+        print(nbn.batch_norm_inference(x[:4, :3], mean, var).sum())
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs the limits of Linux")
+    first, second, third = run_python(code).split()
+    assert float(first) > 0
+    assert second == "MemoryError"
+    assert abs(float(third) - 12 / np.sqrt(1 + 1e-5)) < 12 * np.finfo(np.float32).eps
+
+
+def test_signals_are_not_lost():
+    """A signal that arrives anywhere in a call with a large result raises what its handler raises."""
+    code = """
+        import random, signal, time
+        import numpy as np
+        import numbabn as nbn
+
+        x = np.ones((2500, 4000), np.float32)  # 40 MB
+        mean, var = np.zeros(4000), np.ones(4000)
+        nbn.batch_norm_inference(x, mean, var)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        random.seed(0)
+        lost = 0
+        for _ in range(150):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-4, 0.02))
+                end = time.monotonic() + 0.5
+                while time.monotonic() < end:
+                    nbn.batch_norm_inference(x, mean, var)
+                lost += 1
+            except KeyboardInterrupt:
+                pass
+        print(lost)
+    """
+    assert run_python(code, NUMBA_NUM_THREADS="1").strip() == "0"
 
 
 def test_out_allocates_no_array_and_a_fresh_result_exactly_one():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,21 @@ from unittest import mock
 
 import numpy as np
 
-from numbabn import _cuda
-from numbabn.backends.cuda import gpu, plan
+from numbabn.backends import cuda as backend
+from numbabn.backends.cuda import gpu, workspaces
+from numbabn.backends.verbs import Affine, View
 
 Shape = tuple[int, int, int]  # outer, channels, inner
 
+EPS = 1e-5
 _PAGE = 4096
 _addresses = itertools.count(_PAGE, _PAGE)
+
+
+def view_of(shape: Shape) -> View:
+    """Return how the verbs read an array of this shape."""
+    outer, channels, inner = shape
+    return View(1, outer, channels, 1, inner)
 
 
 class Array:
@@ -41,11 +48,6 @@ class Array:
         self.itemsize = self.dtype.itemsize
         self.strides = strides or tuple(self.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
         self.address = next(_addresses)
-
-    @property
-    def parameter(self) -> tuple[int, int]:
-        """Return the address and the kind, as kernels take a parameter."""
-        return self.address, plan.KINDS[self.dtype.name]
 
     @property
     def size(self) -> int:
@@ -85,37 +87,39 @@ def recorded(resident: int) -> Iterator[list[Launch]]:
         launches.append(Launch(kernel, blocks, arguments))
 
     memory = SimpleNamespace(address=next(_addresses))
-    workspace = sys.modules["numbabn.backends.cuda.workspace"]  # the package has a function of this name
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
-        mock.patch.object(workspace, "device_zeros", return_value=memory),
-        mock.patch.dict(workspace._memory, clear=True),
+        mock.patch.object(workspaces, "device_zeros", return_value=memory),
+        mock.patch.dict(workspaces._memory, clear=True),
     ):
         yield launches
 
 
 def forward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
     """Return the launches of a training forward."""
-    x, gamma, beta = Array(shape, dtype), Array(shape[1:2]), Array(shape[1:2])
+    x, y = Array(shape, dtype), Array(shape, dtype)
+    affine = Affine((Array(shape[1:2]), Array(shape[1:2])), EPS)
     with recorded(resident) as launches:
-        _cuda.forward(x, Array(shape, dtype), shape, gamma, beta, 1e-5)
+        backend.forward(x, view_of(shape), affine, y)
     return launches
 
 
 def inference(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
     """Return the launches of a forward with running statistics."""
+    x, y = Array(shape, dtype), Array(shape, dtype)
     mean, var, gamma, beta = (Array(shape[1:2]) for _ in range(4))
     with recorded(resident) as launches:
-        _cuda.normalize(Array(shape, dtype), Array(shape, dtype), shape, mean, var, gamma, beta, 1e-5)
+        backend.normalize(x, view_of(shape), (mean, var), Affine((gamma, beta), EPS), y)
     return launches
 
 
 def backward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
     """Return the launches of a training backward."""
     dy, x, dx = (Array(shape, dtype) for _ in range(3))
-    mean, var = (Array(shape[1:2], np.float64) for _ in range(2))
+    statistics = Array(shape[1:2], np.float64), Array(shape[1:2], np.float64)
     gamma, dgamma, dbeta = (Array(shape[1:2]) for _ in range(3))
+    affine = Affine((gamma, None), EPS)
     with recorded(resident) as launches:
-        _cuda.backward(dy, x, dx, shape, gamma, mean, var, 1e-5, dgamma, dbeta)
+        backend.backward(dy, x, view_of(shape), statistics, affine, dx, (dgamma, dbeta))
     return launches

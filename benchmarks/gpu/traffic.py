@@ -1,7 +1,7 @@
 """The byte model: what the kernels of an operation read and write, and how many there are.
 
-A kernel's arguments say what it moves: whole arrays under the names x and dy (read), y and dx (written), one
-value per channel under the others, and partial sums where several blocks share a channel. An array that two
+A kernel's arguments say what it moves: whole arrays under the names x and dy (read), y and dx (written),
+values per channel in named tuples, and partial sums where several blocks share a channel. An array that two
 launches read counts twice, though the second launch may find part of it in the L2 cache: the model cannot say
 how much. Values per channel count once a launch, though every block reads them.
 """
@@ -16,7 +16,8 @@ import numpy as np
 
 from benchmarks.gpu import launches
 from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
-from numbabn.backends.cuda import plan
+from numbabn.backends.cuda import arguments
+from numbabn.backends.cuda.merging import SAMPLE_BYTES
 from numbabn.backends.cuda.plan import Geometry
 from tests.support.cases import Case
 
@@ -25,11 +26,15 @@ VERBS: dict[str, Callable[[launches.Shape, Any, int], list[launches.Launch]]] = 
     INFERENCE: launches.inference,
     BACKWARD: launches.backward,
 }
-BYTES = {plan.NONE: 0, plan.FLOAT16: 2, plan.BFLOAT16: 2, plan.FLOAT32: 4, plan.FLOAT64: 8}
-PARTIAL_BYTES = 24  # three float64 per channel and part
+BYTES = {
+    arguments.NONE: 0,
+    arguments.FLOAT16: 2,
+    arguments.BFLOAT16: 2,
+    arguments.FLOAT32: 4,
+    arguments.FLOAT64: 8,
+}
 READ, WRITTEN = ("x", "dy"), ("y", "dx")
-READ_PER_CHANNEL, WRITTEN_PER_CHANNEL = ("mean", "var", "gamma", "beta", "sums"), ("dgamma", "dbeta")
-STATISTICS = {"means": 1, "variances": 1, "sums": 2}  # float64 per channel, where a kernel writes them
+SUMS_BYTES = MOMENTS_BYTES = 16  # two float64 per channel
 
 
 @dataclass(frozen=True)
@@ -74,16 +79,23 @@ def _of_launch(launch: launches.Launch, itemsize: int) -> tuple[int, int]:
     geometry: Geometry = given["geometry"]
     channels = geometry.channels
     whole = geometry.outer * channels * geometry.inner * itemsize
-    read = whole * sum(name in given for name in READ)
-    written = whole * sum(name in given for name in WRITTEN)
-    for name, value in given.items():
-        if isinstance(value, tuple) and name in READ_PER_CHANNEL:
-            read += channels * BYTES[value[1]] * STATISTICS.get(name, 1)
-        elif isinstance(value, tuple) and name in WRITTEN_PER_CHANNEL:
-            written += channels * BYTES[value[1]]
-        elif name in STATISTICS:
-            written += channels * 8 * STATISTICS[name]
-    if geometry.parts > 1 and "partials" in given:
-        partials = geometry.groups * geometry.parts * geometry.block * PARTIAL_BYTES
+    names = {*given, *(arguments.Inputs._fields if "inputs" in given else ())}
+    read = whole * sum(name in names for name in READ)
+    written = whole * sum(name in names for name in WRITTEN)
+    read += channels * (SUMS_BYTES if "sums" in given else 0)
+    for value in given.values():
+        if isinstance(value, arguments.Statistics | arguments.Map | arguments.Scaling):
+            read += channels * _kind_bytes(value)
+        elif isinstance(value, arguments.Results):
+            written += channels * (SUMS_BYTES + _kind_bytes(value))
+        elif isinstance(value, arguments.Moments):
+            written += channels * MOMENTS_BYTES
+    if geometry.parts > 1 and "workspace" in given:
+        partials = geometry.groups * geometry.parts * geometry.span * SAMPLE_BYTES
         read, written = read + partials, written + partials
     return read, written
+
+
+def _kind_bytes(value: Any) -> int:
+    """Return the bytes of one channel in the arrays of a tuple that go with a kind."""
+    return sum(BYTES[getattr(value, name)] for name in value._fields if name.endswith("_kind"))

@@ -36,8 +36,20 @@ class Layout(NamedTuple):
         return bool(flags.c_contiguous and flags.aligned and array.dtype.isnative)
 
     def flat(self, array: AnyArray) -> AnyArray:
-        """Return the array as one dimension: a view."""
-        return (array if self.order is None else array.transpose(self.order)).ravel()
+        """Return the array, which has this memory order, as one dimension: a view, never a copy."""
+        if self.order is None:
+            return array.ravel()
+        in_order = array.transpose(self.order)
+        if not in_order.flags.c_contiguous:
+            raise RuntimeError(f"an array with strides {array.strides} is not laid out as {self}")
+        return in_order.ravel()
+
+    def restored(self, flat: AnyArray, shape: tuple[int, ...]) -> AnyArray:
+        """Inverse of `flat`: return an array of this shape and memory order over one dimension."""
+        if self.order is None:
+            return flat.reshape(shape)
+        back = tuple(sorted(range(len(shape)), key=self.order.__getitem__))
+        return flat.reshape([shape[i] for i in self.order]).transpose(back)
 
 
 def channels_layout(x: AnyArray, axis: int) -> Layout:

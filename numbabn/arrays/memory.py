@@ -9,47 +9,187 @@ Smaller arrays come from ``numpy.empty``: the C library keeps their memory itsel
 """
 
 import contextlib
+import functools
 import mmap
+import threading
 import weakref
+from collections import OrderedDict
+from operator import methodcaller
+from typing import Any
 
 import numpy as np
 
+from numbabn._numbers import integer
 from numbabn.backends.verbs import Array
 
 SMALLEST_BLOCK = 32 << 20  # glibc's largest threshold for memory of its own, DEFAULT_MMAP_THRESHOLD_MAX
-MOST_KEPT = 1 << 30  # bytes in all
 _PAGE = 2 << 20  # a huge page
 _SUPPORTED = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 
-_kept: dict[int, list[mmap.mmap]] = {}
-
 
 def empty_like(array: Array) -> Array:
-    """Return an uninitialised array like this one, which is dense; in kept memory if a block has its size."""
-    if array.nbytes <= SMALLEST_BLOCK or not _SUPPORTED:
+    """Return an uninitialised array like this one, which is dense; in kept memory if a block has its size.
+
+    Raises
+    ------
+    MemoryError
+        If there is no memory, even after all kept blocks were given back.
+    """
+    # Not in an except clause: the error's traceback would hold on to some of the blocks.
+    with contextlib.suppress(MemoryError):
+        return _empty_like(array)
+    _pool.clear()
+    return _empty_like(array)
+
+
+def set_pool_limit(nbytes: int) -> None:
+    """Set how much memory of large results may be kept for the next ones; 0 keeps none.
+
+    A result of more than 32 MiB is a block of memory of its own. When its array dies, the block is used for
+    the next result of the same size, whose pages are then in place: on 100 MB that saves half of the time.
+    Beyond the limit, those blocks go first that were used least recently.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes in all blocks together, 1 GiB in the beginning. The blocks of arrays that are alive count too,
+        but are never taken away from them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or negative.
+
+    Notes
+    -----
+    Kept memory is marked as free to the system (MADV_FREE, on Linux): it is taken back where it is needed,
+    and may still be shown as that of the process. On other systems nothing is kept.
+
+    Examples
+    --------
+    >>> import numbabn as nbn
+    >>> nbn.set_pool_limit(4 << 30)
+    >>> nbn.set_pool_limit(1 << 30)
+    """
+    number = integer(nbytes, "nbytes")
+    if number < 0:
+        raise ValueError(f"nbytes must be at least 0, not {number}")
+    _pool.set_limit(number)
+
+
+def _empty_like(array: Array) -> Array:
+    if array.nbytes <= SMALLEST_BLOCK or not _SUPPORTED or not _pool.limit:
         return np.empty_like(array)
-    size = -(-array.nbytes // _PAGE) * _PAGE
-    block = _take(size)
-    memory = np.frombuffer(block, np.uint8)
-    # Every view of the result refers to this array, so it dies with the last of them.
-    weakref.finalize(memory, _keep, size, block).atexit = False
-    return np.ndarray(array.shape, array.dtype, memory, strides=array.strides)
+    owner = _pool.take(-(-array.nbytes // _PAGE) * _PAGE)
+    return np.asarray(owner.of(array))
 
 
-def _take(size: int) -> mmap.mmap:
+class _Owner:
+    """The owner of a block: the ``base`` of an array, which dies with the last view of that array."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "_address", "_block")
+
+    def __init__(self, block: mmap.mmap) -> None:
+        self._block = block
+        self._address = int(np.frombuffer(block, np.uint8).ctypes.data)
+
+    def of(self, like: Array) -> "_Owner":
+        """Return this object, as the memory of an array like this one."""
+        self.__array_interface__ = {
+            "data": (self._address, False),
+            "shape": like.shape,
+            "strides": like.strides,
+            "typestr": like.dtype.str,
+            "version": 3,
+        }
+        return self
+
+
+class _Kept(weakref.ref["_Owner"]):
+    """A block that is kept, and whether its owner is alive.
+
+    When the owner dies, the block is marked free for the system to take. All of the callback is C code, down
+    to the system call: in a callback of Python code the interpreter looks for signals, and what their
+    handlers raise there, such as KeyboardInterrupt, is printed and forgotten.
+    """
+
+    __slots__ = ("block", "madvise", "size")
+
+    block: mmap.mmap
+    madvise: Any
+    size: int
+
+    @classmethod
+    def of(cls, owner: _Owner, size: int) -> "_Kept":
+        """Return the reference to the owner of a block."""
+        kept = cls(owner, methodcaller("madvise", mmap.MADV_FREE) if _frees() else None)
+        kept.block, kept.madvise, kept.size = owner._block, owner._block.madvise, size
+        return kept
+
+
+class _Pool:
+    """Blocks of arrays that are alive or were, the least recently used first, up to a limit in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()  # by number
+        self._number = 0
+        # A signal handler may make a result in the middle of making one.
+        self._lock = threading.RLock()
+
+    def take(self, size: int) -> _Owner:
+        """Return the owner of a block of this size: of one that is kept, or of a new one."""
+        with self._lock:
+            for number, kept in self._kept.items():
+                if kept.size == size and kept() is None:
+                    block = self._kept.pop(number).block
+                    break
+            else:
+                block = _new_block(size)
+            owner = _Owner(block)
+            self._number += 1
+            self._kept[self._number] = _Kept.of(owner, size)
+            self._evict()
+            return owner
+
+    def set_limit(self, nbytes: int) -> None:
+        """Keep so many bytes at the most."""
+        with self._lock:
+            self.limit = nbytes
+            self._evict()
+
+    def clear(self) -> None:
+        """Give everything back to the system that is in no array."""
+        with self._lock:
+            self._kept.clear()
+
+    def _evict(self) -> None:
+        """Forget blocks beyond the limit; each is given back with its last array, or now."""
+        excess = sum(kept.size for kept in self._kept.values()) - self.limit
+        while excess > 0 and self._kept:
+            _, kept = self._kept.popitem(last=False)
+            excess -= kept.size
+
+
+_pool = _Pool(limit=1 << 30)
+
+
+def _new_block(size: int) -> mmap.mmap:
     try:
-        return _kept.get(size, []).pop()
-    except IndexError:
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # of a system without huge pages
-            block.madvise(mmap.MADV_HUGEPAGE)
-        return block
+    except OSError as error:
+        raise MemoryError(f"there is no memory for a result of {size} bytes") from error
+    with contextlib.suppress(OSError):  # of a system without huge pages
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
-def _keep(size: int, block: mmap.mmap) -> None:
-    """Keep a block for the next result, or the system, to take; else it is unmapped with this reference."""
-    if size + sum(kept * len(blocks) for kept, blocks in list(_kept.items())) > MOST_KEPT:
-        return
-    with contextlib.suppress(OSError):  # of a system that would not take it
-        block.madvise(mmap.MADV_FREE)
-        _kept.setdefault(size, []).append(block)
+@functools.cache
+def _frees() -> bool:
+    """Whether the system takes MADV_FREE, which the headers that Python was compiled with know."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        page.madvise(mmap.MADV_FREE)
+    except OSError:
+        return False
+    return True

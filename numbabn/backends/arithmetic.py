@@ -19,12 +19,13 @@ def merge_means(
 
         mean = mean_a + delta * n_b / n,    m2 = m2_a + m2_b + delta**2 * n_a * n_b / n.
 
-    The last term is returned, and the caller adds it to the sums of squares of its two samples.
+    The last term is returned, and the caller adds it to the sums of squares of its two samples. It is not
+    computed as delta**2 * ..., which is inf * 0 for the first sample where its mean is above 1e154.
     """
     total = count + more
     weight = more / total
     delta = more_mean - mean
-    return total, mean + delta * weight, delta * delta * (count * weight)
+    return total, mean + delta * weight, delta * (count * weight) * delta
 
 
 def normalize_coefficients(

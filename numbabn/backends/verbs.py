@@ -128,5 +128,5 @@ class Backend(Protocol):
     ) -> None:
         """Write dx and the gradients of the training forward: `backward_reduce` and `backward_apply`."""
 
-    def scale(self, dy: Any, view: View, statistics: Pair, affine: Affine, dx: Any) -> None:
+    def backward_known(self, dy: Any, view: View, statistics: Pair, affine: Affine, dx: Any) -> None:
         """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""

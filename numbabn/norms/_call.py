@@ -29,12 +29,13 @@ class Call:
     x, once recognised and checked, is read through the attributes here by everything that follows.
     """
 
-    __slots__ = ("channels", "count", "layout", "library", "out", "overwrites", "source", "x")
+    __slots__ = ("channels", "count", "given_out", "layout", "library", "out", "overwrites", "source", "x")
 
     def __init__(self, x: object, axis: object, out: object = None) -> None:
         self.x = array = arrays.of(x, "x")
         _checks.data(array, "x")
         self.out = None if out is None else _checks.output(out, array, "x", {"x": array})
+        self.given_out = out  # what is returned: a subclass of ndarray, for example
         self.overwrites = out is not None and same_memory(self.out, array)  # y over x
         number = axis_number(axis, array.ndim)
         self.channels: int = array.shape[number]
@@ -98,7 +99,7 @@ class Call:
             library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
         x = None if self.overwrites else source
         saved = Saved(x, layout, affine, statistics, count, training, reduce is not None)
-        return _deliver(y, out), saved
+        return _deliver(y, out, self.given_out), saved
 
 
 @np.errstate(all="ignore")
@@ -139,7 +140,7 @@ def backward(
     else:
         _reduced_backward(source, saved, reduce, dx, (dgamma, dbeta))
     return (
-        None if dx is None else _deliver(dx, target),
+        None if dx is None else _deliver(dx, target, out),
         None if dgamma is None else native(dgamma),
         None if dbeta is None else native(dbeta),
     )
@@ -162,7 +163,7 @@ def _backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) 
     if dgamma is not None or dbeta is not None:
         backend.backward_reduce(flat_dy, layout.flat(x), view, statistics, affine.eps, gradients)
     if dx is not None:
-        backend.scale(flat_dy, view, statistics, affine, layout.flat(dx))
+        backend.backward_known(flat_dy, view, statistics, affine, layout.flat(dx))
 
 
 def _reduced_backward(
@@ -185,9 +186,10 @@ def _reduced_backward(
         backend.backward_apply(flat_dy, flat_x, view, statistics, affine, sums, saved.count, layout.flat(dx))
 
 
-def _deliver(result: AnyArray, target: AnyArray | None) -> Any:
-    """Return the result, or ``target``: where its memory order is another, the result is copied there."""
-    if target is not None and target is not result:
+def _deliver(result: AnyArray, target: AnyArray | None, out: Any) -> Any:
+    """Return the result, or ``out`` with the result in it; ``target`` is ``out`` once recognised."""
+    if target is None:
+        return native(result)
+    if target is not result:  # whose memory order is another
         library_of(target).assign(target, result)
-        result = target
-    return native(result)
+    return out

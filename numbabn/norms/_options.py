@@ -10,6 +10,7 @@ from numbabn.arrays import AnyArray, library_of, location_text, to_numpy
 from numbabn.arrays.library import Place
 from numbabn.backends.verbs import Array
 
+MOST = np.iinfo(np.int64).max  # of a count in a state
 _NOT_NEGATIVE = ("running_var", "num_batches_tracked", "population_count", "population_m2")
 
 
@@ -83,6 +84,8 @@ def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
 
 def _state_value(name: str, value: Any, like: Array) -> Array:
     label = f"state[{name!r}]"
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{label} is a masked array, whose mask would be ignored; pass {label}.filled(value)")
     try:
         array = to_numpy(value, label)
     except ValueError as error:
@@ -93,4 +96,13 @@ def _state_value(name: str, value: Any, like: Array) -> Array:
         raise TypeError(f"{label} has dtype {array.dtype}; it must be like {like.dtype}")
     if name in _NOT_NEGATIVE and (array < 0).any():
         raise ValueError(f"{label} must not be negative, but is {array.min()} somewhere")
-    return array.astype(like.dtype)
+    if like.dtype.kind == "i" and (array > MOST).any():
+        raise ValueError(f"{label} must be at most 2**63 - 1, but is {array.max()}")
+    with np.errstate(over="ignore"):
+        result: Array = array.astype(like.dtype)
+    lost = np.isfinite(array) & ~np.isfinite(result)
+    if lost.any():
+        raise ValueError(
+            f"{label} has the value {array[lost][0]}, which is beyond the range of the layer's {like.dtype}"
+        )
+    return result

@@ -13,6 +13,7 @@ from numbabn.arrays import AnyArray, library_of
 from numbabn.arrays.library import Place
 from numbabn.arrays.place import put
 from numbabn.backends.verbs import Array, Pair, Population
+from numbabn.norms._options import MOST
 
 
 class Running(NamedTuple):
@@ -27,15 +28,18 @@ class Running(NamedTuple):
     population: Population
 
     def state(self, population: bool) -> dict[str, Array]:
-        """Return copies in NumPy under the names of a state dictionary, with the population or without."""
+        """Return copies in NumPy under the names of a state dictionary, with the population or without.
+
+        Counts beyond 2**63 - 1 are written as 2**63 - 1.
+        """
         state = {
             "running_mean": _to_host(self.mean),
             "running_var": _to_host(self.var),
-            "num_batches_tracked": np.array(self.batches, np.int64),
+            "num_batches_tracked": np.array(min(self.batches, MOST), np.int64),
         }
         if population:
             count, (mean, m2) = self.population
-            state["population_count"] = np.array(count, np.int64)
+            state["population_count"] = np.array(min(count, MOST), np.int64)
             state["population_mean"] = _to_host(mean)
             state["population_m2"] = _to_host(m2)
         return state

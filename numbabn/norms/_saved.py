@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numbabn.arrays import AnyArray, native
+from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.layout import Layout
 from numbabn.backends.verbs import Affine, Pair
 
@@ -57,6 +57,21 @@ class Saved:
     def training(self) -> bool:
         return self._training
 
+    def __reduce__(self) -> Any:
+        x = self._x
+        if not library_of(self._statistics[0]).on_host:
+            raise TypeError(
+                "saved holds arrays on a GPU, which cannot be pickled; pickle what forward was given"
+            )
+        # Pickle brings an array of any other order of its axes to C order. Here memory order is what counts.
+        flat, shape = (None, ()) if x is None else (self._layout.flat(x), x.shape)
+        rest = (self._affine, self._statistics, self._count, self._training, self._reduced)
+        return _restored, (flat, shape, self._layout, rest)
+
     def __repr__(self) -> str:
         channels = self._statistics[0].shape[0]
         return f"Saved(channels={channels}, count={self.count}, training={self.training})"
+
+
+def _restored(flat: AnyArray | None, shape: tuple[int, ...], layout: Layout, rest: tuple[Any, ...]) -> Saved:
+    return Saved(None if flat is None else layout.restored(flat, shape), layout, *rest)

@@ -69,9 +69,9 @@ def same_channels(given: tuple[int, ...], expected: tuple[int, ...], name: str) 
 
 def mask(value: object, shape: tuple[int, ...]) -> Array | None:
     """Return ``where`` as bools broadcast to the chunk's shape; None where all elements are taken."""
-    if value is None:
+    if value is None or value is True or value is np.True_:
         return None
-    array = np.asarray(value) if isinstance(value, bool) else on_host(value, "where")
+    array = np.asarray(value) if isinstance(value, (bool, np.bool_)) else on_host(value, "where")
     if array.dtype.kind != "b":
         raise TypeError(f"where has dtype {array.dtype}; it must be bool: pass where != 0, or weights=")
     return _broadcast(array, shape, "where")

@@ -17,35 +17,40 @@ CHANNEL_ARRAYS = {
     "exact_count": (), "exact_total": (SUM_DIGITS,), "exact_squares": (SQUARE_DIGITS,),
     "real_moments": (6,),
 }  # fmt: skip
-_KINDS = {  # kinds of dtypes, as in ``numpy.dtype.kind``
-    "format": "iu", "axis": "iu", "nan_policy": "U", "shape": "iu", "weighted": "b", "min": "f", "max": "f",
-    "exact_count": "iu", "exact_total": "iu", "exact_squares": "iu",
-    "real_moments": "f",
+_INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
+_DTYPES = {  # kernels write to these arrays: nothing but the exact dtype, in native byte order
+    "format": _INT64, "axis": _INT64, "nan_policy": np.dtype(np.str_), "shape": _INT64,
+    "weighted": np.dtype(np.bool_), "min": _FLOAT64, "max": _FLOAT64,
+    "exact_count": _INT64, "exact_total": _INT64, "exact_squares": _INT64, "real_moments": _FLOAT64,
 }  # fmt: skip
 _ALWAYS = {"format", "axis", "nan_policy"}
 _AFTER_AN_UPDATE = {"shape", "weighted", "min", "max"}
-_EXACT, _REAL = ({name for name in _KINDS if name.startswith(part)} for part in ("exact", "real"))
+_EXACT, _REAL = ({name for name in _DTYPES if name.startswith(part)} for part in ("exact", "real"))
 
 
 def checked(given: Any) -> dict[str, Array]:
     """Return copies of the arrays of a state, or raise where they cannot be one."""
     if not isinstance(given, Mapping):
         raise TypeError(f"state must be a dictionary as from to_dict(), not {type(given).__name__}")
-    values = {name: np.array(given[name]) for name in _KINDS if name in given}
+    values = {name: np.array(given[name], order="C") for name in _DTYPES if name in given}
     _check_names(set(values), set(given))
     version = values["format"]
     if version.shape != () or version.dtype.kind not in "iu" or version != FORMAT:
         raise ValueError(f"state has format {version}; this version of numbabn reads {FORMAT}")
+    for name, value in values.items():
+        dtype = _DTYPES[name]
+        if value.dtype != dtype and not value.dtype.kind == dtype.kind == "U":
+            raise ValueError(f"state[{name!r}] has dtype {value.dtype}; it must be {dtype.name}")
+    _check_axes(values)
     channels = math.prod(values["shape"].tolist()) if "shape" in values else 0
     for name, value in values.items():
         if name in CHANNEL_ARRAYS:
             shape: tuple[int, ...] = (*CHANNEL_ARRAYS[name], channels)
         else:
             shape = (value.size,) if name in ("axis", "shape") else ()
-        if value.dtype.kind not in _KINDS[name] or value.shape != shape:
-            raise ValueError(f"state[{name!r}] cannot have dtype {value.dtype} and shape {value.shape}")
-    if len(values.get("shape", values["axis"])) != len(values["axis"]):
-        raise ValueError(f"state has axis {values['axis'].tolist()} and shape {values['shape'].tolist()}")
+        if value.shape != shape:
+            raise ValueError(f"state[{name!r}] has shape {value.shape}; it must be {shape}")
+    _check_values(values)
     return values
 
 
@@ -60,3 +65,39 @@ def _check_names(known: set[str], given: set[Any]) -> None:
             f"state is not one of Moments: missing keys {sorted(needed - known)}, "
             f"unknown keys {sorted(given - known, key=str)}"
         )
+
+
+def _check_axes(values: dict[str, Array]) -> None:
+    """Raise unless the channel axes are different ones, and as many as the lengths."""
+    axis = values["axis"].tolist()
+    shape = values.get("shape", values["axis"]).tolist()
+    if np.ndim(axis) != 1 or np.ndim(shape) != 1 or len(axis) != len(shape):
+        raise ValueError(f"state has axis {axis} and shape {shape}, which must be two lists of one length")
+    if len(set(axis)) < len(axis):
+        raise ValueError(f"state has axis {axis}, which names an axis twice")
+    if "shape" in values and min(shape, default=0) < 0:
+        raise ValueError(f"state has shape {shape}, which has a negative length")
+
+
+def _check_values(values: dict[str, Array]) -> None:
+    """Raise where a number cannot have come out of any data."""
+    real, count = values.get("real_moments"), values.get("exact_count")
+    if count is not None:
+        total, squares = values["exact_total"], values["exact_squares"]
+        # Digits of 32 bits, the last with the sign: of sums of 2**63 values below 2**64 it is below 2**31.
+        digits = np.concatenate([total[:-1], squares[:-1]])
+        fine = (count >= 0) & ((digits >= 0) & (digits < 1 << 32)).all(axis=0)
+        fine &= (np.abs(total[-1]) <= 1 << 31) & (squares[-1] >= 0) & (squares[-1] < 1 << 31)
+        _refuse_channel(fine, "exact sums")
+    if real is not None:
+        weight, m2 = real[0], real[4]
+        fine = np.isfinite(weight) & (weight >= 0) & ~(m2 < 0)
+        if not values["weighted"]:
+            fine &= (weight == np.floor(weight)) & (real[1] == np.floor(real[1]))
+        _refuse_channel(fine, "moments")
+
+
+def _refuse_channel(fine: Array, what: str) -> None:
+    if not fine.all():
+        channel = int(np.argmin(fine))
+        raise ValueError(f"state has {what} of channel {channel} that no data can have")

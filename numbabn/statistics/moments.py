@@ -122,7 +122,7 @@ class Moments:
         shape = tuple(x.shape[axis] for axis in kept)
         if self._shape is not None:
             _checks.same_channels(shape, self._shape, "chunk")
-        mask = None if where is True else _checks.mask(where, x.shape)
+        mask = _checks.mask(where, x.shape)
         weight = _checks.weights(weights, x.shape)
         seen = _chunk.population(x, kept, weight, mask, self.nan_policy)
         self._population = seen if self._shape is None else self._population.merge(seen)

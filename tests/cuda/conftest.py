@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numba
 import pytest
 
-from numbabn import _libraries
+from numbabn.arrays import numba as numba_adapter
 from tests.support.cuda import libraries
 from tests.support.cuda.kinds import Kind
 
@@ -30,9 +30,9 @@ def numba_arrays(monkeypatch):
     module = libraries.numba()
     if not numba.config.ENABLE_CUDASIM:
         gpu = SimpleNamespace(cuda=module, SIMULATED=False)
-        monkeypatch.setattr(_libraries, "cuda_module", lambda name: gpu)
+        monkeypatch.setattr(numba_adapter, "cuda_module", lambda name: gpu)
     else:
-        monkeypatch.setattr(_libraries.Numba, "_load", lambda self: module)
+        monkeypatch.setattr(numba_adapter.Numba, "_cuda", lambda self: module)
     return Kind("numba", module)
 
 

@@ -1,8 +1,8 @@
 """What only a GPU can show: arrays of full size, many runs, streams and CUDA graphs.
 
-A check takes a backend of `tests.support.backends`, and raises an AssertionError or returns what is worth reading.
-Neither pytest nor hypothesis is imported, so that ``python -m benchmarks.gpu`` runs the checks where neither
-is installed; `test_hardware` runs them with pytest.
+A check takes a backend of `tests.support.backends`, and raises an AssertionError or returns what is worth
+reading. Neither pytest nor hypothesis is imported, so that ``python -m benchmarks.gpu`` runs the checks where
+neither is installed; `test_hardware` runs them with pytest.
 """
 
 import numpy as np

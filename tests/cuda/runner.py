@@ -1,4 +1,4 @@
-"""Runs the checks of `hardware` and `tests.support.table` where there is no pytest, and tells how they went."""
+"""Runs the checks of `hardware` and the table of all backends without pytest, and tells how they went."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

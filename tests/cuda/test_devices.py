@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn import _backends, _libraries, _places
+from numbabn import backends
+from numbabn.arrays import door
+from numbabn.arrays import numba as numba_adapter
+from numbabn.arrays.library import HOST
+from numbabn.arrays.place import place
 from tests.support.cuda import libraries
 from tests.support.cuda.kinds import Kind, normal
 
@@ -23,8 +27,9 @@ from tests.support.cuda.kinds import Kind, normal
 def hardware(monkeypatch):
     """A machine with GPUs that Numba can use."""
     gpu = SimpleNamespace(SIMULATED=False, cuda=libraries.numba())
-    monkeypatch.setattr(_libraries, "cuda_module", lambda name: gpu)
-    monkeypatch.setattr(_libraries, "find_spec", lambda name: sys.modules.get(name))
+    for module in (door, numba_adapter):
+        monkeypatch.setattr(module, "cuda_module", lambda name: gpu)
+    monkeypatch.setattr(door, "find_spec", lambda name: sys.modules.get(name))
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     return gpu.cuda
@@ -37,18 +42,18 @@ def test_library_of_cuda(hardware, monkeypatch, present):
         module.cuda.is_available = lambda name=name: " " not in name
         monkeypatch.setitem(sys.modules, name.split()[0], module)
     expected = "cupy" if "cupy" in present else "torch" if "torch" in present else "numba"
-    assert _places.place("cuda") == (expected, 0)
-    assert _places.place("cuda:1") == (expected, 1)
+    assert place("cuda") == (expected, 0)
+    assert place("cuda:1") == (expected, 1)
     module = hardware if expected == "numba" else sys.modules[expected]
     module.current.device = 1
-    assert _places.place("cuda") == (expected, 1)
+    assert place("cuda") == (expected, 1)
     bn = nbn.BatchNorm(3, device="cuda")
     kind = Kind(expected, module)
     arrays = [*bn.params.values(), *bn.grads.values(), bn.running_mean, bn.running_var]
     assert all(kind.is_mine(array) and kind.device_of(array) == 1 for array in arrays)
     assert repr(bn).endswith("device='cuda:1')")
     with pytest.raises(ValueError, match=r"device is 'cuda:2', but \w+ sees 2"):
-        _places.place("cuda:2")
+        place("cuda:2")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", ""])
@@ -65,8 +70,8 @@ def test_device_of_a_wrong_type(device):
 
 def test_device_of_an_array(kind):
     x = kind.array(normal(4, 3), device=1)
-    assert _places.place(x) == (kind.name, 1)
-    assert _places.place(np.ones(3)) is _places.HOST
+    assert place(x) == (kind.name, 1)
+    assert place(np.ones(3)) is HOST
     assert repr(nbn.BatchNorm(3, device=x)).endswith("device='cuda:1')")
 
 
@@ -83,9 +88,9 @@ def test_dtype_that_no_gpu_has(kind):
 @pytest.fixture
 def no_backend(monkeypatch):
     """Nothing known yet of the GPU backend."""
-    _backends.cuda_module.cache_clear()
+    backends.cuda_module.cache_clear()
     yield
-    _backends.cuda_module.cache_clear()
+    backends.cuda_module.cache_clear()
 
 
 def test_without_numba_cuda(no_backend, cupy, monkeypatch):

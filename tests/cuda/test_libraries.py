@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn import _arrays, _libraries
+from numbabn import arrays
+from numbabn.arrays import door
+from numbabn.arrays import torch as torch_adapter
 from tests.support.cuda import libraries
 from tests.support.cuda.kinds import F32, VIEWS, normal
 
@@ -32,7 +34,7 @@ def test_real_modules_have_these_names(name):
     array = {"cupy": "ndarray", "torch": "Tensor"}[name]
     own = {"values", "negated", "requires_grad"}  # the last one is there, on instances
     assert public(getattr(fake, array)) - own <= set(dir(getattr(real, array)))
-    assert _libraries.LIBRARIES[name].kind == array
+    assert door.LIBRARIES[name].kind == array
     assert getattr(real, array).__module__.partition(".")[0] == name
 
 
@@ -48,10 +50,10 @@ def test_real_tensors():
     assert tensor.device.type == "cpu"
     assert torch.empty_strided((2, 3), [1, 2], dtype=torch.float64).stride() == (1, 2)
     names = ("float16", "bfloat16", "float32", "float64", "complex64", "int64")
-    dtypes = [_libraries._from_torch(getattr(torch, name), "x") for name in names]
+    dtypes = [torch_adapter._from_torch(getattr(torch, name), "x") for name in names]
     assert [dtype.name for dtype in dtypes] == list(names)
     with pytest.raises(TypeError, match=r"x has dtype torch.float8_e5m2; pass x.to\(torch.float32\)"):
-        _libraries._from_torch(torch.float8_e5m2, "x")
+        torch_adapter._from_torch(torch.float8_e5m2, "x")
 
 
 # Arrays as they are read ------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ def test_real_tensors():
 def test_description(kind, view):
     host = VIEWS[view](normal(4, 3, 5, 2))
     array = kind.array(host, device=1)
-    found = _arrays.known(array, "x")
+    found = arrays.of(array, "x")
     assert found.native is array
     assert (found.shape, found.strides, found.dtype, found.device) == (
         host.shape,
@@ -78,7 +80,8 @@ def test_description(kind, view):
 @pytest.mark.parametrize("view", VIEWS)
 def test_empty_like(kind, view):
     host = VIEWS[view](normal(4, 3, 5, 2))
-    result = _arrays.known(kind.array(host, device=1), "x").empty_like()
+    array = arrays.of(kind.array(host, device=1), "x")
+    result = array.library.empty_like(array)
     assert kind.is_mine(result.native)
     assert kind.device_of(result.native) == 1
     assert kind.current.device == 0
@@ -92,11 +95,11 @@ def test_empty_like(kind, view):
 def test_stream_is_the_current_one(kind):
     if kind.name == "numba":
         array = kind.module.DeviceNDArrayBase(normal(4, 3), stream=SimpleNamespace(handle=77))
-        found = _arrays.known(array, "x")
+        found = arrays.of(array, "x")
         assert found.stream == found.empty((3,), np.dtype(F32)).stream == 77
-        assert _arrays.known(kind.array(normal(4, 3)), "x").stream == 0
+        assert arrays.of(kind.array(normal(4, 3)), "x").stream == 0
         return
-    first, second = (_arrays.known(kind.array(normal(4, 3), device), "x") for device in (0, 1))
+    first, second = (arrays.of(kind.array(normal(4, 3), device), "x") for device in (0, 1))
     assert (first.stream, second.stream) == (1000, 1001)
     kind.current.streams[1] = 5  # as within ``with stream:``
     assert (first.stream, second.stream) == (1000, 5)
@@ -107,9 +110,9 @@ def test_derived_types(torch):
         __module__ = "torch.nn.parameter"
 
     host = normal(4, 3)
-    found = _arrays.known(Parameter(host, torch.module.float32, torch.gpu(0)), "gamma")
-    assert found.library is _libraries.LIBRARIES["torch"]
-    assert _libraries.library_of(host) is None
+    found = arrays.of(Parameter(host, torch.module.float32, torch.gpu(0)), "gamma")
+    assert found.library is door.LIBRARIES["torch"]
+    assert door.device_library(host) is None
 
 
 def tensor(torch, **changes):

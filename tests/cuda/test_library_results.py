@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn import _arrays
+from numbabn import arrays
+from numbabn.arrays import door
 from tests.support import reference
 from tests.support.checks import assert_close
 from tests.support.cuda.kinds import F32, VIEWS, normal
@@ -173,13 +174,13 @@ def scattered(values, rng):
 def test_strided_copies(cupy, dtype, small, monkeypatch):
     """Copies go from any strides to any others, float16 ones by a kernel that converts, and write no more."""
     monkeypatch.setattr("numbabn.backends.cuda.copies.SMALL", small)
-    rng = np.random.default_rng(0)
+    rng, assign = np.random.default_rng(0), door.LIBRARIES["cupy"].assign
     for shape in ((1,), (7,), (3, 5), (2, 3, 4), (2, 1, 3, 2, 3)):
         source, target = (scattered(normal(*shape, dtype=dtype, seed=s), rng) for s in (0, 1))
         around = target.base.copy()
-        _arrays.assign(_arrays.known(cupy.over(target), "out"), _arrays.known(cupy.over(source), "x"))
+        assign(arrays.of(cupy.over(target), "out"), arrays.of(cupy.over(source), "x"))
         np.testing.assert_array_equal(target, source)
         assert (target.base == around).sum() >= around.size - target.size
         expected = np.arange(target.size, dtype=F32).reshape(shape)  # and from one dtype to another
-        _arrays.assign(_arrays.known(cupy.over(target), "out"), _arrays.known(cupy.over(expected), "x"))
+        assign(arrays.of(cupy.over(target), "out"), arrays.of(cupy.over(expected), "x"))
         np.testing.assert_array_equal(target, expected)

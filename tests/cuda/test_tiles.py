@@ -10,6 +10,7 @@ import pytest
 if not numba.config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
+from benchmarks.gpu.launches import view_of
 from numbabn.backends.cuda import plan, tiles
 from tests.support.processes import run_python
 
@@ -55,7 +56,7 @@ def offsets(tile):
 @pytest.fixture(autouse=True)
 def _plain_functions(monkeypatch):
     """Device functions call each other as functions of Python, without a launch."""
-    for name in ("quotient", "tile_at", "place"):
+    for name in ("quotient", "tile_at", "array_index"):
         monkeypatch.setattr(tiles, name, getattr(tiles, name).fn)
 
 
@@ -63,31 +64,31 @@ def _plain_functions(monkeypatch):
 @pytest.mark.parametrize(("itemsize", "arrays"), list(itertools.product([4, 8], [1, 2])))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_element_once(shape, itemsize, arrays):
-    cut = plan.geometry(shape, itemsize, arrays)
+    cut = plan.geometry(view_of(shape), itemsize, arrays)
     _, channels, inner = shape
     seen = np.zeros(math.prod(shape), np.int8)
     for g in range(cut.groups):
-        first = g * cut.block
-        members = range(first, min(first + cut.block, channels))
+        first = g * cut.span
+        members = range(first, min(first + cut.span, channels))
         for t in range(cut.tiles):
             tile = tiles.tile_at(cut, g, t)
             assert 0 < tile.size * itemsize <= plan.TILE_BYTES // arrays
             assert tile.across == len(members)
-            if cut.block > 1:
+            if cut.span > 1:
                 assert 0 < tile.width <= plan.THREADS
             found = offsets(tile)
-            assert [tiles.place(e, tile) for e in (0, tile.size - 1)] == [found[0], found[-1]]
+            assert [tiles.array_index(e, tile) for e in (0, tile.size - 1)] == [found[0], found[-1]]
             assert set(np.unique(found // inner % channels)) == set(members)
             # Column j of a narrow tile belongs to channel j // inner % across.
             columns = np.arange(tile.size) % tile.width // inner % tile.across
-            if cut.block > 1:
+            if cut.span > 1:
                 assert (first + columns == found // inner % channels).all()
             seen[found] += 1
             if cut.vector:
                 assert tile.first % plan.VECTOR == 0
                 assert tile.width % plan.VECTOR == tile.stride % plan.VECTOR == 0 or cut.pieces > 1
     assert (seen == 1).all()
-    assert (cut.parts - 1) * cut.step < cut.tiles <= cut.parts * cut.step
+    assert (cut.parts - 1) * cut.part_tiles < cut.tiles <= cut.parts * cut.part_tiles
     assert cut.parts <= plan.MAX_PARTS
 
 
@@ -101,15 +102,15 @@ def test_beyond_two_to_31(shape, itemsize):
     """No index is 32 bits wide, and no grid is larger than there are."""
     if REAL["THREADS"] != plan.THREADS:
         pytest.skip("nothing that large is simulated")
-    cut = plan.geometry(shape, itemsize, 2)
+    cut = plan.geometry(view_of(shape), itemsize, 2)
     size = math.prod(shape)
     assert cut.groups * cut.tiles < 2**31
     last = tiles.tile_at(cut, cut.groups - 1, cut.tiles - 1)
-    assert tiles.place(last.size - 1, last) == size - 1
+    assert tiles.array_index(last.size - 1, last) == size - 1
     for g, t in itertools.product((0, cut.groups // 2, cut.groups - 1), (0, cut.tiles // 3, cut.tiles - 2)):
         if 0 <= t < cut.tiles - 1:
             tile, following = (tiles.tile_at(cut, g, k) for k in (t, t + 1))
-            end = tiles.place(tile.size - 1, tile)
+            end = tiles.array_index(tile.size - 1, tile)
             assert 0 <= tile.first <= end < following.first < size
             if cut.channels == 1:
                 assert following.first == end + 1
@@ -125,7 +126,7 @@ REAL_SIZES = """
 
     # plan.py decides when it is imported, and gpu.py later, which is to find a simulator.
     package = ModuleType("numbabn.backends.cuda")
-    package.__path__ = [f"{path}/_cuda" for path in numbabn.__path__]
+    package.__path__ = [f"{path}/backends/cuda" for path in numbabn.__path__]
     sys.modules["numbabn.backends.cuda"] = package
     numba.config.ENABLE_CUDASIM = 0
     from numbabn.backends.cuda import plan

@@ -1,4 +1,4 @@
-"""The two backends offer the same verbs; and the one for GPUs is not touched until it is needed."""
+"""Both backends have the verbs of the Protocols; and the one for GPUs is not touched until it is needed."""
 
 import importlib
 import inspect
@@ -6,7 +6,8 @@ from types import FunctionType
 
 import pytest
 
-from numbabn import _cpu
+from numbabn.backends import cpu
+from numbabn.backends.verbs import Backend, RunningVerbs
 from tests.support.backends import has_gpu
 from tests.support.processes import run_python
 
@@ -21,26 +22,46 @@ def module(name):
         pytest.skip(str(error))
 
 
-def verbs(package):
-    """Return (name, parameters with their defaults) of all public functions defined there."""
-    return {
-        name: [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
-        for name, function in vars(package).items()
-        if isinstance(function, FunctionType)
-        and function.__module__ == package.__name__
-        and not name.startswith("_")
-    }
+PROTOCOLS = {"": Backend, ".running": RunningVerbs}
 
 
-@pytest.mark.parametrize("name", ["", ".running"])
-def test_same_signatures(name):
-    here, there = importlib.import_module(f"numbabn.backends.cpu{name}"), module(name)
-    assert verbs(here)
-    assert verbs(there) == verbs(here)
+def parameters(function):
+    """Return the parameters of a function with their kinds and defaults, without that of a method."""
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind, p.default) for p in found if p.name != "self"]
+
+
+def verbs(protocol):
+    """Return the parameters of every method of a protocol, by name."""
+    return {name: parameters(f) for name, f in vars(protocol).items() if is_public(name, f)}
+
+
+def offered(package):
+    """Return the parameters of all public functions that are defined in a module, by name."""
+    functions = {name: f for name, f in vars(package).items() if is_public(name, f)}
+    return {name: parameters(f) for name, f in functions.items() if f.__module__ == package.__name__}
+
+
+def is_public(name, thing):
+    return isinstance(thing, FunctionType) and not name.startswith("_")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_verbs_of_the_cpu(name):
+    assert verbs(PROTOCOLS[name])
+    assert offered(importlib.import_module(f"numbabn.backends.cpu{name}")) == verbs(PROTOCOLS[name])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_verbs_of_the_gpu(name):
+    assert offered(module(name)) == verbs(PROTOCOLS[name])
 
 
 def test_all_verbs_are_compared():
-    assert set(verbs(_cpu)) == set(_cpu.__all__) - {"running"}
+    names = {*verbs(Backend), *vars(Backend)["__annotations__"]}
+    assert "running" in names
+    assert set(cpu.__all__) == names
+    assert set(module("").__all__) == names
 
 
 def test_cpu_never_imports_cuda():
@@ -60,7 +81,8 @@ def test_cpu_never_imports_cuda():
                 call()
             except (TypeError, ValueError):
                 pass
-        print([name for name in sys.modules if name.startswith(("numba.cuda", "numbabn.backends.cuda", "cuda"))])
+        gpu = "numba.cuda", "numbabn.backends.cuda", "cuda"
+        print([name for name in sys.modules if name.startswith(gpu)])
     """
     assert run_python(code) == "[]\n"
 

@@ -1,6 +1,5 @@
 """The memory in which blocks meet: one for each stream, and never taken from under a launch."""
 
-import importlib
 import threading
 import weakref
 from types import SimpleNamespace
@@ -11,21 +10,22 @@ from numba import config
 if not config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
-from numbabn.backends.cuda import plan
-
-workspace = importlib.import_module("numbabn.backends.cuda.workspace")  # the package has a function of this name
+from benchmarks.gpu.launches import view_of
+from numbabn.backends.cuda import plan, workspaces
 
 SMALL, LARGE = (40, 8, 1), (400, 80, 1)
 
 
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch):
-    monkeypatch.setattr(workspace, "_memory", {})
-    monkeypatch.setattr(workspace, "_outgrown", [])
+    monkeypatch.setattr(workspaces, "_memory", {})
+    monkeypatch.setattr(workspaces, "_outgrown", [])
 
 
 def of(shape, stream=0, device=0):
-    return workspace.workspace(SimpleNamespace(device=device, stream=stream), plan.geometry(shape, 4, 1))
+    return workspaces.workspace(
+        SimpleNamespace(device=device, stream=stream), plan.geometry(view_of(shape), 4, 1)
+    )
 
 
 def test_the_same_while_it_is_large_enough():
@@ -35,7 +35,7 @@ def test_the_same_while_it_is_large_enough():
 
 def test_a_captured_graph_keeps_its_memory():
     of(SMALL)
-    block = workspace._memory[0, 0, 0]
+    block = workspaces._memory[0, 0, 0]
     kept = [weakref.ref(memory) for memory in block[2:]]
     del block
     assert of(LARGE) != of(SMALL, stream=7)
@@ -44,8 +44,8 @@ def test_a_captured_graph_keeps_its_memory():
 
 def test_one_for_each_stream_and_device():
     assert len({of(SMALL), of(SMALL, stream=7), of(SMALL, device=1)}) == 3
-    assert workspace.streams(0) == 2
-    assert workspace.streams(1) == 1
+    assert workspaces.streams(0) == 2
+    assert workspaces.streams(1) == 1
 
 
 def test_the_default_stream_of_every_thread_is_its_own():
@@ -60,11 +60,11 @@ def test_fewer_blocks_wait_where_more_streams_are_busy(monkeypatch):
     """Together they leave room for the last block of any: else none would end."""
     import numbabn.backends.cuda as backend
 
-    geometry = plan.geometry(SMALL, 4, 1)
+    geometry = plan.geometry(view_of(SMALL), 4, 1)
     kernel = SimpleNamespace(resident=lambda x, *arguments: geometry.parts * plan.CONCURRENT_LAUNCHES)
     x = SimpleNamespace(device=0)
     for stream in range(plan.CONCURRENT_LAUNCHES):
         of(SMALL, stream)
-        assert backend._meets(kernel, x, geometry, ())
+        assert backend._groups_are_resident(kernel, x, geometry, ())
     of(SMALL, 99)
-    assert not backend._meets(kernel, x, geometry, ())
+    assert not backend._groups_are_resident(kernel, x, geometry, ())

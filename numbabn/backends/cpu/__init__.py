@@ -13,7 +13,8 @@ from numbabn.backends.cpu.welford import merge_chunks
 from numbabn.backends.verbs import Affine, Array, Pair, View
 
 __all__ = [
-    "backward", "backward_apply", "backward_reduce", "forward", "moments", "normalize", "running", "scale",
+    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "moments", "normalize",
+    "running",
 ]  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     statistics = np.empty((2, view.groups))
     if not _family(view).forward(x, view, affine, statistics, y):
         statistics = moments(x, view, x.dtype.type(0))
-        statistics[1] /= view.values
+        with np.errstate(all="ignore"):
+            statistics[1] /= view.values
         normalize(x, view, statistics, affine, y)
     return statistics
 
@@ -80,7 +82,7 @@ def backward(
         backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
-def scale(dy: Array, view: View, statistics: Pair, affine: Affine, dx: Array) -> None:
+def backward_known(dy: Array, view: View, statistics: Pair, affine: Affine, dx: Array) -> None:
     """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
     coefficients = np.zeros((4, view.groups), dy.dtype)
     gamma, _ = affine.parameters

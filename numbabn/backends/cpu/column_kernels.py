@@ -163,8 +163,17 @@ def first_estimate(x, rows, like, values):
     for c in range(rows.channels):
         value = np.float64(0)
         for i in range(rows.base + c * rows.inner, rows.base + c * rows.inner + n * pixel, pixel):
-            value += x[i]
-        values[c] = convert(value / n, like)
+            value += x[i] / n  # n is a power of two, and no sum overflows
+        values[c] = convert(value, like)
+
+
+@helper
+def all_below(values, count, bound):
+    """Whether the first ``count`` values are below the bound: a NaN is not."""
+    for i in range(count):  # noqa: SIM110 - Numba knows no generators
+        if not values[i] < bound:
+            return False
+    return True
 
 
 @helper
@@ -173,6 +182,7 @@ def moments_task(k, x, copies, inner, like, count, pair):
     channels = pair.shape[2]
     width = copies * channels * inner + LANES
     values, shift, s, q = np.empty(channels), np.full(width, like), np.empty(width), np.empty(width)
+    wide = np.empty(width)  # the shift in float64
     mean, m2 = pair[0, k], pair[1, k]
     seen = 0.0  # not count[k]: the loop over channels must not suspect that it changes
     for c in range(channels):
@@ -188,6 +198,9 @@ def moments_task(k, x, copies, inner, like, count, pair):
                 first_estimate(x, block, like, values)
             expand(values, across, inner, shift)
             column_sums(None, x, block, shift, s, q)
+            if not all_below(q, channels, np.inf):  # deviations leave the range of float32, or are not finite
+                expand(values, across, inner, wide)
+                column_sums(None, x, block, wide, s, q)
             n = np.float64(taken * across * inner)
             for c in range(channels):
                 _, mean[c], m2[c] = merge_sums(seen, mean[c], m2[c], n, values[c], s[c], q[c])

@@ -169,7 +169,8 @@ def add_four(a, b, c, d):
 def first_estimate(x, c, t, rows):
     """Return a value near the mean of segment t of channel c: the mean of the first vector of its row."""
     first = (t // segments_per_row(rows.inner) * rows.channels + c) * rows.inner
-    return total(load(x, first, np.float64(0))) / LANES
+    values = load(x, first, np.float64(0))
+    return total(fma(values, splat(1.0 / LANES), zeros(0.0)))  # a sixteenth first: no sum overflows
 
 
 @helper

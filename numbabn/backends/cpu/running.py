@@ -13,6 +13,10 @@ def average(running: Pair, batch: Pair, momentum: float, correction: float) -> P
     of the running mean and variance.
     """
     mean, var = running
+    if momentum == 0.0:  # nothing of a batch that may be infinite
+        return running
+    if momentum == 1.0:  # nothing of what may be NaN
+        return batch[0].astype(mean.dtype), (batch[1] * correction).astype(var.dtype)
     keep = np.float64(1 - momentum)
     return (
         (mean * keep + batch[0] * momentum).astype(mean.dtype),

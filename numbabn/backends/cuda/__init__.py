@@ -1,21 +1,23 @@
 """The GPU backend: the verbs of normalisation on flat, dense device arrays; see `numbabn.backends.verbs`.
 
-A pair is a tuple of two arrays here. Nothing waits for the device or copies from it: launches go to the
-current stream of the library of x.
+Statistics are a tuple of two arrays here, and the sums of the backward pass are one array [2, groups]. No
+function waits for the device or copies from it: launches go to the current stream of the library of x.
 """
 
 from typing import Any
 
 import numpy as np
 
-from numbabn.backends.cuda import kernels, plan, running
+from numbabn.backends.cuda import arguments, kernels, plan, running
+from numbabn.backends.cuda.arguments import Inputs
 from numbabn.backends.cuda.gpu import Kernel
-from numbabn.backends.cuda.plan import Geometry, parameter
-from numbabn.backends.cuda.workspace import streams, workspace
+from numbabn.backends.cuda.plan import Geometry
+from numbabn.backends.cuda.workspaces import streams, workspace
 from numbabn.backends.verbs import Affine, Pair, View
 
 __all__ = [
-    "backward", "backward_apply", "backward_reduce", "forward", "moments", "normalize", "running", "scale",
+    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "moments", "normalize",
+    "running",
 ]  # fmt: skip
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
@@ -26,41 +28,42 @@ def moments(x: Device, view: View, like: np.floating | None = None) -> Pair:
 
     Sums of a few thousand values have the dtype of the scalar ``like``, float64 unless given.
     """
-    return _moments(x, view, np.float64(0) if like is None else like, divide=0)
+    pair = _float64(x, view.groups), _float64(x, view.groups)
+    _moments(x, view, np.float64(0) if like is None else like, 0, pair)
+    return pair
 
 
 def normalize(x: Device, view: View, statistics: Pair, affine: Affine, y: Device) -> None:
     """Write y = (x - mean) / sqrt(var + eps) * gamma + beta."""
-    (mean, var), (gamma, beta) = statistics, affine.parameters
     geometry = _geometry(view, 1, x, y)
     kernels.normalize.launch(
         x, geometry.groups * geometry.tiles,
-        x.address, y.address, geometry, parameter(mean), parameter(var),
-        parameter(gamma), parameter(beta), float(affine.eps), x.dtype.type(0),
+        x.address, geometry, x.dtype.type(0),
+        arguments.statistics(statistics), arguments.affine_map(affine), y.address,
     )  # fmt: skip
 
 
 def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
-    geometry, like, (gamma, beta) = _geometry(view, 1, x, y), x.dtype.type(0), affine.parameters
-    mean, var = _vector(x, view), _vector(x, view)
-    arguments = (
-        x.address, y.address, geometry, parameter(gamma), parameter(beta), float(affine.eps),
-        mean.address, var.address, *workspace(x, geometry), like,
+    geometry, like = _geometry(view, 1, x, y), x.dtype.type(0)
+    statistics = _float64(x, view.groups), _float64(x, view.groups)
+    given = (
+        x.address, geometry, workspace(x, geometry), like,
+        arguments.affine_map(affine), arguments.moments(statistics), y.address,
     )  # fmt: skip
-    if _meets(kernels.forward, x, geometry, arguments):
-        kernels.forward.launch(x, geometry.groups * geometry.parts, *arguments)
-        return mean, var
-    statistics = _moments(x, view, like, divide=1)
-    normalize(x, view, statistics, affine, y)
+    if _groups_are_resident(kernels.forward, x, geometry, given):
+        kernels.forward.launch(x, geometry.groups * geometry.parts, *given)
+    else:
+        _moments(x, view, like, 1, statistics)
+        normalize(x, view, statistics, affine, y)
     return statistics
 
 
 def backward_reduce(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
 ) -> Device:
-    """Return the pair (sum of dy, sum of dy * xhat), and write it to the gradients (dgamma, dbeta)."""
-    sums = x.empty((2, view.groups), np.dtype(np.float64))
+    """Return (sum of dy, sum of dy * xhat) as an array [2, groups], and write it to (dgamma, dbeta)."""
+    sums = _float64(x, 2, view.groups)
     _products(dy, x, view, statistics, eps, gradients, sums)
     return sums
 
@@ -79,12 +82,11 @@ def backward_apply(
 
     The sums may be those of more arrays than this one, and ``count`` their number of values per statistic.
     """
-    (mean, var), (gamma, _) = statistics, affine.parameters
     geometry = _geometry(view, 2, x, dy, dx)
     kernels.gradient.launch(
         x, geometry.groups * geometry.tiles,
-        x.address, dy.address, dx.address, geometry, parameter(mean), parameter(var),
-        parameter(gamma), float(affine.eps), parameter(sums), float(count), x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, x.dtype.type(0),
+        arguments.statistics(statistics), arguments.scaling(affine), sums.address, int(count), dx.address,
     )  # fmt: skip
 
 
@@ -98,70 +100,67 @@ def backward(
     gradients: Pair,
 ) -> None:
     """Write dx and the gradients of the training forward."""
-    (mean, var), (gamma, _) = statistics, affine.parameters
     geometry = _geometry(view, 2, x, dy, dx)
-    sums = x.empty((2, view.groups), np.dtype(np.float64))
-    arguments = (
-        x.address, dy.address, dx.address, geometry, parameter(mean), parameter(var), parameter(gamma),
-        float(affine.eps), sums.address, *map(parameter, gradients),
-        *workspace(x, geometry), x.dtype.type(0),
+    sums = _float64(x, 2, view.groups)
+    given = (
+        Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
+        arguments.statistics(statistics), arguments.scaling(affine), dx.address,
+        arguments.results(sums, gradients),
     )  # fmt: skip
-    if _meets(kernels.backward, x, geometry, arguments):
-        kernels.backward.launch(x, geometry.groups * geometry.parts, *arguments)
+    if _groups_are_resident(kernels.backward, x, geometry, given):
+        kernels.backward.launch(x, geometry.groups * geometry.parts, *given)
         return
     _products(dy, x, view, statistics, affine.eps, gradients, sums)
     backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
-def scale(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
+def backward_known(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
     """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
     gamma, _ = affine.parameters
     normalize(dy, view, (None, statistics[1]), Affine((gamma, None), affine.eps), dx)
 
 
-def _moments(x: Device, view: View, wide: np.floating, divide: int) -> Pair:
-    """Return (mean, m2), or (mean, m2 / count) if ``divide``; sums of a tile in wide's dtype."""
+def _moments(x: Device, view: View, wide: np.floating, divide: int, pair: Pair) -> None:
+    """Write (mean, m2), or (mean, m2 / count) if ``divide`` is 1; a tile is summed in wide's dtype."""
     geometry = _geometry(view, 1, x)
-    mean, m2 = _vector(x, view), _vector(x, view)
     kernels.moments.launch(
         x, geometry.groups * geometry.parts,
-        x.address, geometry, divide, mean.address, m2.address,
-        *workspace(x, geometry), x.dtype.type(0), wide,
+        x.address, geometry, workspace(x, geometry), x.dtype.type(0), wide, divide, arguments.moments(pair),
     )  # fmt: skip
-    return mean, m2
 
 
 def _products(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair, sums: Device
 ) -> None:
-    mean, var = statistics
+    """Write (sum of dy, sum of dy * xhat) to ``sums`` [2, groups] and to the gradients (dgamma, dbeta)."""
     geometry = _geometry(view, 2, x, dy)
     kernels.products.launch(
         x, geometry.groups * geometry.parts,
-        x.address, dy.address, geometry, parameter(mean), parameter(var), float(eps), sums.address,
-        *map(parameter, gradients), *workspace(x, geometry), x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
+        arguments.statistics(statistics), float(eps), arguments.results(sums, gradients),
     )  # fmt: skip
 
 
 def _geometry(view: View, loaded: int, *arrays: Device) -> Geometry:
-    """How to cut up arrays of which the first ``loaded`` are looked at together."""
+    """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time."""
     geometry = plan.geometry(view, arrays[0].itemsize, loaded)
     aligned = all(array.address % plan.ALIGNMENT == 0 for array in arrays)
     return geometry if aligned else geometry._replace(vector=0)
 
 
-def _meets(kernel: Kernel, x: Device, geometry: Geometry, arguments: tuple[Any, ...]) -> bool:
-    """Whether all blocks of a group are resident at once, each with one tile, so that x is read once.
+def _groups_are_resident(kernel: Kernel, x: Device, geometry: Geometry, given: tuple[Any, ...]) -> bool:
+    """Whether all blocks of a group run at once and each has one tile, so that a kernel reads x once.
 
-    They wait for each other, so that launches on other streams must leave room for all of them.
+    The blocks of a group wait for each other then, and launches on other streams must leave room for them.
     """
-    if geometry.step > 1:
+    if geometry.part_tiles > 1:
         return False
     if geometry.parts == 1:
         return True
     launches = max(plan.CONCURRENT_LAUNCHES, streams(x.device))
-    return geometry.parts * launches <= kernel.resident(x, *arguments)
+    return geometry.parts * launches <= kernel.resident(x, *given)
 
 
-def _vector(x: Device, view: View) -> Device:
-    return x.empty((view.groups,), np.dtype(np.float64))
+def _float64(x: Device, *shape: int) -> Device:
+    """Return an array without values for results of statistics of x."""
+    return x.empty(shape, np.dtype(np.float64))

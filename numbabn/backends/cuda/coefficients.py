@@ -1,62 +1,62 @@
-"""What is done to every element: out = (x - center) * scale + shift, + dy * weight where there is a dy.
+"""The coefficients of the map of elements, out = (x - center) * scale + shift (+ dy * weight).
 
-Normalisation and the backward pass are this map with other coefficients, which thread c < across computes
-for channel c of a group, in float64, and writes to all its columns. The mean stays wide: center is the mean
-rounded to the dtype of x, and what the rounding lost is in the shift. Device functions for `kernels`.
+Normalisation and the backward pass are this map (`tiles.write_tile`) with other coefficients. Thread
+c < across computes those of channel c of a group in float64, and writes them, rounded to the dtype of x, to
+all columns of that channel. The mean stays wide: center is the mean rounded to the dtype of x, and what the
+rounding lost is in the shift. Device functions for `kernels`.
 """
 
 import numpy as np
 
-from numbabn.backends.cuda.gpu import convert, cuda, device, load_parameter, peek, sqrt
-from numbabn.backends.cuda.tiles import CENTER, ROW, spread
+from numbabn.backends import arithmetic
+from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt
+from numbabn.backends.cuda.parameters import load_parameter
+from numbabn.backends.cuda.tiles import CENTER, ROW, fill_columns
+
+normalize_coefficients = device(arithmetic.normalize_coefficients)
+gradient_coefficients = device(arithmetic.gradient_coefficients)
 
 
 @device
-def load_pair(first, second, geometry, g):
-    """Values of two parameters for channel c of a group, for thread c; 0 and 1 for the other threads."""
-    t, block = np.int64(cuda.threadIdx.x), geometry.block
-    if t < min(block, geometry.channels - g * block):
-        return load_parameter(first, g * block + t, 0.0), load_parameter(second, g * block + t, 1.0)
-    return np.float64(0), np.float64(1)
+def fill_affine(tile, geometry, g, like, statistics, affine_map):
+    """Write the coefficients of y = (x - mean) / sqrt(var + eps) * gamma + beta.
 
-
-@device
-def peek_pair(first, second, geometry, g):
-    """Do the same with two pointers to float64 to which another block has written."""
-    t, block, zero = np.int64(cuda.threadIdx.x), geometry.block, np.float64(0)
-    if t < min(block, geometry.channels - g * block):
-        return peek(first, g * block + t, zero), peek(second, g * block + t, zero)
-    return zero, np.float64(1)
-
-
-@device
-def fill_affine(tile, geometry, g, mean, var, gamma, beta, eps, like):
-    """Coefficients of y = (x - mean) / sqrt(var + eps) * gamma + beta."""
+    ``statistics`` are the values (mean, var) of this thread's channel, ``affine_map`` is an `arguments.Map`.
+    """
     t = np.int64(cuda.threadIdx.x)
-    cuda.syncthreads()  # the rows were scratch
+    cuda.syncthreads()  # the rows of coefficients were scratch until here
     if t < tile.across:
-        c, center = g * geometry.block + t, convert(mean, like)
-        scale = load_parameter(gamma, c, 1.0) / sqrt(var + eps)
-        shift = load_parameter(beta, c, 0.0) - (mean - np.float64(center)) * scale
-        spread(CENTER, t, tile, geometry, center)
-        spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
-        spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
+        mean, var = statistics
+        c, center = g * geometry.span + t, convert(mean, like)
+        scale, shift = normalize_coefficients(
+            mean, sqrt(var + affine_map.eps),
+            load_parameter(affine_map.gamma, affine_map.gamma_kind, c, 1.0),
+            load_parameter(affine_map.beta, affine_map.beta_kind, c, 0.0), np.float64(center),
+        )  # fmt: skip
+        fill_columns(CENTER, t, tile, geometry, center)
+        fill_columns(CENTER + ROW, t, tile, geometry, convert(scale, like))
+        fill_columns(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
     cuda.syncthreads()
 
 
 @device
-def fill_gradient(tile, geometry, g, mean, var, gamma, eps, sum_dy, sum_dy_xhat, count, like):
-    """Coefficients of dx = gamma * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count)."""
+def fill_gradient(tile, geometry, g, like, statistics, scaling, sums, count):
+    """Write the coefficients of dx = gamma * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count).
+
+    ``statistics`` and ``sums`` are the values (mean, var) and (sum of dy, sum of dy * xhat) of this thread's
+    channel, ``scaling`` is an `arguments.Scaling`.
+    """
     t = np.int64(cuda.threadIdx.x)
-    cuda.syncthreads()  # the rows were scratch
+    cuda.syncthreads()  # the rows of coefficients were scratch until here
     if t < tile.across:
-        center, invstd = convert(mean, like), 1.0 / sqrt(var + eps)
-        weight = load_parameter(gamma, g * geometry.block + t, 1.0) * invstd
-        share = -weight / count
-        scale = share * invstd * sum_dy_xhat
-        shift = share * sum_dy - scale * (mean - np.float64(center))
-        spread(CENTER, t, tile, geometry, center)
-        spread(CENTER + ROW, t, tile, geometry, convert(scale, like))
-        spread(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
-        spread(CENTER + 3 * ROW, t, tile, geometry, convert(weight, like))
+        mean, var = statistics
+        c, center, values = g * geometry.span + t, convert(mean, like), np.float64(count)
+        scale, shift, weight = gradient_coefficients(
+            mean, sqrt(var + scaling.eps), load_parameter(scaling.gamma, scaling.gamma_kind, c, 1.0),
+            sums[0] / values, sums[1] / values, np.float64(center),
+        )  # fmt: skip
+        fill_columns(CENTER, t, tile, geometry, center)
+        fill_columns(CENTER + ROW, t, tile, geometry, convert(scale, like))
+        fill_columns(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
+        fill_columns(CENTER + 3 * ROW, t, tile, geometry, convert(weight, like))
     cuda.syncthreads()

@@ -1,94 +1,87 @@
-"""Copies between arrays of any strides, and arrays of one value. Launched on the stream of the target."""
+"""Copies between arrays of any strides, and arrays filled with a value; launched on the target's stream."""
 
 import numpy as np
 
 from numbabn.backends.cuda import plan
-from numbabn.backends.cuda.gpu import (
-    Kernel,
-    device,
-    load,
-    load_parameter,
-    store,
-    store_parameter,
-    thread_number,
-)
-from numbabn.backends.cuda.plan import parameter
-from numbabn.backends.cuda.tiles import quotient
+from numbabn.backends.cuda.arguments import parameter
+from numbabn.backends.cuda.division import quotient
+from numbabn.backends.cuda.gpu import Kernel, device, load, store, thread_number
+from numbabn.backends.cuda.parameters import load_parameter, store_parameter
 from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import DeviceMemory
 
-SMALL = 2**32  # elements of arrays whose indices are divided in 32 bits
+SMALL = 2**32  # the indices of arrays of fewer elements are divided in 32 bits
 _LIKE = {np.dtype(np.float32): np.float32(0), np.dtype(np.float64): np.float64(0)}
 
 
 def copy(target: DeviceMemory, source: DeviceMemory) -> None:
-    """Copy all elements to an array of the same shape, not empty; between float dtypes, convert."""
-    shape, to, start = _axes(target, source)
+    """Copy all elements to an array of the same shape, which is not empty, and convert them to its dtype."""
+    shape, steps, source_steps = _axes(target, source)
     size = target.size
-    blocks = plan.blocks(size)
-    how = size, int(size < SMALL), shape, to, start
+    blocks, cut = plan.blocks(size), (size, int(size < SMALL), shape, source_steps, steps)
     if target.dtype == source.dtype and target.dtype in _LIKE:
-        _copy.launch(target, blocks, target.address, source.address, *how, _LIKE[target.dtype])
+        _copy.launch(target, blocks, source.address, *cut, _LIKE[target.dtype], target.address)
     else:
-        _convert.launch(target, blocks, parameter(target), parameter(source), *how)
+        _convert.launch(target, blocks, parameter(source), *cut, parameter(target))
 
 
 def fill(target: DeviceMemory, value: float) -> None:
     """Set all elements of an array in C order without gaps."""
-    _fill.launch(target, plan.blocks(target.size), parameter(target), target.size, float(value))
+    _fill.launch(target, plan.blocks(target.size), target.size, float(value), parameter(target))
 
 
 def _axes(target: DeviceMemory, source: DeviceMemory) -> tuple[tuple[int, ...], ...]:
-    """(lengths, strides of target, strides of source) in elements: the slowest axis of target first.
+    """Return (lengths, strides of target, strides of source) in elements, the slowest axis of target first.
 
     Axes of one element are left out, and axes that lie behind each other in both arrays become one.
     """
     axes: list[tuple[int, int, int]] = []
     for i in memory_order(target.strides):
-        n, to, start = (
-            target.shape[i],
-            target.strides[i] // target.itemsize,
-            source.strides[i] // source.itemsize,
-        )
+        n = target.shape[i]
+        step, source_step = target.strides[i] // target.itemsize, source.strides[i] // source.itemsize
         if n == 1:
             continue
-        if axes and axes[-1][1:] == (n * to, n * start):
-            axes[-1] = axes[-1][0] * n, to, start
+        if axes and axes[-1][1:] == (n * step, n * source_step):
+            axes[-1] = axes[-1][0] * n, step, source_step
         else:
-            axes.append((n, to, start))
-    lengths, to_steps, start_steps = zip(*(axes or [(1, 1, 1)]), strict=True)
-    return lengths, to_steps, start_steps
+            axes.append((n, step, source_step))
+    lengths, steps, source_steps = zip(*(axes or [(1, 1, 1)]), strict=True)
+    return lengths, steps, source_steps
 
 
 @device
-def offset(i, shape, strides, small):
-    """Where element i, counted with the last axis fastest, lies in an array; small: i is below `SMALL`."""
-    place = np.int64(0)
+def offset(i, shape, steps, small):
+    """Return how many elements from the first on element i lies, counted with the last axis fastest.
+
+    ``small`` says that i is below `SMALL`.
+    """
+    result = np.int64(0)
     for k in range(len(shape)):
         axis = len(shape) - 1 - k
         rest = quotient(i, shape[axis]) if small else i // shape[axis]
-        place += (i - rest * shape[axis]) * strides[axis]
+        result += (i - rest * shape[axis]) * steps[axis]
         i = rest
-    return place
+    return result
 
 
 @Kernel
-def _copy(target, source, size, small, shape, to, start, like):
+def _copy(source, size, small, shape, source_steps, steps, like, target):
     i = thread_number()
     if i < size:
-        store(target, offset(i, shape, to, small), load(source, offset(i, shape, start, small), like))
+        value = load(source, offset(i, shape, source_steps, small), like)
+        store(target, offset(i, shape, steps, small), value)
 
 
 @Kernel
-def _convert(target, source, size, small, shape, to, start):
+def _convert(source, size, small, shape, source_steps, steps, target):
     i = thread_number()
     if i < size:
-        value = load_parameter(source, offset(i, shape, start, small), 0.0)
-        store_parameter(target, offset(i, shape, to, small), value)
+        value = load_parameter(source[0], source[1], offset(i, shape, source_steps, small), 0.0)
+        store_parameter(target[0], target[1], offset(i, shape, steps, small), value)
 
 
 @Kernel
-def _fill(target, size, value):
+def _fill(size, value, target):
     i = thread_number()
     if i < size:
-        store_parameter(target, i, value)
+        store_parameter(target[0], target[1], i, value)

@@ -1,10 +1,10 @@
 """Everything that is numba-cuda's own besides `memory`: the module itself, compiling, streams, launching.
 
-Kernels take integers, floats and tuples of integers only. A pointer is an integer: an array object costs more
-host time at a launch than all the rest, and one kernel serves the arrays of every library.
+Kernels take integers, floats and tuples of them only. An array is passed as its address, an integer: an array
+object would cost more host time at a launch than all the rest, and so one kernel serves every library.
 
 In the CUDA simulator (NUMBA_ENABLE_CUDASIM=1) the functions of `memory_simulated` take the place of the
-intrinsics of `memory`; a kernel cannot tell.
+intrinsics of `memory`, and kernels are the same.
 """
 
 import functools
@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import cuda as cuda  # for the other modules, too
+from numba import cuda as cuda  # "as cuda" exports it: the other modules import it from here
 
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.plan import SIMULATED
@@ -32,9 +32,11 @@ load, load4, store, store4 = memory.load, memory.load4, memory.store, memory.sto
 shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load4, memory.shared_store
 load_float16, store_float16 = memory.load_float16, memory.store_float16
 load_bfloat16, store_bfloat16 = memory.load_bfloat16, memory.store_bfloat16
-sqrt = np.sqrt if SIMULATED else math.sqrt  # the latter raises in Python, the former is unknown to numba-cuda
+# math.sqrt raises an error for negative numbers in Python, and numba-cuda does not know np.sqrt.
+sqrt = np.sqrt if SIMULATED else math.sqrt
 
-# contract is the default of ptxas; nothing else may be changed: NaN and infinity are data.
+# ptxas fuses multiplications and additions by default. No other fastmath is allowed, since NaN and infinity
+# are data.
 device = cuda.jit(device=True)
 
 
@@ -46,45 +48,15 @@ def thread_number():
 
 @device
 def any_thread(condition):
-    """Whether the condition holds for any thread of the block; all must ask, and none goes on before."""
+    """Return whether the condition holds for any thread of the block: a barrier, which all must reach."""
     return cuda.syncthreads_or(np.int32(1 if condition else 0)) != 0
-
-
-@device
-def load_parameter(parameter, index, default):
-    """Return a value of a parameter in float64; ``parameter`` is (pointer, kind), see `plan`."""
-    pointer, kind = parameter
-    value = np.float64(default)
-    if kind == plan.FLOAT32:
-        value = np.float64(load(pointer, index, np.float32(0)))
-    elif kind == plan.FLOAT64:
-        value = load(pointer, index, np.float64(0))
-    elif kind == plan.FLOAT16:
-        value = np.float64(load_float16(pointer, index))
-    elif kind == plan.BFLOAT16:
-        value = np.float64(load_bfloat16(pointer, index))
-    return value
-
-
-@device
-def store_parameter(parameter, index, value):
-    """Write a float64 to an array of any kind, or nowhere if that is NONE."""
-    pointer, kind = parameter
-    if kind == plan.FLOAT32:
-        store(pointer, index, np.float32(value))
-    elif kind == plan.FLOAT64:
-        store(pointer, index, np.float64(value))
-    elif kind == plan.FLOAT16:
-        store_float16(pointer, index, np.float32(value))
-    elif kind == plan.BFLOAT16:
-        store_bfloat16(pointer, index, np.float32(value))
 
 
 class Kernel:
     """A kernel, compiled on its first launch for each device and each dtype among its arguments.
 
-    A limit on registers helps only where ptxas takes too many of its own accord: given one, it uses up all
-    of it, and spills in kernels that need less.
+    A limit on registers helps only where ptxas takes too many without one: given a limit, ptxas uses up all
+    registers below it, and spills in kernels that would need fewer.
     """
 
     def __init__(self, function: Callable[..., None], max_registers: int | None = None) -> None:
@@ -95,8 +67,8 @@ class Kernel:
     def launch(self, array: Any, blocks: int, *arguments: Any) -> None:
         """Run ``blocks`` blocks on the device of ``array`` and on the current stream of its library.
 
-        Numba's own way from here takes 30 us for thirty numbers, which it makes objects of ctypes; cuda.core
-        takes them as they are.
+        The launch is cuda.core's: that of Numba takes 30 us for thirty numbers, of each of which it makes an
+        object of ctypes.
         """
         if SIMULATED:
             self.dispatcher[blocks, plan.THREADS](*arguments)
@@ -132,12 +104,15 @@ class Kernel:
 
 
 def _key(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What of the arguments the machine code depends on; faster than their types."""
+    """Return what of a kernel's arguments its machine code depends on, in less time than their types take.
+
+    The types within a tuple are the same at every launch of a kernel; only its length may differ.
+    """
     return tuple([len(a) if isinstance(a, tuple) else type(a) for a in arguments])
 
 
 def _flat(arguments: tuple[Any, ...]) -> list[Any]:
-    """Numbers of all arguments: what a kernel takes for a tuple are its elements."""
+    """Return the numbers of all arguments: what a kernel takes for a tuple are its elements, in order."""
     flat: list[Any] = []
     for a in arguments:
         if isinstance(a, tuple):
@@ -147,7 +122,7 @@ def _flat(arguments: tuple[Any, ...]) -> list[Any]:
     return flat
 
 
-# The simulator of Numba itself, which will do for tests, has no ``cuda.types``.
+# Numba's own simulator has no ``cuda.types``.
 _TYPES = (
     {}
     if SIMULATED
@@ -161,14 +136,13 @@ _TYPES = (
 
 
 def signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Types of a kernel's arguments."""
+    """Return Numba's types of a kernel's arguments."""
     return tuple(_tuple_type(a) if isinstance(a, tuple) else _TYPES[type(a)] for a in arguments)
 
 
-def _tuple_type(value: tuple[int, ...]) -> Any:
-    if hasattr(value, "_fields"):
-        return cuda.types.NamedUniTuple(cuda.types.int64, len(value), type(value))
-    return cuda.types.UniTuple(cuda.types.int64, len(value))
+def _tuple_type(value: tuple[Any, ...]) -> Any:
+    named = type(value) if hasattr(value, "_fields") else None
+    return cuda.types.BaseTuple.from_types(signature(value), named)
 
 
 @functools.lru_cache(256)
@@ -178,12 +152,12 @@ def _config(blocks: int) -> Any:
 
 @functools.lru_cache(64)
 def _stream(handle: int) -> Any:
-    """Numba's name for a stream of another library."""
+    """Return Numba's object for a stream of another library."""
     return cuda.external_stream(handle)
 
 
 class Memory:
-    """Memory on a device, for as long as this object lives."""
+    """Memory on a device, which is freed with this object."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -191,7 +165,7 @@ class Memory:
 
 
 def device_zeros(number: int, nbytes: int) -> Memory:
-    """Return zeroed memory on a device, ready for every stream. Waits for the device."""
+    """Wait for the device, and return memory filled with zeros there, which every stream can use at once."""
     zeros = np.zeros(nbytes, np.uint8)
     if SIMULATED:
         return Memory(zeros)

@@ -1,8 +1,8 @@
-"""Memory access of the GPU kernels, as intrinsics: what decides the instructions, spelled out.
+"""Memory access of the GPU kernels, as intrinsics, which decide the instructions that are used.
 
-A pointer is an int64 address of device memory; in shared memory, an int64 offset from its beginning.
-``like`` is a scalar of the element's dtype, float32 or float64 or an integer type. Four elements move as
-16-byte accesses, which need a 16-byte-aligned address.
+``base`` is the address of an array in device memory, or an offset in bytes within the block's shared memory,
+both int64; ``index`` counts elements from there on. ``like`` is a scalar of the element's dtype: float32,
+float64 or an integer type. Four elements are read and written by accesses of 16 bytes, at aligned addresses.
 """
 
 from llvmlite import ir
@@ -15,26 +15,26 @@ GLOBAL, SHARED = 1, 3  # address spaces
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def _kind(dtype):
-    """LLVM's type of a scalar."""
+def _llvm_type(dtype):
+    """Return LLVM's type of a scalar."""
     floats = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
     return floats.get(dtype) or ir.IntType(dtype.bitwidth)
 
 
 def _shared_memory(builder):
-    """Address of the block's shared memory: one variable for all functions of a kernel."""
+    """Return the address of the block's shared memory: one variable for all functions of a kernel."""
     module, name = builder.module, "numbabn_shared_memory"
     if name not in module.globals:
-        kind = ir.ArrayType(ir.IntType(8), plan.SHARED_BYTES)
-        memory = ir.GlobalVariable(module, kind, name, SHARED)
+        array = ir.ArrayType(ir.IntType(8), plan.SHARED_BYTES)
+        memory = ir.GlobalVariable(module, array, name, SHARED)
         memory.linkage = "linkonce_odr"
         memory.align = 16
-        memory.initializer = ir.Constant(kind, ir.Undefined)
+        memory.initializer = ir.Constant(array, ir.Undefined)
     return builder.ptrtoint(module.globals[name], _I32)
 
 
 def _address(builder, base, index, dtype, space=GLOBAL):
-    """Address of element ``index`` from ``base`` on, which is an offset in shared memory."""
+    """Return the address of element ``index`` from ``base`` on: 32 bits wide in shared memory."""
     address = builder.add(base, builder.mul(index, ir.Constant(_I64, dtype.bitwidth // 8)))
     if space == SHARED:
         return builder.add(_shared_memory(builder), builder.trunc(address, _I32))
@@ -42,13 +42,14 @@ def _address(builder, base, index, dtype, space=GLOBAL):
 
 
 def _pointer(builder, base, index, dtype, space=GLOBAL, lanes=0):
-    """Pointer to element ``index`` from ``base`` on, or to four elements from there on."""
-    kind = _kind(dtype)
-    kind = ir.VectorType(kind, lanes) if lanes else kind
-    return builder.inttoptr(_address(builder, base, index, dtype, space), kind.as_pointer(space))
+    """Return LLVM's pointer to element ``index`` from ``base`` on, or to ``lanes`` elements from there on."""
+    scalar = _llvm_type(dtype)
+    pointee = ir.VectorType(scalar, lanes) if lanes else scalar
+    return builder.inttoptr(_address(builder, base, index, dtype, space), pointee.as_pointer(space))
 
 
 def _unpack(builder, vector, lanes):
+    """Return the elements of a vector as an array, which is what LLVM has for a tuple."""
     parts = [builder.extract_element(vector, ir.Constant(_I32, k)) for k in range(lanes)]
     result = ir.Constant(ir.ArrayType(parts[0].type, lanes), ir.Undefined)
     for k, part in enumerate(parts):
@@ -57,6 +58,8 @@ def _unpack(builder, vector, lanes):
 
 
 def _loader(space, lanes=0):
+    """Return the typing function of an intrinsic that reads one element, or ``lanes`` of them as a tuple."""
+
     def typed(typingctx, base, index, like):
         def codegen(context, builder, signature, arguments):
             pointer = _pointer(builder, arguments[0], arguments[1], like, space, lanes)
@@ -70,6 +73,8 @@ def _loader(space, lanes=0):
 
 
 def _storer(space):
+    """Return the typing function of an intrinsic that writes one element."""
+
     def typed(typingctx, base, index, value):
         def codegen(context, builder, signature, arguments):
             pointer = _pointer(builder, arguments[0], arguments[1], value, space)
@@ -91,7 +96,7 @@ shared_store = intrinsic(_storer(SHARED))
 
 @intrinsic
 def store4(typingctx, base, index, a, b, c, d):
-    """Write four elements."""
+    """Write four elements from ``index`` on, at a 16-byte-aligned address."""
 
     def codegen(context, builder, signature, arguments):
         pointer = _pointer(builder, arguments[0], arguments[1], a, lanes=4)
@@ -105,11 +110,17 @@ def store4(typingctx, base, index, a, b, c, d):
 
 
 def _assembly(builder, text, result, constraints, arguments):
-    kind = ir.FunctionType(result, [a.type for a in arguments])
-    return builder.call(ir.InlineAsm(kind, text, constraints, side_effect=True), arguments)
+    """Insert an instruction of PTX, and return its result."""
+    function = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(ir.InlineAsm(function, text, constraints, side_effect=True), arguments)
 
 
 def _copier(lanes):
+    """Return the typing function of an intrinsic that begins to copy elements to shared memory.
+
+    The copy is asynchronous. Only copies of 16 bytes can bypass the L1 cache (cg), which they do.
+    """
+
     def typed(typingctx, shared, index, base, position, like):
         nbytes = like.bitwidth // 8 * lanes
         step = min(nbytes, 16)
@@ -136,7 +147,7 @@ copy_async4 = intrinsic(_copier(4))
 
 @intrinsic
 def copy_wait(typingctx):
-    """Wait for this thread's asynchronous copies."""
+    """Wait until the asynchronous copies that this thread has begun are complete."""
 
     def codegen(context, builder, signature, arguments):
         _assembly(builder, "cp.async.wait_all;", ir.VoidType(), "~{memory}", [])
@@ -147,7 +158,7 @@ def copy_wait(typingctx):
 
 @intrinsic
 def peek(typingctx, base, index, like):
-    """Read what another block may have written: past the multiprocessor's own cache."""
+    """Read what another block may have written: from the L2 cache, not from the multiprocessor's own."""
     suffix, constraint = {
         types.float32: ("f32", "=f"),
         types.float64: ("f64", "=d"),
@@ -157,14 +168,14 @@ def peek(typingctx, base, index, like):
     def codegen(context, builder, signature, arguments):
         address = _address(builder, *arguments[:2], like)
         text = f"ld.volatile.global.{suffix} $0, [$1];"
-        return _assembly(builder, text, _kind(like), f"{constraint},l,~{{memory}}", [address])
+        return _assembly(builder, text, _llvm_type(like), f"{constraint},l,~{{memory}}", [address])
 
     return like(types.int64, types.int64, like), codegen
 
 
 @intrinsic
 def atomic_add(typingctx, base, index, value):
-    """Add to an int32 and return what was there."""
+    """Add to an int32, and return its value before."""
 
     def codegen(context, builder, signature, arguments):
         pointer = _pointer(builder, arguments[0], arguments[1], types.int32)
@@ -175,7 +186,7 @@ def atomic_add(typingctx, base, index, value):
 
 @intrinsic
 def convert(typingctx, value, like):
-    """Return the number in like's dtype."""
+    """Return a number in like's dtype."""
 
     def codegen(context, builder, signature, arguments):
         return context.cast(builder, arguments[0], value, like)
@@ -184,6 +195,8 @@ def convert(typingctx, value, like):
 
 
 def _half_loader(bfloat):
+    """Return the typing function of an intrinsic that reads a bfloat16, or a float16, as float32."""
+
     def typed(typingctx, base, index):
         def codegen(context, builder, signature, arguments):
             bits = builder.load(_pointer(builder, *arguments, types.uint16), align=2)
@@ -197,10 +210,12 @@ def _half_loader(bfloat):
     return typed
 
 
-def _half_storer(kind):
+def _half_storer(dtype):
+    """Return the typing function of an intrinsic that writes a float32 as "f16" or "bf16", rounded."""
+
     def typed(typingctx, base, index, value):
         def codegen(context, builder, signature, arguments):
-            text = f"cvt.rn.{kind}.f32 $0, $1;"
+            text = f"cvt.rn.{dtype}.f32 $0, $1;"
             bits = _assembly(builder, text, _I16, "=h,f", [arguments[2]])
             builder.store(bits, _pointer(builder, *arguments[:2], types.uint16), align=2)
             return context.get_dummy_value()

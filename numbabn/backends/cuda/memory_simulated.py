@@ -1,7 +1,8 @@
-"""`memory` for the CUDA simulator: the same functions in Python, on addresses of host memory.
+"""The functions of `memory` for the CUDA simulator: in Python, and with addresses of host memory.
 
-They end in the few accesses of ``machine``. That below is for Numba's own simulator, where blocks run one
-after the other; the tests put one in its place that runs them at once and checks every access.
+All of them call the methods of ``machine``, of which there are few. The `Machine` here is for Numba's own
+simulator, which runs one block after the other. The tests replace it by one that runs all blocks at the same
+time and checks every access.
 """
 
 import ctypes
@@ -15,9 +16,9 @@ from numbabn.backends.cuda import plan
 
 
 class Machine:
-    """Memory as it is, unchecked. ``kind`` is the type of a NumPy scalar, ``index`` counts elements."""
+    """Memory without any checks. ``kind`` is the type of a NumPy scalar, ``index`` counts elements."""
 
-    _types = {  # noqa: RUF012 - nobody writes to it
+    _types = {  # noqa: RUF012 - it is never written to
         np.float32: ctypes.c_float,
         np.float64: ctypes.c_double,
         np.int32: ctypes.c_int32,
@@ -37,7 +38,7 @@ class Machine:
     peek = load
 
     def atomic_add(self, base, index, value):
-        """Add to an int32 and return what was there."""
+        """Add to an int32, and return its value before."""
         with self._lock:
             old = self.load(base, index, np.int32)
             self.store(base, index, np.int32(old + value))
@@ -56,7 +57,7 @@ class Machine:
         self.shared_store(offset, index, self.load(base, position, kind))
 
     def copy_wait(self):
-        """Wait for what this thread has begun to copy."""
+        """Wait until the copies that this thread has begun are complete: they are, at once."""
 
     def _base(self):
         if not hasattr(self._thread, "base"):
@@ -84,7 +85,7 @@ def load(base, index, like):
 
 
 def load4(base, index, like):
-    """Four elements from there on; the address must be 16-byte aligned, as on a GPU."""
+    """Return four elements from ``index`` on; their address must be 16-byte aligned, as on a GPU."""
     _aligned(base, index, like)
     kind = type(like)
     return tuple([machine.load(base, index + k, kind) for k in range(4)])
@@ -96,19 +97,19 @@ def store(base, index, value):
 
 
 def store4(base, index, a, b, c, d):
-    """Write four elements."""
+    """Write four elements from ``index`` on; their address must be 16-byte aligned."""
     _aligned(base, index, a)
     for k, value in enumerate((a, b, c, d)):
         machine.store(base, index + k, value)
 
 
 def peek(base, index, like):
-    """Read what another block may have written."""
+    """Return an element that another block may have written."""
     return machine.peek(base, index, type(like))
 
 
 def atomic_add(base, index, value):
-    """Add to an int32 and return what was there."""
+    """Add to an int32, and return its value before."""
     return machine.atomic_add(base, index, value)
 
 
@@ -118,7 +119,7 @@ def shared_load(offset, index, like):
 
 
 def shared_load4(offset, index, like):
-    """Four elements from there on."""
+    """Return four elements from ``index`` on; their offset must be 16-byte aligned."""
     _aligned(offset, index, like)
     kind = type(like)
     return tuple([machine.shared_load(offset, index + k, kind) for k in range(4)])
@@ -143,12 +144,12 @@ def copy_async4(shared, index, base, position, like):
 
 
 def copy_wait():
-    """Wait for what this thread has begun to copy."""
+    """Wait until the copies that this thread has begun are complete."""
     machine.copy_wait()
 
 
 def convert(value, like):
-    """Return the number in like's dtype."""
+    """Return a number in like's dtype."""
     with np.errstate(all="ignore"):
         return type(like)(value)
 

@@ -1,8 +1,11 @@
 """How work is cut up on the GPU: by shape alone, so that the bits depend on neither grid nor device.
 
 An array is read as tiles that fit into a block's shared memory. A group of channels is what one row of a tile
-holds: one channel where its contiguous pieces are long, else as many as fill a few memory transactions. Each
-group's tiles are dealt to at most ``MAX_PARTS`` blocks, whose partial statistics are merged in order.
+holds: one channel where its contiguous pieces are long, else as many as fill a few memory transactions. The
+tiles of a group are dealt to at most ``MAX_PARTS`` blocks, and what they sum is merged in order.
+
+A channel is what one statistic is taken over: a group of `numbabn.backends.verbs.View`, while a group here is
+one or several channels. Only views with batch = members = 1 are cut up.
 """
 
 import functools
@@ -11,109 +14,100 @@ from typing import NamedTuple
 
 from numba import config
 
-from numbabn.backends.verbs import DeviceMemory, View
+from numbabn.backends.verbs import View
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
-CAPABILITY = (8, 0)  # the least, for asynchronous copies to shared memory and for bfloat16
+CAPABILITY = (8, 0)  # the lowest that has asynchronous copies to shared memory, and bfloat16
 
-# In the simulator a thread costs some 50 us; everything is smaller, so that small arrays, too, are cut up.
+# A simulated thread takes some 50 us: the simulator has smaller sizes, with which small arrays are cut up.
 THREADS = 32 if SIMULATED else 256  # of a block
-REGISTERS = 64  # of a thread, where ptxas takes up to 94 of its own accord: 4 blocks on an SM, and no spills
+REGISTERS = 64  # of a thread, where ptxas takes up to 94 without a limit: 4 blocks on an SM, and no spills
 TILE_BYTES = 512 if SIMULATED else 32768  # of a block's shared memory: 5 blocks fit in 227 KB
 ROW_BYTES = THREADS * 8  # of a row of coefficients per column, or of a sum per thread
 SHARED_BYTES = TILE_BYTES + 4 * ROW_BYTES
 MIN_TILE_BYTES = 256 if SIMULATED else 4096  # a smaller tile is not worth a block
-SPREAD = 4 if SIMULATED else 512  # blocks a small array is spread over, for 100 to 200 multiprocessors
-MAX_PARTS = 4 if SIMULATED else 256  # blocks per group: their sums are merged by one block
+SPREAD = 4 if SIMULATED else 512  # blocks that a small array is cut into, for 100 to 200 multiprocessors
+MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums one block merges
 LINE = 8 if SIMULATED else 32  # elements of a row of a group of several channels: 128 bytes of float32
 VECTOR = 4  # elements of a vector access
 ALIGNMENT = 16  # bytes, of a vector access
-# Blocks of one launch that wait for each other are at most this fraction of those that are resident, so that
-# as many launches at once, on as many streams, cannot keep each other's last blocks from starting.
+# Number of launches, on as many streams, that may run at once where blocks wait for each other. The blocks of
+# a launch that wait for each other are no more than the device runs at once, divided by this number: else the
+# waiting blocks of several launches could fill the device, and those that they wait for could not start.
 CONCURRENT_LAUNCHES = 4
-RESIDENT_SIMULATED = 64  # blocks
-
-# How a parameter is stored; see gpu.load_parameter.
-NONE, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(5)
-KINDS = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32, "float64": FLOAT64}
-
-
-Parameter = tuple[int, int]  # address, kind
-
-
-def parameter(array: DeviceMemory | None) -> Parameter:
-    """Return what kernels take for an array of any float dtype, or for None."""
-    return (0, NONE) if array is None else (array.address, KINDS[array.dtype.name])
+RESIDENT_SIMULATED = 64  # blocks that the simulated device runs at once
 
 
 class Geometry(NamedTuple):
-    """What the kernels need to know of a shape; all counts are of elements, rows, channels or tiles."""
+    """How the kernels read arrays of one shape: counts of elements, rows, channels or tiles."""
 
     outer: int
     channels: int
     inner: int
-    block: int  # channels of a group
-    copies: int  # pixels side by side in a row of a tile, where a group is all channels
+    span: int  # channels of a group; the last group may have fewer
+    pixels: int  # side by side in a row of a tile, where a group is all channels
     rows: int  # of a tile
     pieces: int  # into which one long row is cut, or 1
     length: int  # of such a piece
-    vector: int  # whether 16-byte accesses are aligned, given aligned pointers
+    vector: int  # 1 if 16-byte accesses are aligned in arrays that begin at aligned addresses, else 0
     tiles: int  # of a group
-    step: int  # tiles of one part, which is one block's
+    part_tiles: int  # tiles of one part, which is what one block sums
     groups: int
     parts: int  # of a group
 
 
 @functools.lru_cache(1024)
 def geometry(view: View, itemsize: int, arrays: int) -> Geometry:
-    """Cut up ``arrays`` arrays with this view that are looked at together."""
+    """Return how arrays are cut up of which a block holds tiles of ``arrays`` at the same time."""
     outer, channels, inner = view.outer, view.groups, view.inner
-    block, copies = _group(view)
-    width = block * copies * inner
+    span, pixels = _group(view)
+    width = span * pixels * inner
     nbytes = outer * channels * inner * itemsize // SPREAD
     room = min(max(nbytes, MIN_TILE_BYTES), TILE_BYTES // arrays) // itemsize
-    lines = -(-outer // copies)
+    lines = -(-outer // pixels)
     pieces, length, rows = 1, inner, max(1, min(lines, room // width))
-    if block == 1 and inner > room:
+    if span == 1 and inner > room:
         length = min(_whole_vectors(-(-inner // -(-inner // room))), room)
         pieces, rows = -(-inner // length), 1
-    rows = -(-lines // -(-lines // rows))  # the same for all tiles of a group, or nearly
+    rows = -(-lines // -(-lines // rows))  # so that all tiles of a group have as many rows, or nearly
     tiles = -(-lines // rows) * pieces
-    counts = [width] if block > 1 else [length] if rows > 1 or pieces > 1 else []
+    # Lengths and distances of what a block reads: 16-byte accesses are aligned if all are whole vectors.
+    counts = [width] if span > 1 else [length] if rows > 1 or pieces > 1 else []
     if lines > 1:
-        counts.append(copies * channels * inner)
-    if block < channels:
-        counts += [block * inner, channels % block * inner]
+        counts.append(pixels * channels * inner)
+    if span < channels:
+        counts += [span * inner, channels % span * inner]
     vector = all(n % VECTOR == 0 for n in counts)
-    step = -(-tiles // MAX_PARTS)
+    part_tiles = -(-tiles // MAX_PARTS)
     return Geometry(
-        outer, channels, inner, block, copies, rows, pieces, length, int(vector),
-        tiles, step, groups=-(-channels // block), parts=-(-tiles // step),
+        outer, channels, inner, span, pixels, rows, pieces, length, int(vector),
+        tiles, part_tiles, groups=-(-channels // span), parts=-(-tiles // part_tiles),
     )  # fmt: skip
 
 
 def blocks(threads: int) -> int:
-    """Return how many blocks have so many threads."""
+    """Return how many blocks have at least so many threads."""
     return -(-threads // THREADS)
 
 
 def _group(view: View) -> tuple[int, int]:
-    """(channels of a group, pixels side by side): rows of whole vectors, and not too short ones."""
+    """Return (channels of a group, pixels side by side) for rows of whole vectors that are not too short."""
     outer, channels, inner = view.outer, view.groups, view.inner
     if channels == 1 or inner > THREADS // VECTOR or (inner >= LINE and inner % VECTOR == 0):
         return 1, 1
-    block = max(1, LINE // inner)
-    block += -block % (VECTOR // math.gcd(inner, VECTOR))
-    if block < channels:
-        return block, 1
-    copies = VECTOR // math.gcd(channels * inner, VECTOR)
-    if copies * channels * inner > THREADS:
-        copies = 1
-    while copies * channels * inner < LINE and outer >= 64 * copies:
-        copies *= 2
-    return channels, min(copies, outer)
+    span = max(1, LINE // inner)
+    span += -span % (VECTOR // math.gcd(inner, VECTOR))
+    if span < channels:
+        return span, 1
+    pixels = VECTOR // math.gcd(channels * inner, VECTOR)
+    if pixels * channels * inner > THREADS:
+        pixels = 1
+    while pixels * channels * inner < LINE and outer >= 64 * pixels:
+        pixels *= 2
+    return channels, min(pixels, outer)
 
 
 def _whole_vectors(n: int) -> int:
+    """Return the smallest number of elements from n on that is whole vectors."""
     return n + -n % VECTOR

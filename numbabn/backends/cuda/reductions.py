@@ -1,76 +1,90 @@
-"""Sums of a part of a group of channels, and how the parts become one result. Device functions for `kernels`.
+"""Sums of a part of a group of channels, and the results of a group from those of its parts.
 
-What is a channel's belongs to thread c < across of the block: its running sums, and what it writes.
+What belongs to channel c of a group belongs to thread c < across of a block: its running sums, and what is
+written in the end. Device functions for `kernels`.
 """
 
 import numpy as np
 
-from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt, store, store_parameter
-from numbabn.backends.cuda.groups import COUNTERS, arrive, merge, merge_parts, put_partial
+from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt, store
+from numbabn.backends.cuda.merging import merge, merge_parts, store_sample
+from numbabn.backends.cuda.parameters import store_parameter
 from numbabn.backends.cuda.sums import tile_moments, tile_products
-from numbabn.backends.cuda.tiles import CENTER, HALF, TILE, finish_loads, load_tile, spread, tile_at
+from numbabn.backends.cuda.synchronization import arrive_in_group
+from numbabn.backends.cuda.tiles import CENTER, HALF, TILE, fill_columns, finish_loads, load_tile, tile_at
 
 
 @device
 def part_moments(x, geometry, g, part, like, wide):
-    """(count, mean, m2) of a part's tiles; the last tile stays in shared memory."""
-    count, mean, m2 = np.float64(0), np.float64(0), np.float64(0)
-    for k in range(part * geometry.step, min((part + 1) * geometry.step, geometry.tiles)):
+    """Return (count, mean, m2) of a part's tiles; the last tile stays in shared memory."""
+    sample = np.float64(0), np.float64(0), np.float64(0)
+    for k in range(part * geometry.part_tiles, min((part + 1) * geometry.part_tiles, geometry.tiles)):
         tile = tile_at(geometry, g, k)
-        load_tile(TILE, x, tile, geometry, like)
+        load_tile(x, tile, geometry, like, TILE)
         finish_loads()
-        n, other, other_m2 = tile_moments(TILE, tile, geometry, like, wide)
-        count, mean, m2 = merge(count, mean, m2, n, other, other_m2)
-    return count, mean, m2
+        sample = merge(sample, tile_moments(TILE, tile, geometry, like, wide))
+    return sample
 
 
 @device
-def finish_moments(geometry, g, part, count, mean, m2, divide, means, variances, workspace, partials):
-    """Merge the parts and write the result, m2 divided by the count if asked; tell whether this block did."""
-    t, parts, block = np.int64(cuda.threadIdx.x), geometry.parts, geometry.block
-    across = min(block, geometry.channels - g * block)
-    if parts > 1:
-        put_partial(partials, geometry, g, part, across, count, mean, m2)
-        if not arrive(workspace, COUNTERS + g, parts):
+def finish_moments(sample, geometry, workspace, g, part, divide, results):
+    """Write the mean, and m2 or m2 / count if ``divide``, of group g; return whether this block did.
+
+    ``sample`` is what `part_moments` returned; the last block of the group merges those of all parts.
+    ``results`` are `arguments.Moments`.
+    """
+    t, span = np.int64(cuda.threadIdx.x), geometry.span
+    across = min(span, geometry.channels - g * span)
+    if geometry.parts > 1:
+        store_sample(sample, geometry, workspace, g, part, across)
+        if not arrive_in_group(geometry, workspace, g):
             return False
-        count, mean, m2 = merge_parts(partials, geometry, g, across, True)
+        sample = merge_parts(geometry, workspace, g, across, True)
     if t < across:
-        store(means, g * block + t, mean)
-        store(variances, g * block + t, m2 / count if divide else m2)
+        count, mean, m2 = sample
+        store(results.mean, g * span + t, mean)
+        store(results.var, g * span + t, m2 / count if divide else m2)
     return True
 
 
 @device
-def part_products(x, dy, geometry, g, part, mean, like):
-    """Sums of dy and dy * (x - center) of a part's tiles, the last of which stay in shared memory."""
+def part_products(inputs, geometry, g, part, like, mean):
+    """Return (0, sum of dy, sum of dy * (x - mean)) of a part; its last two tiles stay in shared memory.
+
+    The sum is taken about the mean rounded to the dtype of x, and corrected for the rounding at the end.
+    """
     t, s, q = np.int64(cuda.threadIdx.x), np.float64(0), np.float64(0)
-    for k in range(part * geometry.step, min((part + 1) * geometry.step, geometry.tiles)):
+    center = convert(mean, like)
+    for k in range(part * geometry.part_tiles, min((part + 1) * geometry.part_tiles, geometry.tiles)):
         tile = tile_at(geometry, g, k)
-        load_tile(TILE, x, tile, geometry, like)
-        load_tile(HALF, dy, tile, geometry, like)
+        load_tile(inputs.x, tile, geometry, like, TILE)
+        load_tile(inputs.dy, tile, geometry, like, HALF)
         if t < tile.across:
-            spread(CENTER, t, tile, geometry, convert(mean, like))
+            fill_columns(CENTER, t, tile, geometry, center)
         finish_loads()
-        more, more_d = tile_products(TILE, HALF, tile, geometry, like)
-        s, q = s + more, q + more_d
-    return s, q
+        more_s, more_q = tile_products(HALF, TILE, tile, geometry, like)
+        s, q = s + more_s, q + more_q
+    return np.float64(0), s, q - (mean - np.float64(center)) * s
 
 
 @device
-def finish_products(geometry, g, part, s, q, mean, var, eps, sums, dgamma, dbeta, workspace, partials, like):
-    """Add up the parts and write sums[2, channels] and the gradients; tell whether this block did."""
-    t, parts, block = np.int64(cuda.threadIdx.x), geometry.parts, geometry.block
-    across = min(block, geometry.channels - g * block)
-    if parts > 1:
-        put_partial(partials, geometry, g, part, across, np.float64(0), s, q)
-        if not arrive(workspace, COUNTERS + g, parts):
+def finish_products(sample, geometry, workspace, g, part, var, eps, results):
+    """Write the sums of dy and of dy * xhat of group g; return whether this block did.
+
+    ``sample`` is what `part_products` returned; the last block of the group adds up those of all parts.
+    ``var`` is the variance of this thread's channel, ``results`` are `arguments.Results`.
+    """
+    t, span = np.int64(cuda.threadIdx.x), geometry.span
+    across = min(span, geometry.channels - g * span)
+    if geometry.parts > 1:
+        store_sample(sample, geometry, workspace, g, part, across)
+        if not arrive_in_group(geometry, workspace, g):
             return False
-        _, s, q = merge_parts(partials, geometry, g, across, False)
+        sample = merge_parts(geometry, workspace, g, across, False)
     if t < across:
-        c = g * block + t
-        q = (q - (mean - np.float64(convert(mean, like))) * s) / sqrt(var + eps)
-        store(sums, c, s)
-        store(sums, geometry.channels + c, q)
-        store_parameter(dbeta, c, s)
-        store_parameter(dgamma, c, q)
+        c, sum_dy, sum_dy_xhat = g * span + t, sample[1], sample[2] / sqrt(var + eps)
+        store(results.sums, c, sum_dy)
+        store(results.sums, geometry.channels + c, sum_dy_xhat)
+        store_parameter(results.dbeta, results.dbeta_kind, c, sum_dy)
+        store_parameter(results.dgamma, results.dgamma_kind, c, sum_dy_xhat)
     return True

@@ -6,8 +6,10 @@ Launched on the stream of the batch, which may be of another library than the la
 import numpy as np
 
 from numbabn.backends.cuda import plan
-from numbabn.backends.cuda.gpu import Kernel, load, load_parameter, store, store_parameter, thread_number
-from numbabn.backends.cuda.plan import parameter
+from numbabn.backends.cuda.arguments import moments, statistics
+from numbabn.backends.cuda.gpu import Kernel, load, store, thread_number
+from numbabn.backends.cuda.merging import merge_means
+from numbabn.backends.cuda.parameters import load_parameter, store_parameter
 from numbabn.backends.verbs import Pair, Population
 
 
@@ -17,11 +19,13 @@ def average(running: Pair, batch: Pair, momentum: float, correction: float) -> P
     The variance of the batch is multiplied by ``correction``. Computed in float64, and rounded to the dtypes
     of the running mean and variance.
     """
-    (mean, var), (batch_mean, batch_var) = running, batch
+    if momentum == 0.0:  # nothing of a batch that may be infinite
+        return running
+    channels = running[0].size
     _average.launch(
-        batch_mean, plan.blocks(mean.size),
-        parameter(mean), parameter(var), batch_mean.address, batch_var.address,
-        mean.size, float(1 - momentum), float(momentum), float(momentum * correction),
+        batch[0], plan.blocks(channels),
+        moments(batch), channels, float(1 - momentum), float(momentum), float(momentum * correction),
+        statistics(running),
     )  # fmt: skip
     return running
 
@@ -32,41 +36,39 @@ def pool(running: Pair, population: Population, batch: Pair, count: int) -> tupl
     The population is float64. The statistics are its mean and its unbiased variance, rounded to the dtypes of
     the running ones.
     """
-    (mean, var), (known, m2), (batch_mean, batch_var) = running, population.moments, batch
-    total = population.seen + count
-    weight = count / total
+    channels = running[0].size
     _pool.launch(
-        batch_mean, plan.blocks(mean.size), parameter(mean), parameter(var), known.address, m2.address,
-        batch_mean.address, batch_var.address, mean.size, float(count), weight, population.seen * weight,
-        float(total - 1),
+        batch[0], plan.blocks(channels),
+        moments(batch), channels, float(count), float(population.seen),
+        moments(population.moments), statistics(running),
     )  # fmt: skip
-    return running, Population(total, population.moments)
+    return running, Population(population.seen + count, population.moments)
 
 
 @Kernel
-def _average(mean, var, batch_mean, batch_var, channels, keep, mean_weight, var_weight):
+def _average(batch, channels, keep, mean_weight, var_weight, running):
     c = thread_number()
     if c < channels:
         zero = np.float64(0)
-        value = load_parameter(mean, c, 0.0) * keep + load(batch_mean, c, zero) * mean_weight
-        store_parameter(mean, c, value)
-        value = load_parameter(var, c, 0.0) * keep + load(batch_var, c, zero) * var_weight
-        store_parameter(var, c, value)
+        mean = load(batch.mean, c, zero) * mean_weight
+        var = load(batch.var, c, zero) * var_weight
+        if keep != 0.0:  # nothing of what may be NaN
+            mean += load_parameter(running.mean, running.mean_kind, c, 0.0) * keep
+            var += load_parameter(running.var, running.var_kind, c, 0.0) * keep
+        store_parameter(running.mean, running.mean_kind, c, mean)
+        store_parameter(running.var, running.var_kind, c, var)
 
 
 @Kernel
-def _pool(
-    mean, var, population_mean, population_m2, batch_mean, batch_var, channels, batch_count, weight,
-    cross, divisor,
-):  # fmt: skip
+def _pool(batch, channels, count, seen, population, running):
+    """Merge ``count`` values of the batch into the ``seen`` ones of the population, whose var is an m2."""
     c = thread_number()
     if c < channels:
         zero = np.float64(0)
-        known = load(population_mean, c, zero)
-        delta = load(batch_mean, c, zero) - known
-        known += delta * weight
-        m2 = load(population_m2, c, zero) + load(batch_var, c, zero) * batch_count + delta * delta * cross
-        store(population_mean, c, known)
-        store(population_m2, c, m2)
-        store_parameter(mean, c, known)
-        store_parameter(var, c, m2 / divisor)
+        known, m2 = load(population.mean, c, zero), load(population.var, c, zero)
+        total, mean, between = merge_means(seen, known, count, load(batch.mean, c, zero))
+        m2 = m2 + load(batch.var, c, zero) * count + between
+        store(population.mean, c, mean)
+        store(population.var, c, m2)
+        store_parameter(running.mean, running.mean_kind, c, mean)
+        store_parameter(running.var, running.var_kind, c, m2 / (total - 1.0))

@@ -1,11 +1,12 @@
-"""A tile: what one block keeps in shared memory, and what is done with it. Device functions for `kernels`.
+"""A tile: what one block keeps in shared memory, how it gets there, and what is written from it.
 
-A tile is rows of ``width`` elements, without gaps in shared memory. Where a group is one channel, so is the
-tile. Otherwise (a narrow geometry) column j of at most 256 belongs to channel (j // inner) % across of the
-group, and the last row may be shorter.
+A tile is rows of ``width`` elements, without gaps in shared memory. Where a group is one channel, all
+elements of the tile belong to it. Otherwise (in a narrow geometry) there are at most 256 columns, column j
+belongs to channel (j // inner) % across of the group, and the last row may be shorter.
 
-Shared memory holds one tile of `plan.TILE_BYTES` or two of half that, then four rows of coefficients, one per
-column. While sums are taken, rows 1 to 3 of them are scratch, one value a thread.
+Shared memory holds one tile of `plan.TILE_BYTES` or two of half that, then four rows of coefficients, with
+one value per column: center, scale, shift and weight. While sums are taken, the last three rows are scratch
+memory, with one value per thread. Device functions for `kernels`.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numbabn.backends.cuda import plan
+from numbabn.backends.cuda.division import quotient, remainder
 from numbabn.backends.cuda.gpu import (
     copy_async,
     copy_async4,
@@ -26,88 +28,80 @@ from numbabn.backends.cuda.gpu import (
     store4,
 )
 
-# Offsets in shared memory.
-TILE = 0
-HALF = plan.TILE_BYTES // 2  # the second of two tiles
-ROW = plan.ROW_BYTES
-CENTER = plan.TILE_BYTES
+# Offsets in shared memory, in bytes.
+TILE = 0  # of the only tile, or of the first of two
+HALF = plan.TILE_BYTES // 2  # of the second tile
+CENTER = plan.TILE_BYTES  # of the first row of coefficients
+ROW = plan.ROW_BYTES  # from one row to the next
 SCRATCH = CENTER + ROW
-NO_TILE = -1
+NO_TILE = -1  # in place of an offset: there is no such tile
 
 
 class Tile(NamedTuple):
-    """Where a tile lies in its array: counts of elements."""
+    """Where a tile lies in its array, in elements, and how many channels it has."""
 
-    first: int
+    first: int  # the index of its first element
     size: int
     width: int  # of a row
-    stride: int  # from row to row
+    stride: int  # from row to row in the array
     across: int  # channels
 
 
 @device
-def quotient(a, b):
-    """Return a // b of two numbers below 2**32: 32-bit division is several times as fast as 64-bit."""
-    return np.int64(np.uint32(a) // np.uint32(b))
-
-
-@device
-def remainder(a, b):
-    """Return a % b of two numbers below 2**32."""
-    return np.int64(np.uint32(a) % np.uint32(b))
-
-
-@device
 def tile_at(geometry, g, t):
-    """Tile t of group g."""
-    across = min(geometry.block, geometry.channels - g * geometry.block)
-    first = g * geometry.block * geometry.inner
+    """Return tile t of group g."""
+    across = min(geometry.span, geometry.channels - g * geometry.span)
+    first = g * geometry.span * geometry.inner
     if geometry.pieces > 1:
         row = quotient(t, geometry.pieces)
         start = (t - row * geometry.pieces) * geometry.length
         size = min(geometry.length, geometry.inner - start)
         return Tile(first + row * geometry.channels * geometry.inner + start, size, size, size, across)
-    width = geometry.copies * across * geometry.inner
-    stride = geometry.copies * geometry.channels * geometry.inner
+    width = geometry.pixels * across * geometry.inner
+    stride = geometry.pixels * geometry.channels * geometry.inner
     start = t * geometry.rows
     size = min(geometry.rows * width, geometry.outer * across * geometry.inner - start * width)
     return Tile(first + start * stride, size, width, stride, across)
 
 
 @device
-def place(e, tile):
-    """Where element e of a tile lies in the array."""
+def array_index(e, tile):
+    """Return the index in its array of element e of a tile."""
     if tile.width == tile.stride:
         return tile.first + e
     return tile.first + e + quotient(e, tile.width) * (tile.stride - tile.width)
 
 
 @device
-def load_tile(memory, x, tile, geometry, like):
-    """Start copying a tile of x to shared memory; `finish_loads` waits for it."""
+def load_tile(x, tile, geometry, like, memory):
+    """Begin to copy a tile of x to shared memory at offset ``memory``; `finish_loads` waits for it."""
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
     for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-        copy_async4(memory, e, x, place(e, tile), like)
+        copy_async4(memory, e, x, array_index(e, tile), like)
     for e in range(whole + t, tile.size, threads):
-        copy_async(memory, e, x, place(e, tile), like)
+        copy_async(memory, e, x, array_index(e, tile), like)
 
 
 @device
 def finish_loads():
-    """Wait until what every thread of the block has begun to copy is there for all."""
+    """Wait until all threads of the block can read what each of them has begun to copy."""
     copy_wait()
     cuda.syncthreads()
 
 
 @device
-def write_tile(memory, dy, out, tile, geometry, like):
-    """out = (x - center) * scale + shift, + dy * weight where dy is a tile in shared memory, too."""
+def write_tile(dy, x, tile, geometry, like, out):
+    """Write out = (x - center) * scale + shift, or that + dy * weight if ``dy`` is not ``NO_TILE``.
+
+    ``dy`` and ``x`` are offsets of tiles in shared memory, ``out`` is the address of an array. The rows of
+    coefficients have been written by the functions of `coefficients`.
+    """
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
     for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-        j = remainder(e, tile.width) if geometry.block > 1 else 0
-        x0, x1, x2, x3 = shared_load4(memory, e, like)
+        j = remainder(e, tile.width) if geometry.span > 1 else 0
+        x0, x1, x2, x3 = shared_load4(x, e, like)
         k0, k1, k2, k3 = shared_load4(CENTER, j, like)
         a0, a1, a2, a3 = shared_load4(CENTER + ROW, j, like)
         b0, b1, b2, b3 = shared_load4(CENTER + 2 * ROW, j, like)
@@ -116,20 +110,23 @@ def write_tile(memory, dy, out, tile, geometry, like):
             d0, d1, d2, d3 = shared_load4(dy, e, like)
             w0, w1, w2, w3 = shared_load4(CENTER + 3 * ROW, j, like)
             y0, y1, y2, y3 = y0 + d0 * w0, y1 + d1 * w1, y2 + d2 * w2, y3 + d3 * w3
-        store4(out, place(e, tile), y0, y1, y2, y3)
+        store4(out, array_index(e, tile), y0, y1, y2, y3)
     for e in range(whole + t, tile.size, threads):
-        j = remainder(e, tile.width) if geometry.block > 1 else 0
-        d = shared_load(memory, e, like) - shared_load(CENTER, j, like)
+        j = remainder(e, tile.width) if geometry.span > 1 else 0
+        d = shared_load(x, e, like) - shared_load(CENTER, j, like)
         y = d * shared_load(CENTER + ROW, j, like) + shared_load(CENTER + 2 * ROW, j, like)
         if dy != NO_TILE:
             y += shared_load(dy, e, like) * shared_load(CENTER + 3 * ROW, j, like)
-        store(out, place(e, tile), y)
+        store(out, array_index(e, tile), y)
 
 
 @device
-def spread(row, c, tile, geometry, value):
-    """Write channel c's value to all its columns of a row of coefficients: four, where it is alone."""
-    if geometry.block > 1:
+def fill_columns(row, c, tile, geometry, value):
+    """Write a value to all columns of channel c in a row of coefficients.
+
+    Where a group is one channel, these are the first four, which is what `write_tile` reads at once.
+    """
+    if geometry.span > 1:
         for start in range(c * geometry.inner, tile.width, tile.across * geometry.inner):
             for j in range(start, start + geometry.inner):
                 shared_store(row, j, value)

@@ -31,8 +31,9 @@ from numba import cuda
 from numba.cuda.dispatcher import CUDADispatcher
 
 from benchmarks.gpu import launches
-from numbabn import _cuda
+from numbabn.backends import cuda as backend
 from numbabn.backends.cuda import copies, gpu, plan, running
+from numbabn.backends.verbs import Population
 from tests.support.cuda import sass
 
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
@@ -81,7 +82,7 @@ def launched() -> list[launches.Launch]:
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
         with launches.recorded(0) as more:
-            _cuda.moments(launches.Array(shape, dtype), shape)
+            backend.moments(launches.Array(shape, dtype), launches.view_of(shape))
             for rank in (1, 4):
                 array = launches.Array((3,) * rank, dtype)
                 for of in (dtype, np.float16):
@@ -89,9 +90,9 @@ def launched() -> list[launches.Launch]:
             copies.fill(launches.Array((3,), dtype), 0.0)
         made += more
     with launches.recorded(0) as more:
-        vectors = [launches.Array((64,), np.float64) for _ in range(6)]
-        running.average(*vectors[:4], 0.1, 1.0)
-        running.pool(*vectors, 100, 10)
+        known, batch, population = (tuple(launches.Array((64,), np.float64) for _ in "ab") for _ in range(3))
+        running.average(known, batch, 0.1, 1.0)
+        running.pool(known, Population(100, population), batch, 10)
     made += more
     return list({(id(launch.kernel), gpu.signature(launch.arguments)): launch for launch in made}.values())
 
@@ -117,7 +118,7 @@ def reports(architectures: tuple[str, ...] = tuple(ARCHITECTURES)) -> Iterator[R
 
 
 def _modules() -> list[Any]:
-    names = [info.name for info in pkgutil.iter_modules(_cuda.__path__) if "simulated" not in info.name]
+    names = [info.name for info in pkgutil.iter_modules(backend.__path__) if "simulated" not in info.name]
     return [importlib.import_module(f"numbabn.backends.cuda.{name}") for name in names]
 
 

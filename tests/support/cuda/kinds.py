@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from numbabn import _arrays
+from numbabn.backends.strides import memory_order
 
 F32 = np.float32
 
@@ -55,7 +55,7 @@ def _base(host):
 
 def _flat(whole):
     """Bytes of an array without gaps."""
-    return np.ndarray(whole.nbytes, np.uint8, whole.transpose(_arrays.memory_order(whole.strides)))
+    return np.ndarray(whole.nbytes, np.uint8, whole.transpose(memory_order(whole.strides)))
 
 
 def normal(*shape, dtype=F32, seed=0):

@@ -185,7 +185,9 @@ class Simulator:
             self.launches += 1
             machine = Machine(blocks, threads, f"{self.seed} {self.launches}")
             modules = [
-                vars(module) for name, module in sys.modules.items() if name.startswith("numbabn.backends.cuda")
+                vars(module)
+                for name, module in sys.modules.items()
+                if name.startswith("numbabn.backends.cuda")
             ]
             original = gpu.cuda
             scopes = [s for s in (*modules, function.__globals__) if s.get("cuda") is original]

@@ -1,0 +1,116 @@
+"""What kernels take, besides numbers: named tuples of numbers, each of which is launched as its elements.
+
+An array is passed as the address of its first element, and with the kind of its dtype where that may be any
+float dtype. A tuple holds no tuples, whose numbers would take longer to collect than the launch of a kernel
+may take. The arguments of a kernel come in this order: the arrays that are read, how they are cut up, zeros
+of their dtypes, statistics, parameters, and at the end what is written.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from numbabn.backends.verbs import Affine, DeviceMemory, Pair
+
+# The dtype of an array, as kernels know it at run time; see `parameters.load_parameter`.
+NONE, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(5)
+KINDS = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32, "float64": FLOAT64}
+
+Parameter = tuple[int, int]  # address and kind of one value per channel
+
+
+class Inputs(NamedTuple):
+    """Addresses of the two arrays that the backward pass reads."""
+
+    dy: int
+    x: int
+
+
+class Statistics(NamedTuple):
+    """Mean and variance of every channel, of any float dtype."""
+
+    mean: int
+    mean_kind: int
+    var: int
+    var_kind: int
+
+
+class Moments(NamedTuple):
+    """Addresses of two float64 per channel: the mean, and the biased variance or m2."""
+
+    mean: int
+    var: int
+
+
+class Map(NamedTuple):
+    """The map after normalisation, and the eps that is added to the variance."""
+
+    gamma: int
+    gamma_kind: int
+    beta: int
+    beta_kind: int
+    eps: float
+
+
+class Scaling(NamedTuple):
+    """What of a `Map` the gradient with respect to x depends on."""
+
+    gamma: int
+    gamma_kind: int
+    eps: float
+
+
+class Results(NamedTuple):
+    """Where the sums of dy and of dy * xhat are written: to float64 [2, channels], and as gradients."""
+
+    sums: int
+    dgamma: int
+    dgamma_kind: int
+    dbeta: int
+    dbeta_kind: int
+
+
+class Workspace(NamedTuple):
+    """Addresses of the counters of `synchronization`, and of the partial sums of `merging`."""
+
+    counters: int
+    partials: int
+
+
+def parameter(array: DeviceMemory | None) -> Parameter:
+    """Return the address and the kind of an array of any float dtype, or those of none for None."""
+    return (0, NONE) if array is None else (array.address, _kind(array.dtype))
+
+
+@functools.cache
+def _kind(dtype: Any) -> int:
+    """Return the kind of a dtype. NumPy takes 2.5 us to find the name of one, this a tenth of it."""
+    return KINDS[dtype.name]
+
+
+def statistics(pair: Pair) -> Statistics:
+    """Return what kernels take for mean and variance; None is 0 and 1."""
+    mean, var = pair
+    return Statistics(*parameter(mean), *parameter(var))
+
+
+def moments(pair: Pair) -> Moments:
+    """Return what kernels take for two arrays of float64."""
+    mean, var = pair
+    return Moments(mean.address, var.address)
+
+
+def affine_map(affine: Affine) -> Map:
+    """Return what kernels take for gamma, beta and eps; a gamma of None is 1, a beta of None is 0."""
+    gamma, beta = affine.parameters
+    return Map(*parameter(gamma), *parameter(beta), float(affine.eps))
+
+
+def scaling(affine: Affine) -> Scaling:
+    """Return what kernels take for gamma and eps; a gamma of None is 1."""
+    return Scaling(*parameter(affine.parameters[0]), float(affine.eps))
+
+
+def results(sums: DeviceMemory, gradients: Pair) -> Results:
+    """Return what kernels take for the sums and for the gradients (dgamma, dbeta), which may be None."""
+    dgamma, dbeta = gradients
+    return Results(sums.address, *parameter(dgamma), *parameter(dbeta))

@@ -1,0 +1,69 @@
+"""Parameters and statistics of any float dtype, read and written in float64. Device functions.
+
+The dtype is known at run time only, so that one kernel serves all combinations of dtypes. What belongs to
+channel c of a group is read by thread c of a block.
+"""
+
+import numpy as np
+
+from numbabn.backends.cuda.arguments import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from numbabn.backends.cuda.gpu import (
+    cuda,
+    device,
+    load,
+    load_bfloat16,
+    load_float16,
+    peek,
+    store,
+    store_bfloat16,
+    store_float16,
+)
+
+
+@device
+def load_parameter(address, kind, index, default):
+    """Return a value of an array of any float dtype in float64, or ``default`` where there is no array."""
+    value = np.float64(default)
+    if kind == FLOAT32:
+        value = np.float64(load(address, index, np.float32(0)))
+    elif kind == FLOAT64:
+        value = load(address, index, np.float64(0))
+    elif kind == FLOAT16:
+        value = np.float64(load_float16(address, index))
+    elif kind == BFLOAT16:
+        value = np.float64(load_bfloat16(address, index))
+    return value
+
+
+@device
+def store_parameter(address, kind, index, value):
+    """Write a float64 to an array of any float dtype, or nowhere where there is no array."""
+    if kind == FLOAT32:
+        store(address, index, np.float32(value))
+    elif kind == FLOAT64:
+        store(address, index, np.float64(value))
+    elif kind == FLOAT16:
+        store_float16(address, index, np.float32(value))
+    elif kind == BFLOAT16:
+        store_bfloat16(address, index, np.float32(value))
+
+
+@device
+def load_statistics(statistics, geometry, g):
+    """Return (mean, variance) of channel c of group g in thread c, and (0, 1) in the other threads."""
+    t, span = np.int64(cuda.threadIdx.x), geometry.span
+    if t < min(span, geometry.channels - g * span):
+        c = g * span + t
+        mean = load_parameter(statistics.mean, statistics.mean_kind, c, 0.0)
+        return mean, load_parameter(statistics.var, statistics.var_kind, c, 1.0)
+    return np.float64(0), np.float64(1)
+
+
+@device
+def peek_pair(first, second, geometry, g):
+    """Like `load_statistics` for the addresses of two float64 arrays that another block may have written."""
+    t, span, zero = np.int64(cuda.threadIdx.x), geometry.span, np.float64(0)
+    if t < min(span, geometry.channels - g * span):
+        c = g * span + t
+        return peek(first, c, zero), peek(second, c, zero)
+    return zero, np.float64(1)

@@ -1,0 +1,118 @@
+"""How the blocks of one group of channels wait for each other. Device functions.
+
+They use the counters of the workspace, which are int32 and zero between launches: the next ticket, the number
+of blocks that are done, for every group the number of its blocks that have arrived, and for every group a
+flag that is 1 when its results can be read.
+
+Blocks take tickets, and tickets go to the groups in order. A block waits only for blocks of its own group,
+and those of them that have not begun have the next tickets: in whatever order the hardware starts blocks, a
+group of no more blocks than run at once (see `plan.CONCURRENT_LAUNCHES`) cannot wait for ever.
+
+A group that is one block's alone needs none of this, and gets no workspace.
+"""
+
+import numpy as np
+
+from numbabn.backends.cuda.division import quotient
+from numbabn.backends.cuda.gpu import (
+    any_thread,
+    atomic_add,
+    cuda,
+    device,
+    peek,
+    shared_load,
+    shared_store,
+    store,
+)
+from numbabn.backends.cuda.tiles import SCRATCH
+
+# Indices of the counters: the next ticket, the blocks that are done, the arrivals of group 0. The arrivals of
+# the other groups follow, then the flags of all groups.
+TICKETS, DONE, ARRIVALS = 0, 1, 2
+
+
+@device
+def take_part(geometry, workspace):
+    """Return (group, part) for this block; blocks get the parts in the order in which they begin."""
+    k = take_ticket(workspace.counters) if geometry.parts > 1 else np.int64(cuda.blockIdx.x)
+    g = quotient(k, geometry.parts)
+    return g, k - g * geometry.parts
+
+
+@device
+def take_ticket(counters):
+    """Return the number of blocks that have begun before this one."""
+    if cuda.threadIdx.x == 0:
+        shared_store(SCRATCH, 0, atomic_add(counters, TICKETS, np.int32(1)))
+    cuda.syncthreads()
+    ticket = np.int64(shared_load(SCRATCH, 0, np.int32(0)))
+    cuda.syncthreads()
+    return ticket
+
+
+@device
+def arrive(counters, counter, expected):
+    """Add 1 to a counter, and return whether this block was the last of those that are expected.
+
+    The last block can read what all others wrote before they arrived.
+    """
+    cuda.syncthreads()
+    last = False
+    if cuda.threadIdx.x == 0:
+        cuda.threadfence()
+        if atomic_add(counters, counter, np.int32(1)) == expected - 1:
+            last = True
+            cuda.threadfence()
+    return any_thread(last)
+
+
+@device
+def arrive_in_group(geometry, workspace, g):
+    """Return whether this block is the last of group g to arrive."""
+    return arrive(workspace.counters, ARRIVALS + g, geometry.parts)
+
+
+@device
+def wait_for_results(geometry, workspace, g, written):
+    """Return when the results of group g can be read by this block, which has ``written`` them, or not."""
+    flag = ARRIVALS + geometry.groups + g
+    if geometry.parts > 1:
+        if written:
+            set_flag(workspace.counters, flag)
+        else:
+            wait_for_flag(workspace.counters, flag)
+
+
+@device
+def set_flag(counters, flag):
+    """Release the blocks that wait for a flag; they can read what this block wrote before."""
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        cuda.threadfence()
+        atomic_add(counters, flag, np.int32(1))
+
+
+@device
+def wait_for_flag(counters, flag):
+    """Wait until another block has set a flag."""
+    if cuda.threadIdx.x == 0:
+        while peek(counters, flag, np.int32(0)) == 0:
+            cuda.nanosleep(np.uint32(32))
+        cuda.threadfence()
+    cuda.syncthreads()
+
+
+@device
+def reset_arrivals(geometry, workspace, g, last):
+    """Set the arrivals of group g to zero for the next launch: done by the last block to arrive."""
+    if last and geometry.parts > 1 and cuda.threadIdx.x == 0:
+        store(workspace.counters, ARRIVALS + g, np.int32(0))
+
+
+@device
+def reset(geometry, workspace):
+    """Set all counters to zero for the next launch: done by the last block of the launch."""
+    if geometry.parts > 1 and arrive(workspace.counters, DONE, np.int64(cuda.gridDim.x)):
+        count = ARRIVALS + 2 * geometry.groups
+        for i in range(np.int64(cuda.threadIdx.x), count, np.int64(cuda.blockDim.x)):
+            store(workspace.counters, i, np.int32(0))

@@ -1,0 +1,68 @@
+"""The memory that the blocks of a launch share: counters that are zero between launches, and partial sums.
+
+Every stream has a workspace of its own, since launches on one stream follow each other. It grows, and is
+never given back; a call that finds it large enough allocates nothing here and can be captured in a CUDA
+graph.
+"""
+
+import threading
+from typing import Any, NamedTuple
+
+from numbabn.backends.cuda.arguments import Workspace
+from numbabn.backends.cuda.gpu import device_zeros
+from numbabn.backends.cuda.merging import SAMPLE_BYTES
+from numbabn.backends.cuda.plan import Geometry
+from numbabn.backends.cuda.synchronization import ARRIVALS
+from numbabn.backends.verbs import DeviceMemory
+
+_PER_THREAD = 2  # handle of the default stream that every thread has for itself, cudaStreamPerThread
+_COUNTER_BYTES = 4
+
+# Device, stream, and the thread where the stream is one of its own.
+_memory: dict[tuple[int, int, int], "_Memory"] = {}
+# Memory that was too small: a captured graph, or a thread about to launch, may still have its addresses.
+# Sizes double, so that all of it together is no larger than what took its place.
+_outgrown: list["_Memory"] = []
+_lock = threading.Lock()
+
+
+class _Memory(NamedTuple):
+    """The workspace of one stream: how many counters and samples it has room for, and the memory of both."""
+
+    counters: int
+    samples: int
+    counter_memory: Any
+    sample_memory: Any
+
+
+def workspace(array: DeviceMemory, geometry: Geometry) -> Workspace:
+    """Return the workspace of a launch for ``array`` on the current stream of its library."""
+    if geometry.parts == 1:
+        return Workspace(0, 0)
+    stream = array.stream
+    key = (array.device, stream, threading.get_ident() if stream == _PER_THREAD else 0)
+    counters = ARRIVALS + 2 * geometry.groups
+    samples = geometry.groups * geometry.parts * geometry.span
+    with _lock:
+        memory = _memory.get(key)
+        if memory is None or counters > memory.counters or samples > memory.samples:
+            memory = _memory[key] = _grown(array.device, memory, counters, samples)
+    return Workspace(memory.counter_memory.address, memory.sample_memory.address)
+
+
+def _grown(device: int, memory: _Memory | None, counters: int, samples: int) -> _Memory:
+    """Return new memory for so many counters and samples, and for twice as many as there was room for."""
+    if memory is not None:
+        _outgrown.append(memory)
+        counters, samples = max(counters, 2 * memory.counters), max(samples, 2 * memory.samples)
+    return _Memory(
+        counters,
+        samples,
+        device_zeros(device, _COUNTER_BYTES * counters),
+        device_zeros(device, SAMPLE_BYTES * samples),
+    )
+
+
+def streams(device: int) -> int:
+    """Return on how many streams of a device launches with a workspace may run at once."""
+    return sum(key[0] == device for key in _memory)

@@ -1,0 +1,95 @@
+"""Values at the ends of the floating-point ranges, and callers who want to hear of floating-point errors."""
+
+import numpy as np
+import pytest
+
+import numbabn as nbn
+from tests.support import reference
+from tests.support.checks import assert_same_bits
+
+SHAPES = [(40, 8), (17, 3), (300_000, 2), (3, 2, 40), (3, 2, 400_000)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("value", [1e155, -1e200, 1.7e308, 1e-310])
+def test_constants_of_float64_give_exactly_beta(shape, value):
+    y, saved = nbn.batch_norm_forward(np.full(shape, value), None, np.full(shape[1], 0.5))
+    assert (y == 0.5).all()
+    assert (saved.mean == value).all()
+    assert (saved.var == 0).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_at_both_ends_of_its_range(shape):
+    x = np.full(shape, 3e38, np.float32)
+    x[::2] *= -1
+    _, mean, m2 = reference.moments(x, 1)
+    _, saved = nbn.batch_norm_forward(x)
+    # Deviations of float64, squares of 1e77: a few roundings each.
+    np.testing.assert_allclose(saved.mean, mean, rtol=0, atol=3e38 * 1e-13)
+    np.testing.assert_allclose(saved.var, m2 / (x.size // shape[1]), rtol=1e-12)
+    _, mean, m2 = nbn.moments(x)
+    np.testing.assert_allclose(m2, saved.var * (x.size // shape[1]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (300_001, 2), (3, 2, 40), (1, 2, 1_000_001)])
+@pytest.mark.parametrize("size", [1e-160, 1e160])
+@pytest.mark.parametrize("given", [False, True])
+def test_no_floating_point_error_is_raised(shape, size, given):
+    """Sums that underflow or overflow are no business of a caller who wants to hear of his own."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, *shape)) * size
+    gamma, beta = np.ones(shape[1]), np.zeros(shape[1])
+    statistics = {"mean": gamma * size, "var": gamma * size} if given else {}
+    quiet = nbn.batch_norm_forward(x, gamma, beta, **statistics)
+    expected = nbn.batch_norm_backward(dy, quiet[1])
+    with np.errstate(all="raise"):
+        y, saved = nbn.batch_norm_forward(x, gamma, beta, **statistics)
+        found = nbn.batch_norm_backward(dy, saved)
+        nbn.moments(x)
+    assert_same_bits(y, quiet[0], "y")
+    for a, b in zip(found, expected, strict=True):
+        assert_same_bits(a, b, "a gradient")
+
+
+def test_momentum_0_takes_nothing_of_an_infinite_batch():
+    bn = nbn.BatchNorm(2, momentum=0.0)
+    bn(np.array([[np.inf, 1.0], [np.nan, 2.0]]))
+    assert bn.running_mean.tolist() == [0, 0]
+    assert bn.running_var.tolist() == [1, 1]
+    assert bn.num_batches_tracked == 1
+
+
+def test_momentum_1_keeps_nothing_of_nan():
+    bn = nbn.BatchNorm(1, momentum=1.0)
+    bn(np.array([[np.inf], [np.nan]]))
+    assert np.isnan(bn.running_mean).all()
+    bn(np.array([[1.0], [3.0]]))
+    assert bn.running_mean.tolist() == [2]
+    assert bn.running_var.tolist() == [2]
+
+
+def test_out_may_differ_from_x_in_strides_that_mean_nothing():
+    x = np.random.default_rng(0).standard_normal((4, 3, 1))
+    out = np.lib.stride_tricks.as_strided(x, strides=(*x.strides[:2], 4000))
+    expected = nbn.batch_norm_inference(x, np.ones(3), np.ones(3))
+    assert nbn.batch_norm_inference(x, np.ones(3), np.ones(3), out=out) is out
+    assert_same_bits(x, expected, "x")
+
+
+class Subclass(np.ndarray):
+    """An array that is not exactly an ndarray."""
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_is_returned_is_out(order, tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    mapped = np.memmap(tmp_path / "file", np.float64, "w+", shape=(4, 3), order=order)
+    for out in (mapped, np.empty((4, 3), order=order).view(Subclass)):
+        y, saved = nbn.batch_norm_forward(x, out=out)
+        assert y is out
+        assert nbn.batch_norm_inference(x, np.ones(3), np.ones(3), out=out) is out
+        assert nbn.batch_norm_backward(x, saved, out=out)[0] is out
+        bn = nbn.BatchNorm(3)
+        assert bn(x, out=out) is out
+        assert bn.backward(x, out=out) is out
