@@ -35,11 +35,14 @@ def empty_like(array: Array) -> Array:
     MemoryError
         If there is no memory, even after all kept blocks were given back.
     """
-    # Not in an except clause: the error's traceback would hold on to some of the blocks.
-    with contextlib.suppress(MemoryError):
-        return _empty_like(array)
+    small = array.nbytes <= SMALLEST_BLOCK
+    try:
+        return np.empty_like(array) if small else _large(array)
+    except MemoryError:
+        pass
+    # After the except clause, because the error's traceback would hold on to some of the blocks.
     _pool.clear()
-    return _empty_like(array)
+    return np.empty_like(array) if small else _large(array)
 
 
 def set_pool_limit(nbytes: int) -> None:
@@ -77,8 +80,8 @@ def set_pool_limit(nbytes: int) -> None:
     _pool.set_limit(number)
 
 
-def _empty_like(array: Array) -> Array:
-    if array.nbytes <= SMALLEST_BLOCK or not _SUPPORTED or not _pool.limit:
+def _large(array: Array) -> Array:
+    if not _SUPPORTED or not _pool.limit:
         return np.empty_like(array)
     owner = _pool.take(-(-array.nbytes // _PAGE) * _PAGE)
     return np.asarray(owner.of(array))

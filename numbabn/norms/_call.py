@@ -129,16 +129,23 @@ def backward(
         target = _checks.output(out, x, "dy", {"dy": array, "x": x})
     source = arranged(array, x, layout)
     gamma, beta = saved._affine.given
-    dgamma = library_of(gamma).empty_vector(gamma) if need_dgamma and gamma is not None else None
-    dbeta = library_of(beta).empty_vector(beta) if need_dbeta and beta is not None else None
-    dx = None
+    dgamma = dbeta = dx = None
+    if need_dgamma and gamma is not None:
+        dgamma = library_of(gamma).empty_vector(gamma)
+    if need_dbeta and beta is not None:
+        dbeta = library_of(beta).empty_vector(beta)
     if need_dx:
         fits = target is not None and layout.matches(target)
         dx = target if fits else library_of(x).empty_like(x)
-    if reduce is None:
-        _backward(source, saved, dx, (dgamma, dbeta))
-    else:
+    if reduce is not None:
         _reduced_backward(source, saved, reduce, dx, (dgamma, dbeta))
+    elif x.size and dx is not None and saved._training:
+        backend, flat, affine = library_of(x).backend, layout.flat, saved._affine
+        backend.backward(
+            flat(source), flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta)
+        )
+    else:
+        _partial_backward(source, saved, dx, (dgamma, dbeta))
     return (
         None if dx is None else _deliver(dx, target, out),
         None if dgamma is None else native(dgamma),
@@ -146,20 +153,17 @@ def backward(
     )
 
 
-def _backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:
-    """Fill dx and the gradients (dgamma, dbeta), as far as they are not None."""
+def _partial_backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:
+    """Fill what is not None, where dx is not needed, or statistics are constants, or x is empty."""
     x: AnyArray = saved._x
     layout, affine, statistics = saved._layout, saved._affine, saved._statistics
+    dgamma, dbeta = gradients
     if x.size == 0:
         for gradient in gradients:
             if gradient is not None:
                 gradient.fill(0)
         return
     backend, view, flat_dy = library_of(x).backend, layout.view, layout.flat(dy)
-    if saved._training and dx is not None:
-        backend.backward(flat_dy, layout.flat(x), view, statistics, affine, layout.flat(dx), gradients)
-        return
-    dgamma, dbeta = gradients
     if dgamma is not None or dbeta is not None:
         backend.backward_reduce(flat_dy, layout.flat(x), view, statistics, affine.eps, gradients)
     if dx is not None:
@@ -169,7 +173,7 @@ def _backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) 
 def _reduced_backward(
     dy: AnyArray, saved: Saved, reduce: Reduce, dx: AnyArray | None, gradients: Pair
 ) -> None:
-    """Like ``_backward`` with the sums of all ranks. Every rank takes part, with an empty batch, too."""
+    """Fill what is not None, with the sums of all ranks. Every rank takes part, with an empty batch, too."""
     x: AnyArray = saved._x
     layout, affine, statistics = saved._layout, saved._affine, saved._statistics
     backend, view = library_of(x).backend, layout.view

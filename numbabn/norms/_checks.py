@@ -62,7 +62,7 @@ def variance(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
     Reading them there would synchronise with the GPU.
     """
     values = per_channel(array, name, count, x)
-    if not library_of(values).on_host or not count:
+    if not count or not library_of(values).on_host:
         return values
     if not values[values.argmin()] >= 0.0 and (values < 0).any():  # argmin is fast
         c = int(np.argmax(values < 0))

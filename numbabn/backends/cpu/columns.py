@@ -37,7 +37,7 @@ def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -
     """Fill statistics[2, groups] and y of a small array in one launch, or return False."""
     if not plan.small(x.nbytes):
         return False
-    kernels.forward(x, _cut(view), *affine.parameters, affine.eps, statistics, y)
+    kernels.forward(x, *_cut(view), *affine.parameters, affine.eps, statistics, y)
     return True
 
 
@@ -45,7 +45,7 @@ def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) 
     """Fill y of a small array in one launch, or return False."""
     if not plan.small(x.nbytes):
         return False
-    kernels.normalize(x, _cut(view), *statistics, *affine.parameters, affine.eps, y)
+    kernels.normalize(x, *_cut(view), *statistics, *affine.parameters, affine.eps, y)
     return True
 
 
@@ -56,7 +56,7 @@ def backward(
     if not plan.small(2 * x.nbytes):
         return False
     gamma, _ = affine.parameters
-    kernels.backward(dy, x, _cut(view), statistics, gamma, affine.eps, sums, dx)
+    kernels.backward(dy, x, *_cut(view), statistics, gamma, affine.eps, sums, dx)
     return True
 
 
