@@ -1,6 +1,7 @@
 """The memory of large results: used again when, and only when, nobody can see it any more."""
 
 import gc
+import os
 import sys
 import tracemalloc
 
@@ -181,6 +182,63 @@ def test_signals_are_not_lost():
         print(lost)
     """
     assert run_python(code, NUMBA_NUM_THREADS="1").strip() == "0"
+
+
+def test_a_signal_handler_may_make_results_too():
+    """In the middle of making one, where the pool is looked through."""
+    code = """
+        import signal, time
+        import numpy as np
+        from numbabn.arrays import memory
+
+        memory.SMALLEST_BLOCK = 1000
+        x = np.empty(3000)
+        held = [memory.empty_like(np.empty(3000 + 300_000 * (i % 5))) for i in range(100)]
+        made = []
+
+        def handler(*_):
+            made.append(memory.empty_like(x).shape)
+            signal.setitimer(signal.ITIMER_REAL, 1e-3)  # only now: no handler interrupts another
+
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 1e-3)
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            memory.empty_like(x)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(len(made) > 50)
+    """
+    assert run_python(code) == "True\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_makes_results_whatever_other_threads_did_at_the_fork():
+    code = """
+        import os, signal, threading
+        import numpy as np
+        from numbabn.arrays import memory
+
+        memory.SMALLEST_BLOCK = 1000
+        x, stop = np.empty(3000), threading.Event()
+
+        def work():
+            while not stop.is_set():
+                memory.empty_like(x)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        for _ in range(50):
+            child = os.fork()
+            if not child:
+                signal.alarm(20)  # ends a child that waits for a lock that nobody will release
+                memory.empty_like(x)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        thread.join()
+        print("done")
+    """
+    assert run_python(code) == "done\n"
 
 
 def test_out_allocates_no_array_and_a_fresh_result_exactly_one():

@@ -56,6 +56,8 @@ VALUES = {
     "negative digit": ("exact_squares", (1, 0), -1, "exact sums of channel 0"),
     "negative squares": ("exact_squares", (5, 0), -1, "exact sums of channel 0"),
     "total too large": ("exact_total", (3, 0), 1 << 40, "exact sums of channel 0"),
+    "least of int64": ("exact_total", (3, 0), np.iinfo(np.int64).min, "exact sums of channel 0"),
+    "squares too small for the sum": ("exact_squares", (slice(None), 1), 0, "exact sums of channel 1"),
     "negative weight": ("real_moments", (0, 1), -1.0, "moments of channel 1"),
     "NaN weight": ("real_moments", (0, 1), np.nan, "moments of channel 1"),
     "infinite weight": ("real_moments", (0, 1), np.inf, "moments of channel 1"),

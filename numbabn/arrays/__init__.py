@@ -1,4 +1,4 @@
-"""Arrays of every library behind one door: recognised once, then the same for everything that follows."""
+"""Arrays of every library: recognised once, by `of`, then the same for everything that follows."""
 
 from numbabn.arrays.door import beside, library_of, location_text, native, of, of_library, on_host, to_numpy
 from numbabn.arrays.library import AnyArray, type_name

@@ -40,7 +40,7 @@ class Owner(Protocol):
     """What an array on a GPU asks of its library. ``native`` are the library's own arrays."""
 
     def pointer(self, native: Any) -> int:
-        """Return the address of an array that `describe` would not refuse."""
+        """Return the address of an array that `DeviceLibrary.describe` would not refuse."""
 
     def stream(self, native: Any, device: int) -> int:
         """Return the handle of the stream that the library would now use for this array."""
@@ -69,7 +69,7 @@ class DeviceArray:
 
     __slots__ = ("address", "device", "dtype", "library", "native", "shape", "strides")
 
-    def __init__(self, native: Any, library: "Owner", description: Description) -> None:
+    def __init__(self, native: Any, library: Owner, description: Description) -> None:
         self.native = native
         self.library = library
         self.address, self.shape, self.strides, self.dtype, self.device = description
@@ -89,11 +89,6 @@ class DeviceArray:
         """Bytes of an element."""
         itemsize: int = self.dtype.itemsize
         return itemsize
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements."""
-        return self.size * self.itemsize
 
     @property
     def stream(self) -> int:

@@ -1,4 +1,4 @@
-"""The one door: every array that a user passes is recognised here, once."""
+"""Every array that a user passes is recognised here, once."""
 
 import functools
 from importlib.util import find_spec
@@ -54,7 +54,7 @@ def of(array: object, name: str) -> AnyArray:
 
 
 def library_of(array: AnyArray) -> Library:
-    """Return the library of an array that came through the door."""
+    """Return the library of an array that `of` has recognised."""
     return _NUMPY if type(array) is np.ndarray else array.library
 
 
@@ -90,7 +90,13 @@ def beside(array: object, name: str, x: AnyArray) -> AnyArray:
 
 
 def of_library(array: object, name: str, x: AnyArray) -> AnyArray:
-    """Return an array as `beside` does, if it is of the library of x: results are, and their streams."""
+    """Return an array as `beside` does, if it also is of x's library, whose type and stream results have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `beside`, and if the library is another.
+    """
     if type(array) is np.ndarray and type(x) is np.ndarray:
         return array
     found = beside(array, name, x)

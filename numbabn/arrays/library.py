@@ -1,6 +1,6 @@
 """What is asked of the library of an array. For each library one adapter answers.
 
-Once it came through the door (`numbabn.arrays.door`), an array is either an ``ndarray`` of NumPy, or a
+Once recognised by `numbabn.arrays.of`, an array is either an ``ndarray`` of NumPy, or a
 `DeviceArray`, which has what is used of an ``ndarray`` under the same names. What differs is asked of the
 adapter.
 """
@@ -30,7 +30,7 @@ class Library(Protocol):
 
     name: str  # its name in a `Place`
     maker: str  # the function that makes an array, for messages
-    on_host: bool  # whether its arrays are in the memory of the host, where reading them waits for nothing
+    on_host: bool  # whether its arrays are NumPy's, which are read without synchronising with a device
 
     @property
     def backend(self) -> Backend:

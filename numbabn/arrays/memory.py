@@ -11,6 +11,7 @@ Smaller arrays come from ``numpy.empty``: the C library keeps their memory itsel
 import contextlib
 import functools
 import mmap
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -138,43 +139,54 @@ class _Pool:
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # by number
         self._number = 0
         # A signal handler may make a result in the middle of making one.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def take(self, size: int) -> _Owner:
         """Return the owner of a block of this size: of one that is kept, or of a new one."""
-        with self._lock:
-            for number, kept in self._kept.items():
-                if kept.size == size and kept() is None:
-                    block = self._kept.pop(number).block
-                    break
-            else:
-                block = _new_block(size)
-            owner = _Owner(block)
+        with self.lock:
+            owner = _Owner(self._unused(size) or _new_block(size))
             self._number += 1
             self._kept[self._number] = _Kept.of(owner, size)
             self._evict()
             return owner
 
+    def _unused(self, size: int) -> mmap.mmap | None:
+        """Return a block of this size whose owner is dead, and forget it; None if there is none."""
+        for number, kept in list(self._kept.items()):
+            # What was here when the list was made, a signal handler may have taken since.
+            if kept.size == size and kept() is None and self._kept.pop(number, None) is not None:
+                return kept.block
+        return None
+
     def set_limit(self, nbytes: int) -> None:
         """Keep so many bytes at the most."""
-        with self._lock:
+        with self.lock:
             self.limit = nbytes
             self._evict()
 
     def clear(self) -> None:
         """Give everything back to the system that is in no array."""
-        with self._lock:
+        with self.lock:
             self._kept.clear()
 
     def _evict(self) -> None:
         """Forget blocks beyond the limit; each is given back with its last array, or now."""
-        excess = sum(kept.size for kept in self._kept.values()) - self.limit
-        while excess > 0 and self._kept:
-            _, kept = self._kept.popitem(last=False)
-            excess -= kept.size
+        kept = list(self._kept.items())
+        excess = sum(each.size for _, each in kept) - self.limit
+        for number, each in kept:
+            if excess <= 0:
+                break
+            self._kept.pop(number, None)
+            excess -= each.size
 
 
 _pool = _Pool(limit=1 << 30)
+if hasattr(os, "register_at_fork"):  # else a child of a fork might find the lock held for ever
+    os.register_at_fork(
+        before=lambda: _pool.lock.acquire(),
+        after_in_parent=lambda: _pool.lock.release(),
+        after_in_child=lambda: _pool.lock.release(),
+    )
 
 
 def _new_block(size: int) -> mmap.mmap:

@@ -34,7 +34,7 @@ class NumPy(Library):
             return array
         return array if array.transpose(memory_order(array.strides)).flags.c_contiguous else array.copy("K")
 
-    empty_like = staticmethod(memory.empty_like)  # not a method: each call counts for small arrays
+    empty_like = staticmethod(memory.empty_like)  # a method would add a call for every small array
 
     def empty_vector(self, like: Array) -> Array:
         return np.empty(like.shape, like.dtype if like.dtype.isnative else like.dtype.newbyteorder("="))

@@ -2,10 +2,11 @@
 
 A norm is one reading of dense memory: five lengths in memory order, `View`. Statistics are taken per (batch,
 group), over outer, members and inner; gamma and beta have one value per (group, member). Batch normalisation
-has batch = members = 1, and its groups are the channels.
+has batch = members = 1, and its groups are the channels; both backends know only this case so far.
 
 Arrays are flat and contiguous: NumPy's on the CPU, `DeviceMemory` on the GPU. A backend checks nothing, and
-writes to nothing but its results, which come last among the arguments.
+writes to nothing but its results, which come last among the arguments. Running statistics on a GPU are the
+exception: they are updated in place, so that a CUDA graph does it again.
 """
 
 from typing import Any, NamedTuple, Protocol, TypeAlias

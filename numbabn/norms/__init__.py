@@ -1,1 +1,1 @@
-"""What users call: one file per norm, its functions and its layer together."""
+"""What users call: one file per norm, its functions and its layer together; moments, and recalibration."""

@@ -95,7 +95,7 @@ class Layer:
         return self
 
     def _moved(self, to: Place) -> dict[str, Any]:
-        """Attributes of this layer at a place, in new arrays; nothing of a batch."""
+        """Attributes of this layer at a place, in new arrays; without what the last call saved."""
         moved = {
             name: {key: put(_to_host(value, key), to) for key, value in values.items()}
             for name, values in (("params", self.params), ("grads", self.grads))

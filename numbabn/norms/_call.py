@@ -1,4 +1,4 @@
-"""One call on its straight way: recognise, check, view, allocate, run, deliver."""
+"""What every call does, in this order: recognise, check, view, allocate, run, deliver."""
 
 from typing import Any, Protocol
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from numbabn import arrays
 from numbabn.arrays import AnyArray, library_of, native
-from numbabn.arrays.layout import arranged, axis_number, channels_layout
+from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
 from numbabn.arrays.overlap import same_memory
 from numbabn.backends.verbs import Affine, Array, Pair
 from numbabn.norms import _checks
@@ -29,20 +29,18 @@ class Call:
     x, once recognised and checked, is read through the attributes here by everything that follows.
     """
 
-    __slots__ = ("channels", "count", "given_out", "layout", "library", "out", "overwrites", "source", "x")
+    __slots__ = ("axis", "channels", "count", "library", "out", "overwrites", "target", "x")
 
     def __init__(self, x: object, axis: object, out: object = None) -> None:
         self.x = array = arrays.of(x, "x")
         _checks.data(array, "x")
-        self.out = None if out is None else _checks.output(out, array, "x", {"x": array})
-        self.given_out = out  # what is returned: a subclass of ndarray, for example
-        self.overwrites = out is not None and same_memory(self.out, array)  # y over x
-        number = axis_number(axis, array.ndim)
-        self.channels: int = array.shape[number]
+        self.out = out  # what is returned: a subclass of ndarray, for example
+        self.target = target = None if out is None else _checks.output(out, array, "x", {"x": array})
+        self.overwrites = target is not None and same_memory(target, array)  # y over x
+        self.axis = axis_number(axis, array.ndim)
+        self.channels: int = array.shape[self.axis]
         self.count: int = array.size // self.channels if self.channels else 0  # values per channel
         self.library = library_of(array)
-        self.source = self.library.dense(array)
-        self.layout = channels_layout(self.source, number)
 
     def affine(self, gamma: object, beta: object, eps: object) -> Affine:
         """Return gamma, beta and eps as backends take them."""
@@ -69,26 +67,30 @@ class Call:
 
     def moments(self) -> tuple[int, Pair]:
         """Return the count and the pair (mean, m2) of every channel: NaN and 0 where there are no values."""
-        if self.source.size == 0:
-            return 0, self.library.constants(self.source, self.channels, (np.nan, 0.0))
-        flat = self.layout.flat(self.source)
-        return self.count, self.library.backend.moments(flat, self.layout.view)
+        source = self.library.dense(self.x)
+        return self._moments(source, channels_layout(source, self.axis))
+
+    def _moments(self, source: AnyArray, layout: Layout) -> tuple[int, Pair]:
+        if source.size == 0:
+            return 0, self.library.constants(source, self.channels, (np.nan, 0.0))
+        return self.count, self.library.backend.moments(layout.flat(source), layout.view)
 
     def normalize(self, affine: Affine, known: Pair | None, reduce: Reduce | None) -> tuple[Any, Saved]:
         """Return y, and what its backward call needs.
 
         Statistics are those ``known``, or with ``reduce`` those of all ranks, or else those of x.
         """
-        source, layout, library, out = self.source, self.layout, self.library, self.out
-        count, training = self.count, known is None
+        library, target, count, training = self.library, self.target, self.count, known is None
         if count == 1 and training and reduce is None:
             raise ValueError(
                 f"x has shape {self.x.shape}, one value per channel, whose variance is 0; "
                 "pass a larger batch, or mean= and var= to use known statistics"
             )
-        y = out if out is not None and layout.matches(out) else library.empty_like(source)
+        source = library.dense(self.x)
+        layout = channels_layout(source, self.axis)
+        y = target if target is not None and layout.matches(target) else library.empty_like(source)
         if reduce is not None:
-            count, known = reduce.statistics(*self.moments())
+            count, known = reduce.statistics(*self._moments(source, layout))
         if source.size == 0:
             nothing = np.nan, np.nan
             statistics = library.constants(source, self.channels, nothing) if known is None else known
@@ -99,7 +101,7 @@ class Call:
             library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
         x = None if self.overwrites else source
         saved = Saved(x, layout, affine, statistics, count, training, reduce is not None)
-        return _deliver(y, out, self.given_out), saved
+        return _deliver(y, target, self.out), saved
 
 
 @np.errstate(all="ignore")

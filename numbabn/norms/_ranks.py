@@ -1,7 +1,8 @@
 """What the ranks of a synchronised layer tell each other: one message of every rank in each direction.
 
 All ranks get the messages of all ranks and merge them in the order of the ranks, in arithmetic without fused
-operations, so that all have the same bits, also on machines that differ. An ``Allreduce`` would not say so.
+operations, so that all have the same bits, also on machines that differ. MPI does not promise this of an
+``Allreduce``.
 """
 
 from types import TracebackType
@@ -15,6 +16,8 @@ from numbabn.backends.arithmetic import merge_means
 from numbabn.backends.verbs import Array
 
 INSTALL = 'pip install "numbabn[mpi]"'
+
+_NEEDED = ("Get_rank", "Get_size", "Allgather")  # of a communicator
 
 # First number of a message. 0 is none of them: a buffer that was not filled is no message.
 FORWARD, BACKWARD, FAILED = 1.0, 2.0, 3.0
@@ -58,9 +61,6 @@ def ranks(comm: Any, place: Place) -> Ranks | None:
     if place != HOST:
         raise TypeError(f"comm is given, but the layer is on {place}; synchronised layers are on the CPU")
     return Ranks(comm)
-
-
-_NEEDED = ("Get_rank", "Get_size", "Allgather")
 
 
 class Message:

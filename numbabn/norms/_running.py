@@ -1,6 +1,6 @@
 """Running statistics of a layer, and what a training batch does to them: see ``running`` of the backends.
 
-On the CPU they are new arrays after every batch; on a GPU they are updated in place.
+On the CPU a batch makes new arrays; on a GPU they are updated in place.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class Running(NamedTuple):
         }
         return cls.from_state(state, place)
 
-    # Statistics that overflow are infinite, and no warning may come between a result and its statistics.
+    # Statistics that overflow are infinite; a warning turned into an error would leave y without its update.
     @np.errstate(all="ignore")
     def after(self, batch: Pair, count: int, momentum: float | None) -> Self:
         """Return what they are after one more batch, of ``count`` values and with these statistics.

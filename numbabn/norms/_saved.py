@@ -1,6 +1,6 @@
 """What a forward call leaves for its backward call."""
 
-from typing import Any
+from typing import Any, Self
 
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.layout import Layout
@@ -57,11 +57,15 @@ class Saved:
     def training(self) -> bool:
         return self._training
 
+    def __copy__(self) -> Self:
+        return self  # which never changes
+
     def __reduce__(self) -> Any:
         x = self._x
         if not library_of(self._statistics[0]).on_host:
             raise TypeError(
-                "saved holds arrays on a GPU, which cannot be pickled; pickle what forward was given"
+                "saved holds arrays on a GPU, which cannot be pickled or copied deeply; "
+                "keep what forward was given"
             )
         # Pickle brings an array of any other order of its axes to C order. Here memory order is what counts.
         flat, shape = (None, ()) if x is None else (self._layout.flat(x), x.shape)

@@ -525,7 +525,8 @@ class BatchNorm(Layer):
 
     def _collect(self) -> None:
         """Begin exact statistics of all inputs from now on, in training mode."""
-        self.training, self.momentum, self._frozen = True, None, 0
+        self.train()
+        self.momentum, self._frozen = None, 0
         self._running = Running.initial(self.num_channels, self.dtype, self._place)
 
     def _adopt(self, collected: Running) -> None:

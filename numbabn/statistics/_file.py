@@ -27,8 +27,9 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
         with open(descriptor, "w+b") as file:  # noqa: PTH123 - of a descriptor
             np.savez(file, **arrays)
             file.flush()
-            with contextlib.suppress(OSError):  # there is no old file, or it is somebody else's
-                os.chmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))  # noqa: PTH101
+            if os.chmod in os.supports_fd:
+                with contextlib.suppress(OSError):  # there is no old file, or it is somebody else's
+                    os.chmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))  # noqa: PTH101
             os.fsync(file.fileno())
             if not has_name:
                 # Only with a src_dir_fd, whichever it is, does Python follow this link to the file.
@@ -42,7 +43,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
 
 def _open(path: Path) -> tuple[int, bool]:
     """Return the descriptor of a new file in the folder of a path, and whether it already has this name."""
-    if hasattr(os, "O_TMPFILE"):
+    if hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").exists():
         with contextlib.suppress(OSError):  # of a file system that has no files without a name
             return os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666), False
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), True

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from numbabn.backends.cpu.streaming.digits import joined
 from numbabn.backends.verbs import Array
 from numbabn.statistics._population import SQUARE_DIGITS, SUM_DIGITS
 
@@ -87,7 +88,11 @@ def _check_values(values: dict[str, Array]) -> None:
         # Digits of 32 bits, the last with the sign: of sums of 2**63 values below 2**64 it is below 2**31.
         digits = np.concatenate([total[:-1], squares[:-1]])
         fine = (count >= 0) & ((digits >= 0) & (digits < 1 << 32)).all(axis=0)
-        fine &= (np.abs(total[-1]) <= 1 << 31) & (squares[-1] >= 0) & (squares[-1] < 1 << 31)
+        fine &= (total[-1] >= -(1 << 31)) & (total[-1] < 1 << 31)
+        fine &= (squares[-1] >= 0) & (squares[-1] < 1 << 31)
+        # By Cauchy and Schwarz; else the variance would be negative.
+        n, s, q = count.astype(object), joined(total), joined(squares)
+        fine &= np.array(n * q >= s * s, np.bool_)
         _refuse_channel(fine, "exact sums")
     if real is not None:
         weight, m2 = real[0], real[4]

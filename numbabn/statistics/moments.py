@@ -295,7 +295,7 @@ class Moments:
     def to_dict(self) -> dict[str, Any]:
         """Return the state as new NumPy arrays, for `from_dict`; its keys may change with the version."""
         state: dict[str, Any] = {
-            "format": np.array(_state.FORMAT),
+            "format": np.array(_state.FORMAT, np.int64),
             "axis": np.array(self.axis, np.int64),
             "nan_policy": np.array(self.nan_policy),
         }

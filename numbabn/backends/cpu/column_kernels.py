@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Some of such rows, which begin at first, first + width, ... before stop."""
+    """Some of the rows that `Rows` describes: they begin at first, first + width, ... before stop."""
 
     first: int
     stop: int
@@ -156,7 +156,7 @@ def column_sums(dy, x, rows, shift, s, q):
 def first_estimate(x, rows, like, values):
     """values[c] = a number of like's dtype near the mean of channel c: that of four pixels.
 
-    One pixel may be an outlier, about which nothing else should be summed.
+    One pixel may be an outlier, and sums about an outlier lose digits: the mean of four is nearer to others.
     """
     n = 4 if rows.rows * rows.copies >= 4 else 1
     pixel = rows.channels * rows.inner
@@ -198,9 +198,12 @@ def moments_task(k, x, copies, inner, like, count, pair):
             expand(values, across, inner, shift)
             column_sums(None, x, block, shift, s, q)
             if not all_below(q, channels, np.inf):  # deviations leave the range of float32, or are not finite
-                wide = np.empty(width)
+                wide, wide_s, wide_q = np.empty(width), np.empty(width), np.empty(width)
                 expand(values, across, inner, wide)
-                column_sums(None, x, block, wide, s, q)
+                column_sums(None, x, block, wide, wide_s, wide_q)
+                for c in range(channels):
+                    if not q[c] < np.inf:  # the others keep their bits, whatever is in this channel
+                        s[c], q[c] = wide_s[c], wide_q[c]
             n = np.float64(taken * across * inner)
             for c in range(channels):
                 _, mean[c], m2[c] = merge_sums(seen, mean[c], m2[c], n, values[c], s[c], q[c])

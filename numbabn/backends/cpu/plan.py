@@ -1,4 +1,7 @@
-"""How work is cut up: by shape alone, so that the bits do not depend on the number of threads."""
+"""How work is cut up: by shape alone, so that the bits do not depend on the number of threads.
+
+Only views with batch = members = 1 are cut up, those of batch normalisation.
+"""
 
 import functools
 import math
@@ -33,7 +36,7 @@ def streams(nbytes: int) -> bool:
 
 
 def small(nbytes: int) -> bool:
-    """Whether a call reads so little that a second thread, or a second launch, is not worth its while."""
+    """Whether a call reads so little that waking a second thread takes longer than it saves."""
     return nbytes < PARALLEL_BYTES
 
 
@@ -65,7 +68,10 @@ def apply_tasks(view: View) -> int:
 
 @functools.lru_cache(1024)
 def columns(view: View, nbytes: int) -> tuple[int, int]:
-    """(pixels side by side in a row of columns, chunks of rows): whole vectors, and not too few of them."""
+    """Return (copies, chunks): pixels side by side in a row of columns, and chunks of rows.
+
+    copies make a row a multiple of LANES elements, and of MIN_COLUMNS where there are enough pixels.
+    """
     pixels, channels, inner = view.outer, view.groups, view.inner
     copies = LANES // math.gcd(channels * inner, LANES)
     while copies * channels * inner < MIN_COLUMNS and pixels >= 64 * copies:

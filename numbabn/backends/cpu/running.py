@@ -1,4 +1,4 @@
-"""What a batch does to running statistics: new arrays, so that nobody sees half of it."""
+"""What a batch does to running statistics: new arrays, so that other threads see the old ones or the new."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def average(running: Pair, batch: Pair, momentum: float, correction: float) -> P
     """
     mean, var = running
     if momentum == 0.0:  # nothing of a batch that may be infinite
-        return running
+        return mean.copy(), var.copy()
     if momentum == 1.0:  # nothing of what may be NaN
         return batch[0].astype(mean.dtype), (batch[1] * correction).astype(var.dtype)
     keep = np.float64(1 - momentum)
