@@ -28,6 +28,8 @@ class NumPy(Library):
 
     def dense(self, array: Array) -> Array:
         flags = array.flags
+        if flags.carray and array.dtype.isnative:  # most arrays, found out at once
+            return array
         if not (flags.aligned and array.dtype.isnative):
             return array.astype(array.dtype.newbyteorder("="), order="K")
         if flags.forc:  # C or Fortran order

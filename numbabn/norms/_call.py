@@ -50,10 +50,8 @@ class Call:
         parameters = self.library.pair(given_gamma, given_beta, channels)
         return Affine(parameters, number, (given_gamma, given_beta))
 
-    def known(self, mean: object, var: object) -> Pair | None:
-        """Return given statistics as backends take them, or None where there are none."""
-        if mean is None and var is None:
-            return None
+    def known(self, mean: object, var: object) -> Pair:
+        """Return given statistics as backends take them."""
         if mean is None or var is None:
             missing, present = ("mean", "var") if mean is None else ("var", "mean")
             raise ValueError(

@@ -94,7 +94,8 @@ def batch_norm_forward(
     array([  1., 100.])
     """
     call = Call(x, axis, out)
-    return call.normalize(call.affine(gamma, beta, eps), call.known(mean, var), None)
+    known = None if mean is None and var is None else call.known(mean, var)
+    return call.normalize(call.affine(gamma, beta, eps), known, None)
 
 
 def batch_norm_inference(
@@ -337,6 +338,7 @@ class BatchNorm(Layer):
     array([2., 2.], dtype=float32)
     """
 
+    # Ten parameters: the options of the layer, which a user passes by keyword.
     def __init__(
         self,
         num_channels: int,
