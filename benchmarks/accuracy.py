@@ -70,11 +70,11 @@ def _both_errors(library: str, data: Data) -> tuple[float, float]:
 
 
 def exact(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    """Return y and dx in float64, by the textbook in two passes."""
+    """Return y and dx, computed in float64 with the formulas of textbooks, in two passes."""
     x, dy, gamma, beta = (a.astype(np.float64) for a in (data.x, data.dy, data.gamma, data.beta))
     gamma, beta = gamma.reshape(CASE.broadcast), beta.reshape(CASE.broadcast)
     centred = x - x.mean(axis=CASE.reduced, keepdims=True)
-    centred -= centred.mean(axis=CASE.reduced, keepdims=True)  # takes away the rounding of the first mean
+    centred -= centred.mean(axis=CASE.reduced, keepdims=True)  # removes the rounding error of the first mean
     std = np.sqrt((centred**2).mean(axis=CASE.reduced, keepdims=True) + EPS)
     xhat = centred / std
     dgamma = (dy * xhat).mean(axis=CASE.reduced, keepdims=True)
@@ -84,7 +84,7 @@ def exact(data: Data) -> tuple[np.ndarray, np.ndarray]:
 
 def _inputs() -> dict[str, Data]:
     base = Data.of(CASE)
-    base = replace(base, gamma=np.ones_like(base.gamma))  # y keeps a standard deviation of 1
+    base = replace(base, gamma=np.ones_like(base.gamma))  # so that y has a standard deviation of 1
     moved = {f"{offset:g}": replace(base, x=base.x + np.float32(offset)) for offset in OFFSETS}
     return moved | {CONSTANT_LABEL: replace(base, x=np.full_like(base.x, CONSTANT))}
 

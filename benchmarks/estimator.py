@@ -27,7 +27,7 @@ from numbabn.sklearn import StreamingStandardScaler
 SHAPES = ((200_000, 256), (50_000, 30), (1_000, 20))
 DTYPES = ("float32", "float64")
 SCALERS = (StandardScaler, StreamingStandardScaler)
-TARGETS = {"transform": 3.0, "partial_fit": 10.0}  # times faster, on the first shape in float32
+TARGETS = {"transform": 3.0, "partial_fit": 10.0}  # least ratio of the times, on the first shape in float32
 LARGEST_ERROR = 1e-6
 ROUNDS = 7
 BURST_SECONDS = 0.2
@@ -74,17 +74,17 @@ def main() -> None:
 
 
 def data(shape: tuple[int, int], dtype: str) -> np.ndarray:
-    """Return features of several means and spreads; a million normal numbers are repeated to fill it."""
+    """Return features of several means and spreads; a million normal numbers are repeated to fill them."""
     rng = np.random.default_rng(0)
     x = np.resize(rng.standard_normal(1_000_003, dtype=np.float32), shape)
     return (x * rng.uniform(0.5, 2, shape[1]) + rng.normal(0, 1, shape[1])).astype(dtype)
 
 
 def operations(scaler_class: type, x: np.ndarray) -> Operations:
-    """Return what is timed, as users write it."""
+    """Return the calls of one scaler that are timed, written as its users write them."""
     scaler, weights = scaler_class().fit(x), np.ones(len(x))
     memory = scaler.transform(x)
-    identity = scaler_class().fit(memory)  # in place again and again, and the values stay what they are
+    identity = scaler_class().fit(memory)  # standardised data stay the same when transformed in place
     return {
         "transform": partial(scaler.transform, x),
         "transform, copy=False": partial(identity.transform, memory, copy=False),
@@ -109,11 +109,11 @@ def measure(shape: tuple[int, int], dtype: str, rounds: int) -> Iterator[Row]:
 
 
 def errors() -> tuple[float, float]:
-    """Return the largest difference of transform in float32: from StandardScaler's, and from the formula."""
+    """Return the largest differences in float32 of transform from StandardScaler's and from the formula."""
     x = data(SHAPES[0], "float32")
     theirs, mine = (scaler_class().fit(x) for scaler_class in SCALERS)
     y, from_theirs, from_formula = mine.transform(x), 0.0, 0.0
-    for part in np.array_split(np.arange(len(x)), 50):  # a float64 copy of one part at a time
+    for part in np.array_split(np.arange(len(x)), 50):  # so that only one part at a time is in float64
         exact = (x[part].astype(np.float64) - mine.mean_) / mine.scale_
         from_theirs = max(from_theirs, float(np.abs(y[part] - theirs.transform(x[part])).max()))
         from_formula = max(from_formula, float(np.abs(y[part] - exact).max()))
@@ -121,7 +121,7 @@ def errors() -> tuple[float, float]:
 
 
 def targets(rows: list[Row]) -> list[Target]:
-    """Check what is promised."""
+    """Return one target for every promise, of speed and of accuracy."""
     found: list[Target] = []
     for row in rows:
         least = TARGETS.get(row.operation)
@@ -135,7 +135,7 @@ def targets(rows: list[Row]) -> list[Target]:
 
 
 def markdown(machine: dict[str, str], checked: list[Target], rows: list[Row]) -> str:
-    """Return the run as a page."""
+    """Return the run as a page of Markdown."""
     cells = [
         [
             f"{row.operation}, {row.dtype} {row.shape}",

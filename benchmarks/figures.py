@@ -1,4 +1,4 @@
-"""Draw a finished run: every row against the floor, and the few bars that sum it up."""
+"""Draw finished runs: the times of every row, their geometric means, and the errors of the libraries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARKERS = {
     "PyTorch native": "o", "PyTorch cuDNN": "s", "CuPy": "v",
 }  # fmt: skip
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
-EXACT = 1e-8  # where a logarithmic axis shows an error of zero
+EXACT = 1e-8  # an error of zero is drawn here, because a logarithmic axis has no zero
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -49,7 +49,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Panels:
-    """What the figure of all rows shows: one panel per operation, the peers as markers, a title over all."""
+    """The contents of the figure of all rows: a title, one panel per operation, and the peers as markers."""
 
     title: str
     operations: Sequence[str]
@@ -58,7 +58,7 @@ class Panels:
 
 
 def speed(run: Run, panels: Panels, foot: str, path: Path) -> None:
-    """Draw one panel per operation and one line per shape: times as multiples of a plain copy."""
+    """Draw times as multiples of the time of a copy, in one panel per operation and one line per shape."""
     rows = math.ceil(len(panels.operations) / panels.columns)
     size = (7 + 3 * panels.columns, rows * (0.21 * len(run.cases) + 0.9) + 0.9)
     with mpl.rc_context(STYLE):
@@ -80,7 +80,7 @@ def speed(run: Run, panels: Panels, foot: str, path: Path) -> None:
 
 
 def speed_summary(run: Run, foot: str, path: Path) -> None:
-    """Draw the geometric mean over all shapes, one group of bars per operation."""
+    """Draw the geometric mean over all shapes as one bar per library, in one panel per operation."""
     libraries = [library for library in COLOURS if run.ratios(OPERATIONS[0], library, COPY)]
     with mpl.rc_context(STYLE | {"ytick.labelsize": 9}):
         figure, panels = plt.subplots(
@@ -99,7 +99,7 @@ def speed_summary(run: Run, foot: str, path: Path) -> None:
 
 
 def accuracy(panels: list[tuple[str, dict[str, dict[str, float]]]], path: Path) -> None:
-    """Draw errors against the offset of the data, one panel per quantity; the last input stands apart."""
+    """Draw errors against the offset of the data, one panel per quantity; constant data stand apart."""
     with mpl.rc_context(STYLE | {"axes.spines.left": True}):
         figure, axes = plt.subplots(1, len(panels), figsize=(10, 3.6), sharey=True, layout="constrained")
         for panel, (title, errors) in zip(axes, panels, strict=True):
@@ -151,7 +151,7 @@ def _rows(panel: Axes, run: Run, operation: str) -> None:
 
 
 def _lines(cases: list[Case]) -> dict[Case, float]:
-    """Return the height of every case, with a gap where the layout changes."""
+    """Return the vertical position of every case, with a gap where the layout changes."""
     lines, height = {}, 0.0
     for case, previous in zip(cases, [cases[0], *cases], strict=False):
         height += 0.7 * (case.layout != previous.layout)

@@ -1,7 +1,7 @@
-"""Measure what a fresh process pays: the import, and the first training step with and without a filled cache.
+"""Measure the first use in a new process: the import, and a training step with an empty or a filled cache.
 
-``python -m benchmarks.first_use`` prints a small table. Every figure is taken in processes of its own, with a
-cache folder of its own.
+``python -m benchmarks.first_use`` prints a small table. Every run takes place in a new process; the import
+and every shape have a new cache folder.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def import_seconds() -> float:
 
 
 def step_seconds(case: Case) -> tuple[float, float]:
-    """Return the time of the first step with an empty cache, and the median with a filled one."""
+    """Return the seconds of a first training step with an empty cache, and their median with a filled one."""
     arguments = [str(number) for number in (case.axis, *case.shape)]
     with tempfile.TemporaryDirectory() as cache:
         empty = _run(STEP, cache, *arguments)

@@ -1,7 +1,7 @@
-"""The floor under every time: moving the bytes of the operation, and nothing else, with every thread.
+"""Lower bounds of the times: functions that only move the bytes of an operation, with every thread.
 
-The stores are plain ones. Each thread walks one contiguous part of the arrays; the outputs are reused, so no
-page is touched for the first time.
+The stores are plain ones. Each thread walks through one contiguous part of the arrays. The outputs are
+reused, so that only the first call touches pages for the first time.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ def _edges(size: int) -> np.ndarray:
 
 
 def reader(x: np.ndarray):
-    """Return a function that adds up the memory of x as integers: one read, as statistics."""
+    """Return a function that sums the memory of x as integers: one read, as statistics need."""
     words = x.reshape(-1).view(np.uint64)
     edges, totals = _edges(words.size), np.zeros(numba.get_num_threads(), np.uint64)
     return lambda: _read_parts(words, edges, totals)
 
 
 def copier(x: np.ndarray, y: np.ndarray):
-    """Return a function that copies x to y: one read and one write, as a forward pass."""
+    """Return a function that copies x to y: one read and one write, as a forward pass needs."""
     x, y, edges = x.reshape(-1), y.reshape(-1), _edges(x.size)
     return lambda: _copy_parts(x, y, edges)
 
 
 def adder(x: np.ndarray, dy: np.ndarray, dx: np.ndarray):
-    """Return a function that adds x and dy into dx: two reads and one write, as a backward pass."""
+    """Return a function that adds x and dy into dx: two reads and one write, as a backward pass needs."""
     x, dy, dx, edges = x.reshape(-1), dy.reshape(-1), dx.reshape(-1), _edges(x.size)
     return lambda: _add_parts(x, dy, dx, edges)

@@ -1,11 +1,11 @@
-"""One entry per library: the four operations of batch normalisation as that library's users write them.
+"""The four operations of batch normalisation in each library, written as the users of the library write them.
 
-Every entry gets the same numbers and does the same work: training forward returns y and keeps the batch
-statistics, without an update of running averages; backward starts from what forward kept and returns dx,
-dgamma and dbeta. Each entry holds its inputs in memory of its own library, so that none pays for a foreign
-alignment.
+`LIBRARIES` has one entry per library. Every entry gets the same numbers and does the same work: training
+forward returns y and keeps the batch statistics, without an update of running averages; backward starts from
+what forward kept and returns dx, dgamma and dbeta. Each entry holds its inputs in memory of its own library,
+so that none is slowed by the alignment of another library's memory.
 
-A framework is imported by its own entry only: the report gives each entry a process of its own.
+A framework is imported by its own entry only, because the report gives each entry a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.cases import Case
 FORWARD, INFERENCE, BACKWARD, BOTH = "train forward", "inference", "backward", "forward+backward"
 OPERATIONS = (FORWARD, INFERENCE, BACKWARD, BOTH)
 EPS = 1e-5
-LAYER_BYTES = 1_000_000  # above this the layer's own cost per call cannot be seen
+LAYER_BYTES = 1_000_000  # with larger arrays the layer's own cost per call is too small to be seen
 
 Operations = Mapping[str, Callable[[], object]]
 
@@ -48,7 +48,7 @@ class Data:
 
 
 def _touched(shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array whose pages exist: np.zeros would leave their first touch to the timed call."""
+    """Return zeros in pages that exist; those of np.zeros would come into being in the timed call."""
     return np.full(shape, 0, np.float32)
 
 
@@ -122,13 +122,13 @@ def numpy(case: Case, data: Data) -> Operations:
 
 
 def pytorch(case: Case, data: Data, wrap: Callable = lambda function: function) -> Operations:
-    """PyTorch without autograd's bookkeeping: the calls autograd itself makes, the cheapest there are."""
+    """Return PyTorch's cheapest operations: the calls that autograd makes, without its bookkeeping."""
     import torch
 
     torch.set_grad_enabled(False)
 
     def own(array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array).clone()  # clone: PyTorch's own, 64-byte aligned memory
+        tensor = torch.from_numpy(array).clone()  # clone() makes PyTorch align the memory to 64 bytes
         return tensor.movedim(-1, 1) if array.ndim == 4 and case.layout == "NHWC" else tensor  # channels_last
 
     tensors = map(own, (data.x, data.dy, data.gamma, data.beta, data.mean, data.var))
@@ -136,7 +136,7 @@ def pytorch(case: Case, data: Data, wrap: Callable = lambda function: function) 
 
 
 def torch_operations(x, dy, gamma, beta, mean, var, wrap: Callable = lambda function: function) -> Operations:
-    """Return the operations on tensors of any device."""
+    """Return PyTorch's operations on tensors of any device; ``wrap`` is applied to their functions."""
     import torch
 
     @wrap

@@ -1,4 +1,4 @@
-"""Name the machine and the versions that a measurement was made with: a time without them means nothing."""
+"""Describe the machine and the software of a measurement, because a time means nothing without them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GPU_PACKAGES = (
 
 
 def describe(threads: int | None = None) -> dict[str, str]:
-    """Return the processor, its caches and memory, and the software, as label and text."""
+    """Return what processor, caches, memory and software there are, as a text by label."""
     return {
         "Processor": _processor(),
         "Cores": str(os.cpu_count()) + (f", of which {threads} used by every library" if threads else ""),
@@ -30,7 +30,7 @@ def describe(threads: int | None = None) -> dict[str, str]:
 
 
 def describe_gpu() -> dict[str, str]:
-    """Return the GPU, its cache and memory, its driver, and the software, as label and text."""
+    """Return what GPU, cache, memory, driver and software there are, as a text by label."""
     from numba import cuda
 
     device = cuda.get_current_device()
@@ -55,7 +55,7 @@ def _software(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Return the version of the driver, the highest clocks and the power limit."""
+    """Return the version of the GPU's driver, the highest clocks and the power limit, as one text."""
     if shutil.which("nvidia-smi") is None:
         return "unknown"
     query = "--query-gpu=driver_version,clocks.max.sm,clocks.max.memory,power.limit"

@@ -1,4 +1,4 @@
-"""The measuring protocol: libraries take turns, so that a loud minute of the machine falls on all of them."""
+"""The measuring protocol: libraries take turns, so that a disturbance of the machine slows all of them."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class Record:
 
     @classmethod
     def of(cls, operation: str, case: Case, library: str, times_ms: Sequence[float]) -> Record:
-        """Return the record of some calls."""
+        """Return the record of calls that took ``times_ms`` milliseconds."""
         return cls(operation, case, library, *median_and_p90(times_ms), len(times_ms))
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Record:
-        """Return the record that `as_row` made a row of; the row may hold other things, too."""
+        """Return the record of a row that `as_row` made; other fields of the row are ignored."""
         case = Case(tuple(row["shape"]), row["layout"])
         names = ("operation", "library", "median_ms", "p90_ms", "calls")
         return cls(case=case, **{name: row[name] for name in names})
 
     def as_row(self) -> dict[str, Any]:
-        """Return the record as plain data."""
+        """Return the record as plain data, which JSON can hold."""
         return flat(self)
 
 
 def median_and_p90(times: Sequence[float]) -> tuple[float, float]:
-    """Return the median and the 90th percentile."""
+    """Return the median and the 90th percentile of times."""
     return statistics.median(times), float(np.percentile(times, 90))
 
 
 def flat(item: Any) -> dict[str, Any]:
-    """Return a dataclass that has a case as plain data, the fields of the case beside its own."""
+    """Return the fields of a dataclass as plain data, those of its ``case`` beside the others."""
     fields = asdict(item)
     case = fields.pop("case")
     return {"name": item.case.name, **case, **fields}
@@ -60,7 +60,7 @@ def flat(item: Any) -> dict[str, Any]:
 
 @contextmanager
 def workers(threads: int, libraries: Iterable[str] = tuple(LIBRARIES)) -> Iterator[list[Worker]]:
-    """Start one worker per library and end them all."""
+    """Start one worker process per library, and end them all when the context ends."""
     started = [Worker(library, threads) for library in libraries]
     try:
         yield started
@@ -70,7 +70,10 @@ def workers(threads: int, libraries: Iterable[str] = tuple(LIBRARIES)) -> Iterat
 
 
 def prepare(case: Case, crew: list[Worker]) -> dict[Worker, list[str]]:
-    """Let every worker load a case at the same time; return what each can do. Missing libraries leave."""
+    """Let all workers prepare a case at the same time, and return the operations that each can time.
+
+    A worker whose library is not installed is closed and removed from ``crew``.
+    """
     for worker in crew:
         worker.send("prepare", case)
     able = {}
@@ -85,7 +88,7 @@ def prepare(case: Case, crew: list[Worker]) -> dict[Worker, list[str]]:
 
 
 def measure(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
-    """Time every operation of every worker on one case."""
+    """Time every operation of every worker on one case; the workers take turns."""
     able = prepare(case, crew)
     for operation in OPERATIONS:
         times: dict[Worker, list[int]] = {worker: [] for worker, can in able.items() if operation in can}

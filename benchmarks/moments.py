@@ -42,14 +42,14 @@ Times = dict[str, tuple[float, float, int]]  # name -> (median, p90) in millisec
 
 @dataclass(frozen=True)
 class Row:
-    """One array, what else computes its statistics, and what is promised."""
+    """One array whose statistics are computed, and the speed that is promised for it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     axis: int | tuple[int, ...]
-    bandwidth: float | None = None  # least share of the read bandwidth
-    faster: tuple[str, float] | None = None  # (library, least factor)
+    bandwidth: float | None = None  # least share of the bandwidth of reading the array
+    faster: tuple[str, float] | None = None  # (library, least factor by which numbabn is faster)
     omit: bool = False
 
     @property
@@ -58,7 +58,7 @@ class Row:
         return f"{self.dtype} {self.name} {'x'.join(map(str, self.shape))}"
 
     def data(self) -> np.ndarray:
-        """Return the array: floats around 0, integers over their whole range."""
+        """Return an array of floats around 0, or of integers over the whole range of their dtype."""
         rng = np.random.default_rng(0)
         if self.dtype.startswith("float"):
             return rng.standard_normal(self.shape, np.float32).astype(self.dtype)
@@ -85,7 +85,7 @@ ROWS = (
 
 
 def calls(row: Row, x: np.ndarray) -> dict[str, Callable[[], object]]:
-    """Return everything that is timed on a row, by name."""
+    """Return the functions that are timed on a row, by name."""
     kept = row.axis if isinstance(row.axis, tuple) else (row.axis % x.ndim,)
     rest = tuple(axis for axis in range(x.ndim) if axis not in kept)
     policy = "omit" if row.omit else "propagate"
@@ -110,7 +110,7 @@ def _numpy(x: np.ndarray, rest: tuple[int, ...], omit: bool) -> object:
 
 
 def measure(row: Row, rounds: int) -> Times:
-    """Return the times of everything on one row."""
+    """Return the times of all functions on one row, which take turns."""
     x = row.data()
     timed = calls(row, x)
     times: dict[str, list[float]] = {name: [] for name in timed}
@@ -126,7 +126,7 @@ def measure(row: Row, rounds: int) -> Times:
 
 
 def verdicts(row: Row, found: Times) -> Iterator[Target]:
-    """Check what is promised of a row."""
+    """Yield one target for every promise that a row has."""
     if row.bandwidth:
         share = found[READ][0] / found[OURS][0]
         promise = f"{row.label}: at least {row.bandwidth} of the read bandwidth"
@@ -138,7 +138,7 @@ def verdicts(row: Row, found: Times) -> Iterator[Target]:
 
 
 def as_markdown(machine: dict[str, str], results: list[tuple[Row, Times]]) -> str:
-    """Return the run as a page."""
+    """Return the run as a page of Markdown."""
     rows = []
     for row, found in results:
         times = [f"{found[n][0]:.2f} ({found[n][1]:.2f})" if n in found else "-" for n in SHOWN]
@@ -157,7 +157,7 @@ def as_markdown(machine: dict[str, str], results: list[tuple[Row, Times]]) -> st
 
 
 def main() -> None:
-    """Measure all rows."""
+    """Measure all rows, print the page and write the files that the options ask for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.moments", description=__doc__)
     parser.add_argument(
         "--rounds", type=int, default=ROUNDS, help=f"turns of everything per row (default {ROUNDS})"
@@ -169,7 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     left_out = [*uninstalled("sklearn"), *fewer_rounds(options.rounds, ROUNDS)]
     output = Output.chosen(parser, options, left_out)
-    if "OMP_PROC_BIND" not in os.environ:  # read when a process starts
+    if "OMP_PROC_BIND" not in os.environ:  # OpenMP reads it when a process starts
         arguments = [sys.executable, "-m", "benchmarks.moments", *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
     numba.set_num_threads(options.threads)

@@ -1,12 +1,12 @@
-"""Run numbabn against a compiled oneDNN program, in turn, on the shapes of ResNet-50.
+"""Time numbabn and a compiled program that calls oneDNN, in turn, on the shapes of ResNet-50.
 
 The program is not part of this project. It takes a layout (nchw, nhwc or nChw16c), times training forward and
 backward with output memory reused, and prints one line per shape::
 
     32x64x112x112 nchw 18.652 21.610 ncsp_bnorm:any
 
-that is: shape as N, C, H, W; layout; forward and backward in milliseconds (median of some 20 calls);
-implementation.
+The fields are the shape as N, C, H, W, the layout, the times of forward and backward in milliseconds (each
+the median of some 20 calls), and the name of oneDNN's implementation.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from benchmarks.measure import prepare, workers
 from benchmarks.workers import Worker, environment
 from tests.support.cases import RESNET50_NCHW, RESNET50_NHWC, Case
 
-CALLS = 21  # as many as the program makes
+CALLS = 21  # the program makes as many
 PLAIN, BLOCKED, NHWC = "nchw", "nChw16c", "nhwc"
 
 
 @dataclass(frozen=True)
 class Duel:
-    """One case in one operation: numbabn with ``out=`` and oneDNN in one of its layouts."""
+    """The times of one operation on one case: numbabn with ``out=``, and oneDNN in one of its layouts."""
 
     operation: str
     case: Case
@@ -44,7 +44,7 @@ class Duel:
 
 
 def duels(program: str, threads: int, rounds: int) -> list[Duel]:
-    """Let oneDNN and numbabn alternate; return the medians over the rounds."""
+    """Time oneDNN and numbabn alternately, and return the medians over the rounds."""
     ours: dict[tuple[Case, str], list[float]] = defaultdict(list)
     theirs: dict[tuple[Case, str, str], list[float]] = defaultdict(list)
     with workers(threads, [OUT]) as crew:

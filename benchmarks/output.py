@@ -1,8 +1,8 @@
-"""Where a run leaves its files: nowhere, in a folder that its call names, or in the committed results.
+"""Where a run writes its files: nowhere, to a folder that the user names, or to the committed results.
 
-README.md shows and quotes the files in ``benchmarks/results``. A run replaces them only where it is asked to
-with ``--write``, and only where it measures everything that they show. Every run prints its page;
-``--output FOLDER`` writes the files to another folder, whatever the run leaves out.
+README.md shows and quotes the files in ``benchmarks/results``. A run replaces them only if it is asked to
+with ``--write``, and only if it measures everything that they show. Every run prints its page. With
+``--output FOLDER`` a run writes its files to another folder, even if it leaves something out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def uninstalled(*packages: str) -> list[str]:
 
 
 def fewer_rounds(rounds: int, all_rounds: int) -> list[str]:
-    """Return the rounds that a run is short of, for the list of what it leaves out."""
+    """Return how many rounds of all a run does not make, for the list of what it leaves out."""
     return [f"{all_rounds - rounds} of {all_rounds} rounds"] if rounds < all_rounds else []
 
 
@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Files:
-    """What a run leaves: its page, its numbers, and what draws its figures into a folder."""
+    """The results of a run: its page, its numbers, and a function that draws its figures into a folder."""
 
     name: str
     page: str
@@ -51,7 +51,7 @@ class Files:
     draw: Callable[[Path], None] | None = None
 
     def write(self, folder: Path) -> None:
-        """Write everything to a folder; a machine without matplotlib leaves the figures out."""
+        """Write the page, the numbers and, if matplotlib is installed, the figures to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.json").write_text(json.dumps(self.numbers, indent=1) + "\n")
         (folder / f"{self.name}.md").write_text(self.page)
@@ -64,7 +64,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Output:
-    """The folder that a run writes to, or None where it only prints."""
+    """The folder that a run writes to, which is None if it only prints."""
 
     folder: Path | None
 
@@ -72,7 +72,7 @@ class Output:
     def chosen(
         cls, parser: argparse.ArgumentParser, options: argparse.Namespace, left_out: Sequence[str] = ()
     ) -> Output:
-        """Return what the options ask for; refuse to replace the committed results by a part of them."""
+        """Return the output that the options ask for; exit if a part would replace the committed results."""
         if options.write and left_out:
             parser.error(
                 f"--write replaces the committed results, and this run leaves out {', '.join(left_out)}; "
@@ -84,19 +84,19 @@ class Output:
 
     @property
     def replaces(self) -> bool:
-        """Whether the committed results are replaced."""
+        """Whether the run replaces the committed results."""
         return self.folder == RESULTS
 
     def keep(self, files: Files) -> None:
-        """Write the files of a run that goes on, where they replace no committed results."""
+        """Write the files of an unfinished run, unless they would replace the committed results."""
         if self.folder is not None and not self.replaces:
             files.write(self.folder)
 
     def deliver(self, files: Files, left_out: Sequence[str] = ()) -> None:
         """Print the page and write the files.
 
-        Where the committed results were to be replaced, and the run turned out to leave something out, the
-        files go to a new folder for temporary files instead.
+        If the run should replace the committed results and turned out to leave something out, the files go
+        to a new temporary folder instead.
         """
         print(files.page)
         folder = self.folder

@@ -66,7 +66,7 @@ def _wanted(case: Case, options: argparse.Namespace) -> bool:
 
 
 def _left_out(options: argparse.Namespace, cases: list[Case]) -> list[str]:
-    """Return what the committed results show and this run does not measure."""
+    """Return what the committed results show but this run does not measure."""
     found = [*uninstalled("torch", "jax", "matplotlib"), *fewer_rounds(options.rounds, ROUNDS)]
     if len(cases) < len(CASES):
         found.append(f"{len(CASES) - len(cases)} of {len(CASES)} rows")
@@ -77,7 +77,7 @@ def _files(
     machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
 ) -> Files:
     def draw(folder: Path) -> None:
-        from benchmarks import figures  # matplotlib is not for the worker processes
+        from benchmarks import figures  # imported here so that the worker processes do not load matplotlib
 
         run, foot = Run(records), f"{machine['Processor']}, {machine['Date'].split()[0]}"
         title = "Batch normalisation of float32 arrays:\ntime as a multiple of copying the same bytes"

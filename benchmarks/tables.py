@@ -36,7 +36,7 @@ is oneDNN's own blocked layout, `nchw` and `nhwc` are those of NumPy users."""
 def as_json(
     machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
 ) -> dict[str, object]:
-    """Return the run as plain data."""
+    """Return the run as plain data, which JSON can hold."""
     return {
         "machine": machine,
         "rows": [record.as_row() for record in records],
@@ -48,7 +48,7 @@ def as_json(
 def as_markdown(
     machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
 ) -> str:
-    """Return the run as a page: the machine, the targets, then the tables."""
+    """Return the run as a page of Markdown: the machine, the targets, then the tables."""
     parts = [
         "Written by `python -m benchmarks.report`.",
         bullets(machine),
@@ -71,29 +71,29 @@ def as_markdown(
 
 
 def page(title: str, *parts: str) -> str:
-    """Return a title and the parts below it, with an empty line between any two."""
+    """Return a Markdown page of a title and parts, with an empty line between any two of them."""
     return "\n\n".join([f"# {title}", *parts]) + "\n"
 
 
 def bullets(facts: Mapping[str, str]) -> str:
-    """Return labels and texts as a list."""
+    """Return labels and texts as a Markdown list."""
     return "\n".join(f"- {label}: {text}" for label, text in facts.items())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """Return a Markdown table, with all but the first columns aligned to the right."""
+    """Return a Markdown table, with all but the ``text_columns`` first columns aligned right."""
     rule = ["---" if column < text_columns else "---:" for column in range(len(header))]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
 
 
 def promises(targets: Iterable[Target]) -> str:
-    """Return what is promised, what was measured, and whether that is enough."""
+    """Return a table of what is promised, what was measured, and whether the promise is met."""
     rows = [("met" if t.met else "**not met**", t.promise, t.measured) for t in targets]
     return table(("", "promise", "measured"), rows, text_columns=3)
 
 
 def misses(targets: Iterable[Target]) -> str:
-    """Return the rows in which a promise is not kept, also where it is about their mean and kept by that."""
+    """Return a list of the rows outside the bound of their promise, even if the promise is for their mean."""
     outside = [f"- {target.promise}: {'; '.join(target.misses)}" for target in targets if target.misses]
     return "Rows outside the bound of their promise:\n\n" + "\n".join(outside or ["- none"])
 

@@ -1,4 +1,4 @@
-"""The speed the library promises, checked against a finished run: met or not, and by how much."""
+"""Check the speed that numbabn promises against the times of a finished run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALLEST = Case((32, 64), "NC")
 
 @dataclass(frozen=True)
 class Target:
-    """One promise: what it asks, what was measured, whether that is enough, and the rows where it is not."""
+    """One promise: its text, what was measured, whether it is met, and the rows outside its bound."""
 
     promise: str
     measured: str
@@ -36,7 +36,7 @@ class Target:
 
 
 class Run:
-    """The medians of a run, by operation, case and library."""
+    """The median times of a run, by operation, case and library."""
 
     def __init__(self, records: Iterable[Record]):
         self.median_ms = {(r.operation, r.case, r.library): r.median_ms for r in records}
@@ -45,7 +45,7 @@ class Run:
     def ratios(
         self, operation: str, slower: str, faster: str, of: Callable[[Case], bool] = lambda case: True
     ) -> dict[Case, float]:
-        """Return time of ``slower`` over time of ``faster``, for every case that has both."""
+        """Return the time of ``slower`` over the time of ``faster``, for every case that has both."""
         found = {}
         for case in filter(of, self.cases):
             above, below = ((operation, case, library) for library in (slower, faster))
@@ -55,7 +55,7 @@ class Run:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean."""
+    """Return the geometric mean of values."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs))
 
@@ -67,7 +67,7 @@ def announce(targets: Iterable[Target]) -> None:
 
 
 def check(records: list[Record], against_onednn: list[Duel]) -> list[Target]:
-    """Return every target that the run has the rows for."""
+    """Return every target for which the run has the necessary rows."""
     run = Run(records)
     found = [*_fastest(run), *_means(run), *_large(run), *_latency(run), *_onednn(against_onednn)]
     return [target for target in found if target is not None]
@@ -145,12 +145,12 @@ def _onednn(against: list[Duel]) -> Iterable[Target | None]:
 
 
 def at_least(promise: str, ratios: dict[Case, float], least: float, mean: bool = False) -> Target | None:
-    """Return the target that every ratio, or their geometric mean, is at least this; None without rows."""
+    """Return the target of ``least`` or more for every ratio or their geometric mean; None without rows."""
     return _bounded(promise, ratios, mean, min, lambda value: value >= least)
 
 
 def at_most(promise: str, ratios: dict[Case, float], most: float, mean: bool = False) -> Target | None:
-    """Return the target that every ratio, or their geometric mean, is at most this; None without rows."""
+    """Return the target of ``most`` or less for every ratio or their geometric mean; None without rows."""
     return _bounded(promise, ratios, mean, max, lambda value: value <= most)
 
 

@@ -1,7 +1,8 @@
-"""The same operations under pytest-benchmark: to compare a few rows, or to follow one library over time.
+"""Time the operations of the report with pytest-benchmark, for a few rows or to follow one library over time.
 
-``pytest benchmarks --benchmark-only -k "NHWC and backward"``; without ``-k`` it is a long run. The times are
-taken in worker processes, one per library as in the report; pytest-benchmark does the statistics.
+An example is ``pytest benchmarks --benchmark-only -k "NHWC and backward"``; without ``-k`` the run is long.
+The times are taken in worker processes, one per library as in the report; pytest-benchmark does the
+statistics.
 """
 
 from __future__ import annotations

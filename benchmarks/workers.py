@@ -1,12 +1,12 @@
-"""One process per library, asked in turn.
+"""Worker processes, one per library, which time its operations when they are asked to.
 
-Two frameworks in one process disturb each other: each brings an OpenMP pool whose threads spin for a while
-after every call. A worker process holds one framework, stays alive, and sleeps between its bursts: the
+Two frameworks in one process disturb each other, because each brings an OpenMP pool whose threads spin for a
+while after every call. A worker process holds one framework, stays alive, and sleeps between its bursts: the
 threads of GNU OpenMP spin for some milliseconds and then wait in the kernel. (OMP_WAIT_POLICY=passive would
-stop even that, but it doubles the time of every small call, and nobody runs so.)
+prevent even this spinning, but it doubles the time of every small call, and users do not set it.)
 
-Threads are bound to cores, for every OpenMP program alike: unbound, a thread that wakes on its partner's core
-can stay there, and every call then takes a multiple of the scheduler's 4 ms.
+Threads are bound to cores, in every OpenMP program alike, because an unbound thread that wakes on the core of
+another thread can stay there, and every call then takes a multiple of the scheduler's 4 ms.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[int]:
-    """Return the nanoseconds of each of the calls, made back to back after a warm-up, that fill some time."""
+    """Return the nanoseconds of each call; after a warm-up, calls are made back to back for some seconds."""
     start, warm_up_calls = perf_counter_ns(), 0
     while warm_up_calls < MINIMUM_WARM_UP_CALLS or perf_counter_ns() - start < WARM_UP_NS:
         function()
@@ -62,7 +62,7 @@ def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[i
 
 
 class _Server:
-    """The worker's side: the prepared operations of one library on one case."""
+    """The side of the child process: the prepared operations of one library on one case."""
 
     def __init__(self, library: str):
         self.library = library
@@ -92,13 +92,13 @@ def _serve(connection: Connection, library: str) -> None:
 
 
 class Worker:
-    """The parent's side of one process that holds one library."""
+    """The parent's side of one worker process, which holds one library."""
 
     def __init__(self, library: str, threads: int):
         self.library = library
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        os.environ.update(environment(threads))  # inherited: read when the child loads its framework
+        os.environ.update(environment(threads))  # the child inherits these, and its framework reads them
         self._process = context.Process(target=_serve, args=(theirs, library), daemon=True)
         self._process.start()
 
@@ -119,7 +119,7 @@ class Worker:
         return self.receive()
 
     def close(self) -> None:
-        """Let the process end."""
-        with suppress(OSError):  # it may have ended already
+        """End the process and wait until it has ended."""
+        with suppress(OSError):  # the process may have ended already
             self._connection.send(None)
         self._process.join()

@@ -1,4 +1,4 @@
-"""Forward and backward passes of batch normalisation on CuPy arrays: nothing leaves the GPU."""
+"""Run batch normalisation forward and backward on CuPy arrays, which stay on the GPU."""
 
 try:
     import cupy
@@ -15,7 +15,7 @@ except (ImportError, RuntimeError) as error:
 x = cupy.random.standard_normal((32, 64, 56, 56), dtype=cupy.float32) * 2 + 3  # (N, C, H, W)
 dy = cupy.random.standard_normal(x.shape, dtype=cupy.float32)  # the gradient that comes back from the loss
 
-y = bn(x)  # training mode, on CuPy's current stream
+y = bn(x)  # the layer is in training mode and uses CuPy's current stream
 dx = bn.backward(dy)  # also fills bn.grads
 for name, p in bn.params.items():
     p -= 0.01 * bn.grads[name]

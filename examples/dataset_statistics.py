@@ -27,19 +27,20 @@ from tqdm import tqdm
 
 import numbabn as nbn
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")  # of Debian's package
+# Debian's package of Fashion-MNIST installs its training images here.
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 CHUNK_BYTES = 16 << 20
 CHUNK_FILES = 16
-CHUNKS_PER_WORKER = 8  # between two writes of the state
+CHUNKS_PER_WORKER = 8  # each worker gets this many chunks before the state may be written again
 IDX_DTYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# Data: a number of chunks, each of a few megabytes, and their channel axis ----------------------------------
+# Data, which are read in chunks and have a channel axis -----------------------------------------------------
 
 
 class ArrayData:
-    """An array that is read from somewhere, in chunks along its first axis."""
+    """An array from a file or from scikit-learn, which is processed in chunks along its first axis."""
 
     unit = "row"
 
@@ -54,15 +55,15 @@ class ArrayData:
         self.edges = [*range(0, len(array), rows), len(array)]
 
     def load(self, i):
-        """Return a chunk."""
+        """Return chunk i, which is the rows from ``edges[i]`` to ``edges[i + 1]``, the last one excluded."""
         return self.array[self.edges[i] : self.edges[i + 1]]
 
     def identity(self):
-        """Return a text that other data do not have."""
+        """Return a text that identifies the data: a description, and for a file its fingerprint."""
         return f"{self}{fingerprint(self.path, [self.path]) if self.path else ''}"
 
     def __getstate__(self):
-        return {**vars(self), "array": None}  # a worker reads it itself
+        return {**vars(self), "array": None}  # a worker process reads the array itself
 
     def __setstate__(self, state):
         vars(self).update(state)
@@ -73,7 +74,7 @@ class ArrayData:
 
 
 class FolderData:
-    """Image files, some to a chunk; a chunk has all their pixels, (pixels, 3)."""
+    """The images of a folder; a chunk holds the pixels of some of its files, in the shape (pixels, 3)."""
 
     unit, axis, dtype = "file", -1, np.dtype(np.uint8)
 
@@ -86,11 +87,11 @@ class FolderData:
         self.edges = [*range(0, len(self.files), CHUNK_FILES), len(self.files)]
 
     def load(self, i):
-        """Return a chunk."""
+        """Return chunk i, which is the pixels of its files in one array of shape (pixels, 3)."""
         return np.concatenate([read_image(path) for path in self.files[self.edges[i] : self.edges[i + 1]]])
 
     def identity(self):
-        """Return a text that other data do not have."""
+        """Return a text that identifies the data: a description, and the fingerprint of all files."""
         return f"{self}{fingerprint(self.folder, self.files)}"
 
     def __str__(self):
@@ -98,8 +99,9 @@ class FolderData:
 
 
 def fingerprint(path, files):
-    """Return a path and what tells of a change: size, and a digest of names, sizes and times of the files."""
-    size, digest = 0, hashlib.sha256(repr((CHUNK_BYTES, CHUNK_FILES)).encode())  # a state counts chunks
+    """Return a text that changes with the files: path, total size, and a digest of names, sizes and times."""
+    # The digest covers the sizes of chunks because a state counts chunks.
+    size, digest = 0, hashlib.sha256(repr((CHUNK_BYTES, CHUNK_FILES)).encode())
     for file in files:
         stat = file.stat()
         size += stat.st_size
@@ -108,19 +110,24 @@ def fingerprint(path, files):
 
 
 def guess_axis(shape):
-    """Channel axis of (N, C), (N, H, W, C) or (N, C, H, W); none for (N,) and grey images, (N, H, W)."""
+    """Return the channel axis that an array of this shape probably has.
+
+    Arrays of shape (N,) and grey images, (N, H, W), have no channels, and the result is an empty tuple.
+    Images are taken for (N, C, H, W) if only C is a usual number of channels (1, 3 or 4). The channels of all
+    other arrays are on the last axis.
+    """
     if len(shape) in (1, 3):
         return ()
     return 1 if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4) else -1
 
 
 def read_image(path):
-    """Return the pixels of an image, (pixels, 3)."""
+    """Return the RGB pixels of an image file, in the shape (pixels, 3)."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":  # of more than 8 bits, which convert() would clip to 255
+            if image.mode[0] in "IF":  # these have more than 8 bits, and convert() would clip them to 255
                 raise ValueError(f"its pixels, of mode {image.mode}, have more than 8 bits; use a .npy file")
             return np.asarray(image.convert("RGB")).reshape(-1, 3)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -128,7 +135,7 @@ def read_image(path):
 
 
 def read_idx(path):
-    """Return the array of an IDX file: memory-mapped, or in memory where it is compressed."""
+    """Return the array of an IDX file, memory-mapped, or read into memory if the file is compressed."""
     packed = path.suffix == ".gz"
     with gzip.open(path) if packed else path.open("rb") as file:
         zero, kind, rank = file.read(2), *file.read(2)
@@ -141,32 +148,32 @@ def read_idx(path):
 
 
 def read_npy(path):
-    """Return the array of a file, memory-mapped."""
+    """Return the array of a .npy file, memory-mapped."""
     return np.load(path, mmap_mode="r")
 
 
 def read_npz(path):
-    """Return the first array of a file."""
+    """Return the first array of a .npz file."""
     with np.load(path) as arrays:
         return arrays[arrays.files[0]]
 
 
 def read_digits():
-    """Return scikit-learn's handwritten digits."""
+    """Return the images of scikit-learn's handwritten digits, in the shape (N, H, W)."""
     from sklearn.datasets import load_digits
 
     return load_digits().images
 
 
 def read_sample_images():
-    """Return scikit-learn's two photographs."""
+    """Return scikit-learn's two sample photographs, in the shape (N, H, W, C)."""
     from sklearn.datasets import load_sample_images
 
     return np.stack(load_sample_images().images)
 
 
 def open_data(name, axis):
-    """Return the data of a path, or that go by a name."""
+    """Return the data at a path, or the data of scikit-learn that have this name."""
     path = Path(name).resolve()
     if path.is_dir():
         return FolderData(path)
@@ -186,7 +193,12 @@ def open_data(name, axis):
 
 
 def statistics(data, state, seconds, workers):
-    """Return the moments of the data; a state is written every so many seconds, and at the end."""
+    """Return the moments of the data, computed in one pass.
+
+    With a path as ``state``, the pass goes on from the state file there, if it exists, and writes that file
+    at the end and whenever at least ``seconds`` have passed since the last time. ``workers`` is the number of
+    Dask's processes; with 0 this process does the work.
+    """
     identity = data.identity() if state else None
     moments, done = load_state(state, identity) if state and state.exists() else (nbn.Moments(data.axis), 0)
     last, chunks = time.monotonic(), len(data.edges) - 1
@@ -197,7 +209,8 @@ def statistics(data, state, seconds, workers):
     ):
         while done < chunks:
             end = min(done + step, chunks)
-            # One by one and in order: the bits do not depend on the workers.
+            # The parts are added one by one and in order, so that the bits of the result do not depend on
+            # the number of workers.
             for part in distributed(data, done, end) if workers else [of_chunk(data, done)]:
                 moments += part
             progress.update(data.edges[end] - data.edges[done])
@@ -209,12 +222,12 @@ def statistics(data, state, seconds, workers):
 
 
 def of_chunk(data, i):
-    """Return the moments of a chunk."""
+    """Return the moments of chunk i."""
     return nbn.Moments(data.axis).update(data.load(i))
 
 
 def distributed(data, start, end):
-    """Return the moments of each of some chunks, from the workers of Dask."""
+    """Return the moments of each chunk from start to end - 1, computed by Dask's workers."""
     import dask
 
     there = dask.delayed(data)
@@ -222,7 +235,7 @@ def distributed(data, start, end):
 
 
 def cluster(workers):
-    """Return a context with so many processes of Dask on this machine."""
+    """Return a context in which Dask has this number of worker processes on this machine, possibly none."""
     if not workers:
         return nullcontext()
     try:
@@ -234,13 +247,13 @@ def cluster(workers):
 
 
 def load_state(path, identity):
-    """Return moments and the number of chunks in them."""
+    """Return the moments in a state file and the number of chunks that they cover."""
     try:
         with path.open("rb") as opened, np.load(opened) as file:
             state = dict(file)
         done, of = int(state.pop("done")), str(state.pop("data"))
         moments = nbn.Moments.from_dict(state)
-    except Exception as error:  # there are as many as ways to break a file
+    except Exception as error:  # a broken file can raise almost any exception
         raise SystemExit(f"{path} is no state file, or broken ({error}); delete it to start anew") from error
     if of != identity:
         raise SystemExit(f"{path} is the state of other data, {of}; give another --state for {identity}")
@@ -248,7 +261,10 @@ def load_state(path, identity):
 
 
 def save_state(path, identity, moments, done):
-    """Write moments and place: in one file, which takes the place of the old one when it is whole."""
+    """Write the moments and the number of chunks that they cover.
+
+    They are written to a temporary file, which replaces the old state file once it is complete.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         np.savez(file, done=done, data=identity, **moments.to_dict())
@@ -259,7 +275,7 @@ def save_state(path, identity, moments, done):
 
 
 def report(moments, scale):
-    """Print the table, and lines to paste."""
+    """Print the statistics of each channel, and lines to paste into programs with torchvision or Keras."""
     mean, std, var = (np.atleast_1d(values) for values in (moments.mean, moments.std(), moments.var()))
     low, high, count = (np.atleast_1d(values) for values in (moments.min, moments.max, moments.count))
     print(f"{'channel':>7}  {'count':>12}  {'mean':>12}  {'std':>12}  {'min':>8}  {'max':>8}")
@@ -274,7 +290,7 @@ def report(moments, scale):
 
 
 def listed(values):
-    """Return numbers as a list to paste."""
+    """Return the text of a Python list of numbers."""
     return "[" + ", ".join(f"{value:.8g}" for value in values) + "]"
 
 
@@ -300,13 +316,13 @@ def parse_args():
 
 
 def main():
-    """Go through the data and print what was found."""
+    """Compute the statistics of the data and print them."""
     args = parse_args()
     data = open_data(args.data, args.axis)
     start = time.perf_counter()
     try:
         moments = statistics(data, args.state, args.save_every, args.workers)
-    except (OSError, TypeError, ValueError) as error:  # of the data; raised here, since workers cannot exit
+    except (OSError, TypeError, ValueError) as error:  # faulty data raise these; workers cannot exit
         raise SystemExit(f"{data.name}: {error}") from error
     print(f"{data}; {time.perf_counter() - start:.1f} s\n")
     report(moments, 255 if data.dtype == np.uint8 else 1)

@@ -1,16 +1,16 @@
 """The pieces of a small neural network in NumPy or CuPy: layers, loss and optimiser.
 
-Every layer is an object with four things, the same four that ``numbabn.BatchNorm`` has::
+Every layer offers the same four things as ``numbabn.BatchNorm``::
 
-    y = layer(x)              the forward pass; remembers what the backward pass needs
-    dx = layer.backward(dy)   from the gradient by y to the gradient by x, filling layer.grads
-    layer.params              {name: array}, which an optimiser changes in place
-    layer.grads               {name: array}, the gradients by the parameters of the last backward
+    y = layer(x)              the forward pass, which keeps what the backward pass needs
+    dx = layer.backward(dy)   the backward pass, which also fills layer.grads
+    layer.params              {name: array}, the parameters, which an optimiser changes in place
+    layer.grads               {name: array}, their gradients, from the last backward pass
 
-and with ``layer.to(x)`` its parameters go where the array x is: NumPy's memory, or CuPy's GPU.
+Besides, ``layer.to(x)`` moves the parameters to where the array x is: NumPy's memory, or CuPy's GPU.
 
-``dy`` always stands for the derivative of the loss by ``y``, and has the shape of ``y``. Images are
-arrays of shape (N, C, H, W): batch, channels, height, width.
+``dy`` always stands for the derivative of the loss with respect to ``y``, and has the shape of ``y``.
+Images are arrays of shape (N, C, H, W): batch, channels, height, width.
 """
 
 import sys
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def library(x):
-    """Return the module that an array comes from, NumPy or CuPy: they have the same functions."""
+    """Return the module of an array, NumPy or CuPy; both have the functions that the layers use."""
     return sys.modules[type(x).__module__.partition(".")[0]]
 
 
@@ -29,17 +29,17 @@ def he_normal(rng, shape, fan_in, dtype):
 
 
 class Layer:
-    """Base of the layers: no parameters, and nothing that differs between training and evaluation."""
+    """Base class of layers; by default a layer has no parameters and is the same in both modes."""
 
     def __init__(self):
         self.params = {}
         self.grads = {}
 
     def train(self):
-        """Switch to training mode."""
+        """Switch to training mode, which here changes nothing."""
 
     def eval(self):
-        """Switch to evaluation mode."""
+        """Switch to evaluation mode, which here changes nothing."""
 
     def to(self, x):
         """Move the parameters to where the array x is."""
@@ -47,7 +47,7 @@ class Layer:
 
 
 class Dense(Layer):
-    """Fully connected layer; x (N, I), W (O, I), b (O,), y (N, O)."""
+    """Fully connected layer, where the shapes are x (N, I), W (O, I), b (O,) and y (N, O)."""
 
     def __init__(self, num_inputs, num_outputs, *, rng, bias=True, dtype=np.float32):
         super().__init__()
@@ -76,11 +76,11 @@ class Conv2d(Layer):
 
     ``y[n, o, h, w] = b[o] + sum_cij W[o, c, i, j] * x[n, c, h*stride + i - padding, w*stride + j - padding]``
 
-    Shapes: x (N, C, H, W), W (O, C, K, K), b (O,), y (N, O, H', W') with
+    The shapes are x (N, C, H, W), W (O, C, K, K), b (O,) and y (N, O, H', W') with
     ``H' = (H + 2*padding - K) // stride + 1``, and W' likewise.
 
-    The pixels under every weight are copied into the rows of one matrix (im2col), so that the convolution
-    becomes a single matrix product, and both gradients become one more each.
+    For every c, i and j, the pixels that ``W[:, c, i, j]`` multiplies are copied into one row of a matrix
+    (im2col). The convolution is then one matrix product, and so are the gradients of W and of this matrix.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Conv2d(Layer):
             self.params["bias"] = np.zeros(out_channels, dtype)
 
     def __call__(self, x):
-        """Return y, computed as ``W cols + b``."""
+        """Return ``y = W cols + b``, where ``cols`` is the matrix of copied pixels."""
         self.x_shape = x.shape
         weight = self.params["weight"]
         p, s, k = self.padding, self.stride, weight.shape[-1]
@@ -132,9 +132,9 @@ class Conv2d(Layer):
 
 
 class MaxPool2d(Layer):
-    """Largest value of every patch of K x K pixels.
+    """Max pooling, which takes the largest value of every patch of K x K pixels.
 
-    Shapes: x (N, C, H, W) with H and W multiples of K, y (N, C, H/K, W/K).
+    The shapes are x (N, C, H, W), with H and W multiples of K, and y (N, C, H/K, W/K).
     """
 
     def __init__(self, kernel_size=2):
@@ -142,14 +142,14 @@ class MaxPool2d(Layer):
         self.kernel_size = kernel_size
 
     def __call__(self, x):
-        """Return y, keeping the K*K pixels of every patch on the first axis."""
+        """Return y; for the backward pass, keep the K*K pixels of every patch on the first axis."""
         k = self.kernel_size
         self.pixels = library(x).stack([x[:, :, i::k, j::k] for i in range(k) for j in range(k)])
         self.y = self.pixels.max(axis=0)
         return self.y
 
     def backward(self, dy):
-        """Return dx: each dy goes to the largest pixel of its patch, in equal shares if several are."""
+        """Return dx: each dy goes to the largest pixel of its patch, in equal shares if several tie."""
         n, c, h, w = dy.shape
         k = self.kernel_size
         largest = self.pixels == self.y
@@ -171,7 +171,7 @@ class ReLU(Layer):
 
 
 class Flatten(Layer):
-    """Join all axes but the batch."""
+    """Layer that joins all axes but that of the batch."""
 
     def __call__(self, x):
         """Return x in the shape (N, D)."""
@@ -206,12 +206,12 @@ class Sequential:
 
     @property
     def params(self):
-        """The parameters of all layers."""
+        """The parameters of all layers, ``{"i.name": array}``."""
         return {f"{i}.{name}": p for i, layer in enumerate(self.layers) for name, p in layer.params.items()}
 
     @property
     def grads(self):
-        """The gradients of all layers."""
+        """The gradients of all layers, ``{"i.name": array}``."""
         return {f"{i}.{name}": g for i, layer in enumerate(self.layers) for name, g in layer.grads.items()}
 
     def train(self):
@@ -231,7 +231,7 @@ class Sequential:
 
 
 def softmax_cross_entropy(logits, labels):
-    """Loss ``-1/N sum_n log p[n, labels[n]]`` with ``p = softmax(logits)``, and its gradient.
+    """Return the loss ``-1/N sum_n log p[n, labels[n]]`` with ``p = softmax(logits)``, and its gradient.
 
     Parameters
     ----------
@@ -240,12 +240,12 @@ def softmax_cross_entropy(logits, labels):
 
     Returns
     -------
-    loss : array of one value, where the logits are
+    loss : array of one value, of the library of the logits
     dlogits : (N, K) array, ``(p - onehot(labels)) / N``
     """
     xp = library(logits)
     rows = xp.arange(len(labels))
-    shifted = logits - logits.max(axis=1, keepdims=True)  # so that exp does not overflow
+    shifted = logits - logits.max(axis=1, keepdims=True)  # exp cannot overflow, as no value is above 0
     log_p = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
     dlogits = xp.exp(log_p)
     dlogits[rows, labels] -= 1
@@ -253,7 +253,10 @@ def softmax_cross_entropy(logits, labels):
 
 
 class SGD:
-    """Gradient descent with momentum: ``v = momentum * v + g``, then ``p = p - lr * v``."""
+    """Gradient descent with momentum.
+
+    A parameter p with the gradient g is updated by ``v = momentum * v + g``, then ``p = p - lr * v``.
+    """
 
     def __init__(self, net, *, lr, momentum=0.9):
         self.net, self.lr, self.momentum = net, lr, momentum

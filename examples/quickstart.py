@@ -10,7 +10,7 @@ dy = rng.standard_normal(x.shape, dtype=np.float32)  # the gradient that comes b
 
 bn = nbn.BatchNorm(64)  # one mean and one variance per channel, over N, H and W
 
-y = bn(x)  # training mode: normalises with the statistics of this batch
+y = bn(x)  # in training mode the layer normalises with the statistics of this batch
 print(f"x: mean {x.mean():.3f}, standard deviation {x.std():.3f}")
 print(f"y: mean {abs(y.mean()):.3f}, standard deviation {y.std():.3f}")
 
@@ -19,11 +19,11 @@ for name, p in bn.params.items():
     p -= 0.01 * bn.grads[name]
 print(f"dx: shape {dx.shape}; gradients: {', '.join(bn.grads)}")
 
-bn.eval()  # inference: normalises with the running statistics, so every sample on its own
+bn.eval()  # the running statistics now normalise every sample, whatever else is in its batch
 same = np.array_equal(bn(x)[:1], bn(x[:1]))
 print(f"in evaluation mode the first sample alone gives the same as in its batch: {same}")
 
-state = bn.state_dict()  # plain arrays: np.savez stores them
+state = bn.state_dict()  # a dictionary of plain arrays, which np.savez can store
 clone = nbn.BatchNorm(64)
 clone.load_state_dict(state)
 clone.eval()

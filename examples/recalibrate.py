@@ -20,7 +20,7 @@ from train_digits import load_data, mlp
 
 import numbabn as nbn
 
-RECALIBRATION_BATCH = 64  # larger than in training: nothing is learned, so nothing has to be remembered
+RECALIBRATION_BATCH = 64  # larger than in training, as nothing is kept for a backward pass
 WAYS = ("statistics of each batch", "running averages", "recalibrated", "recalibrated, sequential")
 
 
@@ -30,13 +30,13 @@ def batch_norms(net):
 
 
 def in_batches(images, batch_size):
-    """Return the images in batches of equal size; what is left over is left out."""
+    """Return the images in batches of equal size; images beyond the last whole batch are left out."""
     whole = len(images) // batch_size * batch_size
     return images[:whole].reshape(-1, batch_size, *images.shape[1:])
 
 
 def train(images, labels, seed, args):
-    """Return a network that was trained from scratch."""
+    """Return an MLP with batch normalisation, trained from scratch."""
     rng = np.random.default_rng(seed)
     net = mlp(rng, batch_norm=True)
     sgd = SGD(net, lr=args.lr)
@@ -49,7 +49,7 @@ def train(images, labels, seed, args):
 
 
 def score(net, images, labels, batch_size):
-    """Return (mean loss, accuracy) on whole batches."""
+    """Return (mean loss, accuracy) on the images that fill whole batches."""
     logits = np.concatenate([net(batch) for batch in in_batches(images, batch_size)])
     labels = labels[: len(logits)]
     loss, _ = softmax_cross_entropy(logits, labels)
@@ -57,11 +57,11 @@ def score(net, images, labels, batch_size):
 
 
 def compare(net, data, batch_size):
-    """Return the scores of a trained network in all `WAYS`, and the variances that it used in all but one."""
+    """Return the scores of a trained network in all `WAYS`, and the variances used in all but the first."""
     x_train, x_test, _, labels_test = data
     with ExitStack() as stack:
         for layer in batch_norms(net):
-            stack.enter_context(layer.frozen_stats())  # test images are not to be learned from
+            stack.enter_context(layer.frozen_stats())  # test images must not change running statistics
         scores = [score(net, x_test, labels_test, batch_size)]
     net.eval()
     variances = []
@@ -77,8 +77,8 @@ def compare(net, data, batch_size):
 
 
 def report(scores, variances):
-    """Print the table: means over the networks."""
-    exact = variances[:, -1]  # sequential: those of every layer's input at inference
+    """Print the table of loss, accuracy and error of the variances, as means over the networks."""
+    exact = variances[:, -1]  # sequential recalibration finds those of every layer's input at inference
     off = np.abs(variances / exact[:, None] - 1).mean(axis=(0, 2))
     print(f"{'test images':26}  {'loss':>6}  {'accuracy':>8}  variances off by")
     for way, (loss, accuracy), error in zip(WAYS, scores.mean(axis=0), [None, *off], strict=True):
@@ -102,7 +102,7 @@ def parse_args():
 
 
 def main():
-    """Train and compare."""
+    """Train the networks, compare their scores in all `WAYS` and print the means."""
     args = parse_args()
     data = load_data()
     print(f"{args.seeds} networks, {args.epochs} epochs in batches of {args.batch_size}; means:\n")

@@ -37,15 +37,15 @@ from tqdm import tqdm
 
 import numbabn as nbn
 
-TARGET = 0.97  # "epochs to 97 %"
+TARGET = 0.97  # test accuracy in the column "epochs to 97%"
 RATE_FACTORS = (1 / 10, 1 / 3, 1, 10 / 3, 10)  # the learning rates of the second part, relative to --lr
 
 
 def mlp(rng, batch_norm):
-    """Two hidden layers: 64 - 128 - 128 - 10."""
+    """Return a network with two hidden layers, 64 - 128 - 128 - 10, with or without batch norm."""
     layers = [Flatten()]
     for inputs, outputs in [(64, 128), (128, 128)]:
-        layers.append(Dense(inputs, outputs, bias=not batch_norm, rng=rng))  # beta serves as the bias
+        layers.append(Dense(inputs, outputs, bias=not batch_norm, rng=rng))  # batch norm's beta is the bias
         if batch_norm:
             layers.append(nbn.BatchNorm(outputs))
         layers.append(ReLU())
@@ -53,7 +53,10 @@ def mlp(rng, batch_norm):
 
 
 def cnn(rng, batch_norm):
-    """Two 3x3 convolutions with 16 and 32 channels, each followed by 2x2 max pooling."""
+    """Return a convolutional network, with or without batch norm.
+
+    It has two 3x3 convolutions with 16 and 32 channels, each followed by 2x2 max pooling.
+    """
     layers = []
     for inputs, outputs in [(1, 16), (16, 32)]:
         layers.append(Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm, rng=rng))
@@ -72,9 +75,10 @@ MODELS = {  # name: (builder, with batch norm?)
 
 
 def load_data():
-    """Return x_train, x_test (N, 1, 8, 8), standardised, and their labels; always the same split.
+    """Return x_train and x_test, which are standardised images (N, 1, 8, 8), and the labels of both.
 
-    The same people wrote images of both parts: strangers' digits would be harder.
+    The split is always the same. The same people wrote digits of both parts; digits of other people would be
+    harder to recognise.
     """
     digits = load_digits()
     images = digits.images[:, None].astype(np.float32)
@@ -87,13 +91,13 @@ def load_data():
 
 
 def mover(device):
-    """Return a function that moves arrays to the device, or end with what is missing there."""
+    """Return a function that moves arrays to the device, or exit and say what the device needs."""
     if device == "cpu":
         return np.asarray
     try:
         import cupy
 
-        nbn.BatchNorm(1, device="cuda")  # says what it needs
+        nbn.BatchNorm(1, device="cuda")  # raises an error that says what it needs
     except (ImportError, RuntimeError) as error:
         raise SystemExit(
             f"--device cuda cannot run: {error}\n"
@@ -137,7 +141,7 @@ def train(model, data, lr, epochs, batch_size, seed, progress):
             net.backward(dlogits)
             sgd.step()
             losses.append(loss)
-        loss = np.mean([float(loss) for loss in losses])  # waits for a GPU
+        loss = np.mean([float(loss) for loss in losses])  # float() waits for the GPU's results
         history.seconds += time.perf_counter() - start
 
         net.eval()
@@ -162,7 +166,7 @@ def compare(data, args):
 
 
 def sweep(data, rates, args):
-    """Train every model for half the epochs at every rate; return {model: [final accuracy]}."""
+    """Train every model for half the epochs at every rate; return {model: [mean accuracy]}."""
     epochs, seeds = max(1, args.epochs // 2), range(args.seed, args.seed + min(args.seeds, 2))
     results = {model: [] for model in MODELS}
     total = len(MODELS) * len(rates) * len(seeds) * epochs
@@ -175,13 +179,13 @@ def sweep(data, rates, args):
 
 
 def final_accuracy(runs):
-    """Return mean and standard deviation over the seeds."""
+    """Return the mean and the standard deviation of the final accuracy over the seeds."""
     finals = [run.accuracies[-1] for run in runs]
     return np.mean(finals), np.std(finals, ddof=1)
 
 
 def describe_epochs(runs):
-    """Say how many epochs the target accuracy took: the mean, and of how many runs if not of all."""
+    """Return as text the mean of the epochs to the target accuracy, and how many runs reached it."""
     reached = [run.epochs_to_target for run in runs if run.epochs_to_target is not None]
     if not reached:
         return "not reached"
@@ -190,7 +194,7 @@ def describe_epochs(runs):
 
 
 def print_comparison(results, args):
-    """Print the table of the first part."""
+    """Print the table of all models at one learning rate."""
     print(f"\nLearning rate {args.lr:g}, {args.epochs} epochs, {args.seeds} seeds (+- standard deviation):\n")
     print(f"{'model':17}  {f'epochs to {TARGET:.0%}':>14}  {'final test accuracy':>19}  {'fastest run':>11}")
     for model, runs in results.items():
@@ -201,7 +205,7 @@ def print_comparison(results, args):
 
 
 def print_sweep(results, rates):
-    """Print the table of the second part."""
+    """Print the table of final accuracies at smaller and larger learning rates."""
     print("\nFinal test accuracy by learning rate, after half the epochs:\n")
     print(f"{'model':17}" + "".join(f"  {f'lr {lr:g}':>9}" for lr in rates))
     for model, accuracies in results.items():
@@ -215,7 +219,7 @@ def largest_rate(rates, accuracies):
 
 
 def print_summary(results, swept, rates, num_test):
-    """Say what was seen, and whether it is more than chance."""
+    """Print what batch norm changes in accuracy, against the spread over seeds, and in learning rates."""
     print()
     for name in ("MLP", "CNN"):
         plain, normed = name, f"{name} + batch norm"
@@ -232,7 +236,7 @@ def print_summary(results, swept, rates, num_test):
 
 
 def save_figure(path, results, swept, rates):
-    """Draw loss and accuracy over the epochs (mean and range over seeds), and the sweep."""
+    """Save a figure of loss and accuracy by epoch (mean, range over seeds) and accuracy by learning rate."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     loss_axes, accuracy_axes, sweep_axes = figure.subplots(1, 3)
     for model, runs in results.items():
@@ -279,16 +283,17 @@ def parse_args():
 
 
 def main():
-    """Run both parts, print what they show and save the figure."""
+    """Compare the models at one learning rate and at several, print the results and save the figure."""
     args = parse_args()
     start = time.perf_counter()
     data = tuple(map(mover(args.device), load_data()))
     num_train, num_test = len(data[0]), len(data[1])
-    if not 2 <= args.batch_size <= num_train:  # one value has no variance to normalise by
+    if not 2 <= args.batch_size <= num_train:  # one image alone has no variance to normalise by
         raise SystemExit(f"--batch-size must be between 2 and {num_train}")
     rates = [float(f"{args.lr * factor:.1g}") for factor in RATE_FACTORS]
     print(f"{num_train} training and {num_test} test images; SGD, batches of {args.batch_size}, momentum 0.9")
-    # The matrices are too small to share between threads, and networks that diverge are a result here.
+    # BLAS has one thread because the matrices are too small to share between threads. NumPy does not warn of
+    # overflow because a network that diverges is a result here.
     with threadpool_limits(1, user_api="blas"), np.errstate(over="ignore", invalid="ignore"):
         results = compare(data, args)
         swept = sweep(data, rates, args)
