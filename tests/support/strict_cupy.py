@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 
 import numbabn as nbn
+from numbabn.norms import batch
 
 
 def wrap(value):
@@ -87,7 +88,7 @@ class BatchNorm:
     """A layer of numbabn for arrays of this module, once it has been moved to where they are."""
 
     def __init__(self, *arguments, device="cpu"):
-        self._layer, self._moved = nbn.layers.BatchNorm(*arguments), device == "cuda"
+        self._layer, self._moved = batch.BatchNorm(*arguments), device == "cuda"
 
     def __getattr__(self, name):
         return getattr(self._layer, name)
