@@ -407,7 +407,11 @@ class BatchNorm(Layer):
         """
         if self._ranks is None or not self.training:
             return self._forward(x, out, None)
-        with self._ranks.message(_ranks.FORWARD, self.num_channels) as message:
+        # NaN and infinity of one rank are merged into the statistics of all, without a warning.
+        with (
+            np.errstate(all="ignore"),
+            self._ranks.message(_ranks.FORWARD, self.num_channels) as message,
+        ):
             return self._forward(x, out, message)
 
     def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
