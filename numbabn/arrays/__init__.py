@@ -1,9 +1,19 @@
 """Arrays of every library: recognised once, by `of`, then the same for everything that follows."""
 
-from numbabn.arrays.door import beside, library_of, location_text, native, of, of_library, on_host, to_numpy
+from numbabn.arrays.door import (
+    beside,
+    host_copy,
+    library_of,
+    location_text,
+    native,
+    of,
+    of_library,
+    on_host,
+    to_numpy,
+)
 from numbabn.arrays.library import AnyArray, type_name
 
 __all__ = [
-    "AnyArray", "beside", "library_of", "location_text", "native", "of", "of_library", "on_host", "to_numpy",
-    "type_name",
+    "AnyArray", "beside", "host_copy", "library_of", "location_text", "native", "of", "of_library", "on_host",
+    "to_numpy", "type_name",
 ]  # fmt: skip

@@ -114,6 +114,12 @@ def on_host(array: object, name: str) -> Array:
     return found if library.on_host else library.to_host(found)
 
 
+def host_copy(array: object, name: str) -> Array:
+    """Return a copy in NumPy, wherever the array is; bfloat16 becomes float32."""
+    found = of(array, name)
+    return library_of(found).to_host(found)
+
+
 def to_numpy(value: object, name: str) -> Array:
     """Return values of any kind, or an array of any library wherever it is, as a NumPy array."""
     library = device_library(value)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbabn import arrays
-from numbabn.arrays import library_of
+from numbabn.arrays import host_copy, library_of
 from numbabn.arrays.library import HOST, Place
 from numbabn.arrays.place import place, put
 from numbabn.backends.verbs import Array
@@ -97,7 +97,7 @@ class Layer:
     def _moved(self, to: Place) -> dict[str, Any]:
         """Attributes of this layer at a place, in new arrays; without what the last call saved."""
         moved = {
-            name: {key: put(_to_host(value, key), to) for key, value in values.items()}
+            name: {key: put(host_copy(value, key), to) for key, value in values.items()}
             for name, values in (("params", self.params), ("grads", self.grads))
         }
         return {**moved, "_place": to, "_saved": None}
@@ -107,7 +107,7 @@ class Layer:
 
         Keys: gamma and beta, as far as the layer has them.
         """
-        return {name: _to_host(value, name) for name, value in self.params.items()}
+        return {name: host_copy(value, name) for name, value in self.params.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over parameters and statistics from `state_dict`; the dtypes become those of this layer.
@@ -154,8 +154,3 @@ class Layer:
         if self._saved is None:
             raise RuntimeError("backward needs a forward call first: y = bn(x), then bn.backward(dy)")
         return self._saved
-
-
-def _to_host(native: Any, name: str) -> Array:
-    array = arrays.of(native, name)
-    return library_of(array).to_host(array)

@@ -88,7 +88,6 @@ class Message:
         if not self._sent:
             self._gather(FAILED, 0, np.zeros((2, self._channels)))
 
-    @np.errstate(all="ignore")
     def statistics(self, count: int, moments: Array) -> tuple[int, Array]:
         """Send (mean, m2) of this rank's batch; return the count and (mean, biased variance) of all.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from numbabn import arrays
-from numbabn.arrays import AnyArray, library_of
+from numbabn.arrays import AnyArray, host_copy, library_of
 from numbabn.arrays.library import Place
 from numbabn.arrays.place import put
 from numbabn.backends.verbs import Array, Pair, Population
@@ -33,15 +33,15 @@ class Running(NamedTuple):
         Counts beyond 2**63 - 1 are written as 2**63 - 1.
         """
         state = {
-            "running_mean": _to_host(self.mean),
-            "running_var": _to_host(self.var),
+            "running_mean": host_copy(self.mean, "running_mean"),
+            "running_var": host_copy(self.var, "running_var"),
             "num_batches_tracked": np.array(min(self.batches, MOST), np.int64),
         }
         if population:
             count, (mean, m2) = self.population
             state["population_count"] = np.array(min(count, MOST), np.int64)
-            state["population_mean"] = _to_host(mean)
-            state["population_m2"] = _to_host(m2)
+            state["population_mean"] = host_copy(mean, "population_mean")
+            state["population_m2"] = host_copy(m2, "population_m2")
         return state
 
     @classmethod
@@ -91,7 +91,3 @@ class Running(NamedTuple):
             library.assign(target, source)
         population = self.population._replace(seen=other.population.seen)
         return self._replace(batches=other.batches, population=population)
-
-
-def _to_host(array: AnyArray) -> Array:
-    return library_of(array).to_host(array)
