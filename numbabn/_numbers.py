@@ -3,10 +3,15 @@
 import math
 import operator
 from numbers import Real
+from typing import Any
+
+import numpy as np
 
 
 def integer(value: object, name: str) -> int:
     """Return an integer of any kind as an int."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     try:
@@ -25,3 +30,14 @@ def real(value: object, name: str) -> float:
         except OverflowError:  # an integer
             return math.inf
     raise TypeError(f"{name} must be a real number, not {value!r}")
+
+
+def sequence(values: list[Any] | tuple[Any, ...], name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a list or tuple of real numbers, which may be nested, as an array of float64."""
+    try:
+        array = np.array(values)
+    except ValueError:
+        raise ValueError(f"{name} is a {type(values).__name__} of lists of different lengths") from None
+    if array.size and array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must hold real numbers only, not {values!r:.80}")
+    return array.astype(np.float64)

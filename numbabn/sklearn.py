@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from numbabn.arrays.overlap import overlaps_itself
 from numbabn.backends.verbs import Array
 from numbabn.norms.batch import batch_norm_inference
 from numbabn.statistics.moments import Moments
@@ -38,7 +39,7 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
     ----------
     copy : bool, default True
         Whether `transform` and `inverse_transform` return a new array. If False, they write to X, if that is
-        a writeable array of float32 or float64.
+        a writeable array of float32 or float64 whose elements do not share memory.
     with_mean : bool, default True
         Whether to subtract the mean.
     with_std : bool, default True
@@ -55,7 +56,7 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         rounding; None without ``with_std``.
     n_samples_seen_ : int, float, or ndarray of shape (n_features,)
         Number of samples, or sum of their weights: one for each feature where they differ, because NaN are
-        left out.
+        left out. Without ``with_mean`` and ``with_std`` it is the number of samples, whatever they weigh.
     n_features_in_ : int
         Number of features.
     feature_names_in_ : ndarray of str, shape (n_features,)
@@ -203,6 +204,8 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self._validate_params()
         x = check_array(X, estimator=self, input_name="X", dtype=_SUMMED, ensure_all_finite=False)
         weights = None if sample_weight is None else _column(sample_weight, len(x))
+        if not (self.with_mean or self.with_std):
+            weights = None  # StandardScaler counts samples then, whatever they weigh
         moments = Moments(axis=-1, nan_policy="omit").update(x, weights)
         _refuse_infinity(moments, x.dtype)
         validate_data(self, X, reset=reset, skip_check_array=True)  # last: it stores the features
@@ -226,7 +229,7 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         """Return (x - center) * scale + shift."""
         if x.dtype == np.float16:  # kernels do not take it, and float32 rounds less
             return self._affine(x.astype(np.float32), center, scale, shift, False).astype(np.float16)
-        in_place = not (self.copy if copy is None else copy) and x.flags.writeable
+        in_place = not (self.copy if copy is None else copy) and x.flags.writeable and not overlaps_itself(x)
         if x.dtype == np.float32 and scale is not None and _beyond_float32(scale):
             wide = self._affine(x.astype(np.float64), center, scale, shift, False)
             return np.positive(wide, out=x if in_place else np.empty_like(x), casting="same_kind")

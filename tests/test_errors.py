@@ -1,5 +1,6 @@
 """Bad calls of the functions: each is refused with a message that helps, and leaves everything as it was."""
 
+import re
 from importlib.util import find_spec
 
 import numpy as np
@@ -47,7 +48,7 @@ FORWARD_ROWS = [
         "x torch",
         lambda w: forward(tensor(4, 3)),
         TypeError,
-        "x | torch | numpy.asarray(x",
+        "x | torch | pass x.numpy()",
         marks=needs_torch,
     ),
     bad("axis too large", lambda w: forward(w.x, axis=2), ValueError, "axis | -2 | 1 | rank 2 | not 2"),
@@ -64,9 +65,20 @@ FORWARD_ROWS = [
     bad("eps complex", lambda w: forward(w.x, eps=1j), TypeError, "eps | real number | 1j"),
     bad("eps None", lambda w: forward(w.x, eps=None), TypeError, "eps | real number | None"),
     bad("eps array", lambda w: forward(w.x, eps=w.mean), TypeError, "eps | real number | array"),
+    bad("gamma list too long", lambda w: forward(w.x, [1.0] * 4), ValueError, "gamma | (4,) | (3,)"),
+    bad("gamma of str", lambda w: forward(w.x, ["a"] * 3), TypeError, "gamma | real numbers | 'a'"),
+    bad("gamma of None", lambda w: forward(w.x, [None] * 3), TypeError, "gamma | real numbers | None"),
+    bad("gamma of bools", lambda w: forward(w.x, [True] * 3), TypeError, "gamma | real numbers | True"),
+    bad("gamma empty", lambda w: forward(w.x, []), ValueError, "gamma | (0,) | (3,)"),
+    bad(
+        "var list negative",
+        lambda w: forward(w.x, mean=[0.0] * 3, var=[1.0, -1.0, 1.0]),
+        ValueError,
+        "var | negative | var[1]",
+    ),
     bad("gamma too long", lambda w: forward(w.x, np.ones(4)), ValueError, "gamma | (4,) | (3,)"),
     bad("gamma of rank 2", lambda w: forward(w.x, np.ones((1, 3))), ValueError, "gamma | (1, 3) | (3,)"),
-    bad("gamma number", lambda w: forward(w.x, 2.0), TypeError, "gamma | NumPy array | float"),
+    bad("gamma number", lambda w: forward(w.x, 2.0), TypeError, "gamma | 2.0 | one value per channel | list"),
     bad("gamma int", lambda w: forward(w.x, np.ones(3, int)), TypeError, "gamma | int64 | floating point"),
     bad("gamma complex", lambda w: forward(w.x, np.ones(3, "c8")), TypeError, "gamma | complex64 | floating"),
     bad("gamma str", lambda w: forward(w.x, "relu"), TypeError, "gamma | NumPy array | str"),
@@ -147,8 +159,8 @@ FORWARD_ROWS = [
     bad(
         "gamma ragged",
         lambda w: forward(w.x, [[1.0], [1.0, 2.0]]),
-        TypeError,
-        "gamma | NumPy array | list",
+        ValueError,
+        "gamma | list of lists of different lengths",
     ),
     bad(
         "eps too large for a float",
@@ -200,9 +212,14 @@ BACKWARD_ROWS = [
         "saved of another call",
         lambda w: backward(w, w.saved_other),
         ValueError,
-        "dy | (4, 3) | (5, 3) | saved",
+        "dy | (4, 3) | (5, 3) | forward call",
     ),
-    bad("saved in place", lambda w: backward(w, w.saved_in_place), ValueError, "saved | out=x | its own"),
+    bad(
+        "saved in place",
+        lambda w: backward(w, w.saved_in_place),
+        ValueError,
+        "forward call | out=x | its own",
+    ),
     bad(
         "out for no dx", lambda w: backward(w, w.saved, out=w.out, need_dx=False), ValueError, "out | need_dx"
     ),
@@ -229,6 +246,26 @@ BACKWARD_ROWS = [
         "out | overlaps x",
     ),
 ]
+
+TORCH_ADVICE = ["float32", "float16", "bfloat16", "float32, requires_grad", "bfloat16, requires_grad"]
+
+
+@needs_torch
+@pytest.mark.parametrize("kind", TORCH_ADVICE)
+def test_advice_for_a_tensor_works(kind):
+    """What the message says is run, and gives an array that is taken, or the next thing to do."""
+    import torch
+
+    dtype, _, gradient = kind.partition(", ")
+    x = torch.ones(4, 3, dtype=getattr(torch, dtype), requires_grad=bool(gradient))
+    with pytest.raises(TypeError, match="torch.Tensor on cpu") as refusal:
+        forward(x)
+    advice = re.search(r"pass (x\S*\.numpy\(\))", str(refusal.value)).group(1)
+    array = eval(advice, {"x": x})
+    assert array.dtype == (np.float16 if dtype == "float16" else np.float32)
+    if dtype != "float16":
+        forward(array * np.arange(4, dtype=np.float32)[:, None])
+
 
 TABLE = [*X_ROWS, *FORWARD_ROWS, *OUT_ROWS, *DY_ROWS, *BACKWARD_ROWS]
 
@@ -272,6 +309,8 @@ class Subclass(np.ndarray):
 @pytest.mark.parametrize(
     "call",
     [
+        lambda w: forward(w.x, [1.0, 1.0, 1.0], (0, 0, 0))[0],
+        lambda w: nbn.batch_norm_inference(w.x, w.saved.mean.tolist(), tuple(w.saved.var)),
         lambda w: forward(np.matrix(w.x))[0],
         lambda w: forward(w.x.view(Subclass))[0],
         lambda w: forward(w.x, axis=np.int64(1))[0],

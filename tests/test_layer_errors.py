@@ -1,13 +1,26 @@
 """Bad calls of the layer: each is refused with a message that helps, and leaves everything as it was."""
 
 import copy
+import inspect
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import numbabn as nbn
-from tests.support.refusals import F32, WRONG_DY, WRONG_OUT, WRONG_X, DeviceArray, bad, check_refused, every
+from numbabn.norms import _foreign
+from tests.support.refusals import (
+    F32,
+    WRONG_DY,
+    WRONG_OUT,
+    WRONG_X,
+    DeviceArray,
+    World,
+    bad,
+    check_refused,
+    every,
+)
 
 X_ROWS = every(
     "x", {"layer": lambda w, x: w.layer(x), "evaluating layer": lambda w, x: w.evaluating(x)}, WRONG_X
@@ -90,13 +103,40 @@ LAYER_ROWS = [
         "x | 5 channels | axis",
     ),
     bad("no such axis", lambda w: w.fourth_axis(w.x), ValueError, "axis | rank 2 | not 3"),
-    bad("layer, one sample", lambda w: w.layer(w.x[:1]), ValueError, "x | (1, 3) | one value per channel"),
     bad("pooled, one sample", lambda w: w.pooled(w.x[:1]), ValueError, "x | (1, 3) | one value per channel"),
     bad(
         "dtype unknown",
         lambda w: nbn.BatchNorm(3, dtype="float23"),
         TypeError,
         "dtype | floating point | float23",
+    ),
+]
+
+
+SPEAKING_ROWS = [
+    bad("num_features", lambda w: nbn.BatchNorm(num_features=3), TypeError, "num_features | num_channels"),
+    bad("affine", lambda w: nbn.BatchNorm(3, affine=False), TypeError, "affine | scale and center"),
+    bad("epsilon", lambda w: nbn.BatchNorm(3, epsilon=1e-3), TypeError, "epsilon | eps | help(BatchNorm)"),
+    bad("use_bias", lambda w: nbn.BatchNorm(3, use_bias=False), TypeError, "use_bias | center"),
+    bad("attribute weight", lambda w: w.layer.weight, AttributeError, 'weight | params["gamma"]'),
+    bad("attribute gamma", lambda w: w.layer.gamma, AttributeError, 'gamma | params["gamma"]'),
+    bad("attribute bias", lambda w: w.layer.bias, AttributeError, 'bias | params["beta"]'),
+    bad("attribute moving_mean", lambda w: w.layer.moving_mean, AttributeError, "moving_mean | running_mean"),
+    bad("method forward", lambda w: w.layer.forward(w.x), AttributeError, "forward | y = bn(x)"),
+    bad("method cuda", lambda w: w.layer.cuda(), AttributeError, 'cuda | to("cuda")'),
+    bad("attribute of nobody", lambda w: w.layer.wibble, AttributeError, "'BatchNorm' | 'wibble'"),
+    bad("layer, one sample", lambda w: w.layer(w.x[:1]), ValueError, "x | (1, 3) | one value | bn.eval()"),
+    bad(
+        "layer, NHWC",
+        lambda w: w.layer(np.ones((2, 8, 8, 3), F32)),
+        ValueError,
+        "x | (2, 8, 8, 3) | 8 channels on axis 1 | num_channels=3 | BatchNorm(3, axis=-1)",
+    ),
+    bad(
+        "layer of the last axis, NCHW",
+        lambda w: w.last_axis(np.ones((2, 3, 8, 8), F32)),
+        ValueError,
+        "x | 8 channels on axis -1 | BatchNorm(3, axis=1)",
     ),
 ]
 
@@ -257,7 +297,7 @@ STATE_ROWS = [
     ),
 ]
 
-TABLE = [*X_ROWS, *OUT_ROWS, *DY_ROWS, *BACKWARD_ROWS, *LAYER_ROWS, *STATE_ROWS]
+TABLE = [*X_ROWS, *OUT_ROWS, *DY_ROWS, *BACKWARD_ROWS, *LAYER_ROWS, *SPEAKING_ROWS, *STATE_ROWS]
 
 
 @pytest.mark.parametrize(("call", "error", "fragments"), TABLE)
@@ -276,3 +316,42 @@ def test_refused_within_frozen_stats():
         layer(np.ones((1, 3), F32))
     layer(np.ones((2, 3), F32))
     assert layer.num_batches_tracked == 1
+
+
+def test_the_layer_speaks_of_itself():
+    """Nothing in a message of the layer is an argument of a function that its user did not call."""
+    world = World()
+    calls = [lambda: world.layer.backward(world.dy[:3]), lambda: world.layer(world.x[:1])]
+    calls += [lambda: world.overwritten.backward(world.dy)]
+    for call in calls:
+        with pytest.raises(ValueError) as refusal:  # noqa: PT011 - the text is looked at below
+            call()
+        assert not [word for word in ("saved", "mean=", "batch_norm_") if word in str(refusal.value)]
+
+
+def test_one_value_without_running_statistics():
+    """Evaluation mode would not help."""
+    with pytest.raises(ValueError, match=r"one value per channel, whose variance is 0; pass a larger batch$"):
+        nbn.BatchNorm(3, track_running_stats=False)(np.ones((1, 3), F32))
+
+
+def test_foreign_names_are_nothing_else():
+    """A layer has none of the attributes whose names are known to be missing, and answers hasattr."""
+    layer = nbn.BatchNorm(3)
+    assert not hasattr(layer, "weight")
+    assert not [name for name in _foreign._ATTRIBUTES if name in dir(layer)]
+    options = inspect.signature(nbn.BatchNorm).parameters
+    assert "num_channels" in options
+    assert not _foreign._OPTIONS.keys() & options.keys()
+
+
+@pytest.mark.parametrize("momentum", [0.99, 0.901])
+def test_momentum_of_keras(momentum):
+    with pytest.warns(UserWarning, match=rf"^momentum={momentum} .* Keras' .* is momentum=0.0") as caught:
+        nbn.BatchNorm(3, momentum=momentum)
+    assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 0.9, 1, None])
+def test_no_warning_of_momentum(momentum):
+    assert nbn.BatchNorm(3, momentum=momentum).momentum == momentum

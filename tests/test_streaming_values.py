@@ -112,6 +112,32 @@ def test_where_true_is_no_mask(monkeypatch):
     assert nbn.Moments().update(x, where=False).count.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("weights", [[[0.5], [2]], ([0.5], [2.0]), [[0.5, 0.5], [2, 2.0]]])
+def test_weights_in_lists(weights):
+    x = np.array([[1.0, 5.0], [2.0, -3.0]])
+    expected = nbn.Moments().update(x, np.array(weights, np.float64))
+    listed = nbn.Moments().update(x, weights)
+    for name, value in expected.to_dict().items():
+        assert_same_bits(listed.to_dict()[name], value, name)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        ([1.0, 2.0, 3.0], ValueError, r"^weights has shape \(3,\), which does not broadcast"),
+        ([[1.0], [1.0, 2.0]], ValueError, "^weights is a list of lists of different lengths"),
+        ([["a"], ["b"]], TypeError, "^weights must hold real numbers only"),
+        ([[True], [False]], TypeError, "^weights must hold real numbers only"),
+        ([[1.0], [-1.0]], ValueError, "^weights must be finite and >= 0"),
+    ],
+)
+def test_weights_in_bad_lists(weights, error, message):
+    moments = nbn.Moments()
+    with pytest.raises(error, match=message):
+        moments.update(np.ones((2, 2)), weights)
+    assert moments.shape is None
+
+
 def test_weights_are_repeated_elements():
     x = values((40, 3), np.dtype(np.float32))
     times = np.random.default_rng(1).integers(0, 6, (40, 1))

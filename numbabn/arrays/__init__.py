@@ -10,10 +10,11 @@ from numbabn.arrays.door import (
     of_library,
     on_host,
     to_numpy,
+    values_beside,
 )
 from numbabn.arrays.library import AnyArray, type_name
 
 __all__ = [
     "AnyArray", "beside", "host_copy", "library_of", "location_text", "native", "of", "of_library", "on_host",
-    "to_numpy", "type_name",
+    "to_numpy", "type_name", "values_beside",
 ]  # fmt: skip

@@ -96,11 +96,12 @@ class DeviceLibrary(Library, Owner, Protocol):
             return array
         return array if array.transpose(memory_order(array.strides)).flags.c_contiguous else self._copy(array)
 
-    def empty_like(self, array: DeviceArray) -> DeviceArray:
+    def empty_like(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
+        dtype = array.dtype if dtype is None else dtype
         if array.flags.c_contiguous:
-            return array.empty(array.shape, array.dtype)
-        steps = dense_strides(array.shape, memory_order(array.strides), array.itemsize)
-        return array.empty(array.shape, array.dtype, steps)
+            return array.empty(array.shape, dtype)
+        steps = dense_strides(array.shape, memory_order(array.strides), dtype.itemsize)
+        return array.empty(array.shape, dtype, steps)
 
     def empty_vector(self, like: DeviceArray) -> DeviceArray:
         return like.empty(like.shape, like.dtype)

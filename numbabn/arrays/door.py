@@ -2,10 +2,12 @@
 
 import functools
 from importlib.util import find_spec
+from numbers import Number
 from typing import Any
 
 import numpy as np
 
+from numbabn._numbers import sequence
 from numbabn.arrays.cupy import CuPy
 from numbabn.arrays.device import DeviceArray
 from numbabn.arrays.device_library import DeviceLibrary, load
@@ -73,8 +75,6 @@ def beside(array: object, name: str, x: AnyArray) -> AnyArray:
     ValueError
         If they are on different GPUs.
     """
-    if type(array) is np.ndarray and type(x) is np.ndarray:
-        return array
     found = of(array, name)
     here, there = library_of(found), library_of(x)
     if here.on_host != there.on_host:
@@ -87,6 +87,18 @@ def beside(array: object, name: str, x: AnyArray) -> AnyArray:
             f"{name} is {location_text(found)}, but x is {location_text(x)}; pass arrays on one device"
         )
     return found
+
+
+def values_beside(values: object, name: str, x: AnyArray) -> AnyArray:
+    """Return an array as `beside` does; a list or tuple of numbers becomes one of float64, where x is."""
+    if isinstance(values, Number):
+        raise TypeError(
+            f"{name} is {values!r}, but must have one value per channel; pass a NumPy array or a list"
+        )
+    if not isinstance(values, (list, tuple)):
+        return beside(values, name, x)
+    library = library_of(x)
+    return of(library.put(sequence(values, name), library.place(x).device), name)
 
 
 def of_library(array: object, name: str, x: AnyArray) -> AnyArray:

@@ -48,8 +48,8 @@ class Library(Protocol):
     def dense(self, array: AnyArray) -> AnyArray:
         """Return the array if it fills memory without gaps, in native byte order, else such a copy."""
 
-    def empty_like(self, array: AnyArray) -> AnyArray:
-        """Return memory for a result: shape, dtype and memory order of the array, which is dense."""
+    def empty_like(self, array: AnyArray, dtype: Any = None) -> AnyArray:
+        """Return memory for a result: shape, dtype and memory order of the array, or another dtype."""
 
     def empty_vector(self, like: AnyArray) -> AnyArray:
         """Return memory for a gradient: C order, shape and dtype of ``like``, in native byte order."""

@@ -28,14 +28,18 @@ _PAGE = 2 << 20  # a huge page
 _SUPPORTED = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 
 
-def empty_like(array: Array) -> Array:
+def empty_like(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """Return an uninitialised array like this one, which is dense; in kept memory if a block has its size.
+
+    With a ``dtype`` that is the result's, else the array's.
 
     Raises
     ------
     MemoryError
         If there is no memory, even after all kept blocks were given back.
     """
+    if dtype is not None:
+        array = np.empty_like(array, dtype)  # large ones have no pages before somebody writes to them
     small = array.nbytes <= SMALLEST_BLOCK
     try:
         return np.empty_like(array) if small else _large(array)

@@ -39,7 +39,8 @@ class NumPy(Library):
     empty_like = staticmethod(memory.empty_like)  # a method would add a call for every small array
 
     def empty_vector(self, like: Array) -> Array:
-        return np.empty(like.shape, like.dtype if like.dtype.isnative else like.dtype.newbyteorder("="))
+        dtype = like.dtype
+        return np.empty(like.shape, dtype if dtype.isnative else dtype.newbyteorder("="))
 
     def constants(self, beside: Array, count: int, values: tuple[float, float]) -> Array:
         pair = np.empty((2, count))

@@ -19,14 +19,17 @@ class Torch(DeviceLibrary):
     def describe(self, native: Any, name: str) -> Description:
         device = native.device
         if not self.on_gpu(native):
+            given = f"{name}.detach()" if native.requires_grad else name
+            if native.dtype is load(self.module).bfloat16:  # which NumPy does not know
+                given += ".float()"
             raise TypeError(
                 f"{name} must be a NumPy array or on a GPU, not a torch.Tensor on {device}; "
-                f"pass numpy.asarray({name}.detach()), or {name}.detach().cuda()"
+                f"pass {given}.numpy(), or {given}.cuda()"
             )
         if native.requires_grad:
             raise TypeError(
                 f"{name} is a torch.Tensor that requires grad, of which autograd would lose track; "
-                f"pass {name}.detach() and call batch_norm_backward yourself"
+                f"pass {name}.detach(), and its gradient through numbabn's backward yourself"
             )
         if native.layout is not load(self.module).strided:
             raise TypeError(f"{name} is a torch.Tensor of layout {native.layout}; pass {name}.to_dense()")

@@ -1,7 +1,7 @@
 """What all layers are: parameters and their gradients on a device, a mode, and a state that can be saved."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,6 +12,7 @@ from numbabn.arrays.library import HOST, Place
 from numbabn.arrays.place import place, put
 from numbabn.backends.verbs import Array
 from numbabn.norms import _checks, _options
+from numbabn.norms._foreign import missing_attribute
 from numbabn.norms._saved import Saved
 
 
@@ -50,6 +51,11 @@ class Layer:
         self.params = {name: put(values, at) for name, values in initial.items()}
         self.grads = {name: put(np.zeros_like(values), at) for name, values in initial.items()}
         self._saved: Saved | None = None
+
+    if not TYPE_CHECKING:  # for a type checker every attribute would exist then
+
+        def __getattr__(self, name: str) -> Any:  # called for what is not found otherwise
+            raise missing_attribute(self, name)
 
     def train(self) -> Self:
         """Switch to training mode; return the layer."""

@@ -7,7 +7,7 @@ import numpy as np
 from numbabn import arrays
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
-from numbabn.arrays.overlap import same_memory
+from numbabn.arrays.overlap import output, same_memory
 from numbabn.backends.verbs import Affine, Array, Pair
 from numbabn.norms import _checks
 from numbabn.norms._saved import Saved
@@ -29,13 +29,18 @@ class Call:
     x, once recognised and checked, is read through the attributes here by everything that follows.
     """
 
-    __slots__ = ("axis", "channels", "count", "library", "out", "overwrites", "target", "x")
+    __slots__ = ("axis", "channels", "converted", "count", "library", "out", "overwrites", "target", "x")
 
-    def __init__(self, x: object, axis: object, out: object = None) -> None:
+    def __init__(self, x: object, axis: object, out: object = None, dtype: object = None) -> None:
         self.x = array = arrays.of(x, "x")
-        _checks.data(array, "x")
+        self.converted = None  # the dtype of y where x has integers; else y has the dtype of x
+        if dtype is None:
+            _checks.data(array, "x")
+        else:
+            self.converted = _checks.converted(array, "x", dtype)
         self.out = out  # what is returned: a subclass of ndarray, for example
-        self.target = target = None if out is None else _checks.output(out, array, "x", {"x": array})
+        result = array.dtype if self.converted is None else self.converted
+        self.target = target = None if out is None else output(out, array, result, "x", {"x": array})
         self.overwrites = target is not None and same_memory(target, array)  # y over x
         self.axis = axis_number(axis, array.ndim)
         self.channels: int = array.shape[self.axis]
@@ -79,14 +84,12 @@ class Call:
         Statistics are those ``known``, or with ``reduce`` those of all ranks, or else those of x.
         """
         library, target, count, training = self.library, self.target, self.count, known is None
-        if count == 1 and training and reduce is None:
-            raise ValueError(
-                f"x has shape {self.x.shape}, one value per channel, whose variance is 0; "
-                "pass a larger batch, or mean= and var= to use known statistics"
-            )
         source = library.dense(self.x)
         layout = channels_layout(source, self.axis)
-        y = target if target is not None and layout.matches(target) else library.empty_like(source)
+        if target is not None and layout.matches(target):
+            y = target
+        else:
+            y = library.empty_like(source, self.converted)
         if reduce is not None:
             count, known = reduce.statistics(*self._moments(source, layout))
         if source.size == 0:
@@ -118,15 +121,15 @@ def backward(
     x, layout = saved._x, saved._layout
     if x is None:
         raise ValueError(
-            "saved is from a forward call that wrote y over x (out=x), so x is gone; "
-            "give that call an array of its own to go backward"
+            "the forward call wrote y over x (out=x), so x is gone; "
+            "give that call an out of its own to go backward"
         )
     array = _checks.gradient(dy, x)
     target = None
     if out is not None:
         if not need_dx:
             raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
-        target = _checks.output(out, x, "dy", {"dy": array, "x": x})
+        target = output(out, x, x.dtype, "dy", {"dy": array, "x": x})
     source = arranged(array, x, layout)
     gamma, beta = saved._affine.given
     dgamma = dbeta = dx = None

@@ -1,20 +1,43 @@
 """Checks of the arrays of a call: each error names the argument, what it was, and what would be right."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from numbabn._numbers import real
-from numbabn.arrays import AnyArray, beside, library_of, of_library
-from numbabn.arrays.overlap import overlap, overlaps_itself, same_memory
-
-_COMPUTE_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+from numbabn.arrays import AnyArray, library_of, of_library, values_beside
+from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
 
 
 def data(x: AnyArray, name: str) -> None:
     """Raise unless the array is floating point, of rank two or more."""
-    if x.dtype not in _COMPUTE_DTYPES:
+    if x.dtype not in COMPUTED:
         dtype(x, name)
+    _rank(x, name)
+
+
+def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
+    """Return the dtype in which integers are normalised, ``wanted``, or None for x of this dtype itself."""
+    result = result_dtype(wanted)
+    if x.dtype.newbyteorder("=") in CONVERTED:
+        if not library_of(x).on_host:
+            raise TypeError(
+                f"{name} has dtype {x.dtype}, which is converted on the CPU only; "
+                f"pass {library_of(x).cast_text(name, result.name)}"
+            )
+        _rank(x, name)
+        return result
+    data(x, name)
+    if x.dtype.newbyteorder("=") != result:
+        raise TypeError(
+            f"dtype is {result}, but {name} has dtype {x.dtype}; dtype is for integers of 8 and 16 bits: "
+            f"pass {library_of(x).cast_text(name, result.name)}"
+        )
+    return None
+
+
+def _rank(x: AnyArray, name: str) -> None:
     if x.ndim < 2:
         raise ValueError(
             f"{name} must have a batch axis and a channel axis, but has shape {x.shape}; "
@@ -25,7 +48,7 @@ def data(x: AnyArray, name: str) -> None:
 def dtype(x: AnyArray, name: str) -> None:
     """Raise unless the dtype is float32 or float64, in either byte order."""
     kind = x.dtype
-    if kind in _COMPUTE_DTYPES or (kind.kind == "f" and kind.newbyteorder("=") in _COMPUTE_DTYPES):
+    if kind in COMPUTED or (kind.kind == "f" and kind.newbyteorder("=") in COMPUTED):
         return
     advice = f"pass {library_of(x).cast_text(name, 'float32')}"
     if kind.kind == "f":
@@ -33,6 +56,14 @@ def dtype(x: AnyArray, name: str) -> None:
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
     raise TypeError(f"{name} has dtype {kind}, which is not floating point; {advice}")
+
+
+def one_value(x: AnyArray, advice: str | None) -> ValueError:
+    """Return the error for an x with one value per channel, of which no variance can be taken."""
+    return ValueError(
+        f"x has shape {x.shape}, one value per channel, whose variance is 0; "
+        f"pass a larger batch{f', or {advice}' if advice else ''}"
+    )
 
 
 def eps(value: object) -> float:
@@ -47,7 +78,7 @@ def eps(value: object) -> float:
 
 def per_channel(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
     """Return an array with one floating-point value per channel, which lies where x does."""
-    values = beside(array, name, x)
+    values = array if type(array) is np.ndarray and type(x) is np.ndarray else values_beside(array, name, x)
     if values.dtype.kind != "f":
         raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point, one value per channel")
     if values.shape != (count,):
@@ -76,39 +107,12 @@ def gradient(dy: object, x: AnyArray) -> AnyArray:
     array = of_library(dy, "dy", x)
     if array.shape != x.shape:
         raise ValueError(
-            f"dy has shape {array.shape}, but the forward call that gave saved had x of shape {x.shape}; "
-            "pass the saved of the same call"
+            f"dy has shape {array.shape}, but x of the forward call had shape {x.shape}; "
+            "pass the gradient of what that call returned"
         )
     if array.dtype != x.dtype and array.dtype.newbyteorder("=") != x.dtype.newbyteorder("="):
         raise TypeError(
             f"dy has dtype {array.dtype}, but x had {x.dtype}; "
             f"pass {library_of(x).cast_text('dy', x.dtype.name)}"
         )
-    return array
-
-
-def output(out: object, x: AnyArray, inplace: str, inputs: dict[str, AnyArray]) -> AnyArray:
-    """Return out if a result for x can be written to it.
-
-    It may be the same memory as the input named ``inplace``, and must not overlap any input otherwise.
-    """
-    array = of_library(out, "out", x)
-    if array.shape != x.shape:
-        raise ValueError(f"out has shape {array.shape}; it must be that of the result, {x.shape}")
-    native = x.dtype.newbyteorder("=")
-    if array.dtype is not x.dtype and array.dtype.newbyteorder("=") != native:
-        raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
-    if overlaps_itself(array):
-        raise ValueError(
-            "elements of out share memory, as in a broadcast array; "
-            f"pass one made by {library_of(array).maker}"
-        )
-    for name, other in inputs.items():
-        if overlap(array, other) and not (name == inplace and same_memory(array, other)):
-            raise ValueError(
-                f"out overlaps {name} in memory; pass {inplace} itself to compute in place, "
-                "or an array of its own"
-            )
-    if not array.flags.writeable:
-        raise ValueError("out is read-only; pass an array that can be written to")
     return array

@@ -1,5 +1,6 @@
 """Checks of a layer: its options, its input, and the states that it loads."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from numbabn.arrays import AnyArray, library_of, location_text, to_numpy
 from numbabn.arrays.library import Place
 from numbabn.backends.verbs import Array
 
+_LARGEST_USUAL = 0.9  # of momentum: Keras' and Flax' defaults are 0.99
+_TO_CALLER = 4  # from a warning here through __init__ and what wraps it to the user's line
 MOST = np.iinfo(np.int64).max  # of a count in a state
 _NOT_NEGATIVE = ("running_var", "num_batches_tracked", "population_count", "population_m2")
 
@@ -23,6 +26,12 @@ def momentum(value: object) -> float | None:
         raise ValueError(
             f"momentum is the weight of the new batch and must be from 0 to 1, or None for the exact "
             f"population statistics, not {value!r} (Keras' momentum is 1 minus this one)"
+        )
+    if _LARGEST_USUAL < number < 1:  # 1 is the statistics of the last batch, which nobody means by mistake
+        warnings.warn(
+            f"momentum={value!r} is the weight of the new batch, so that running statistics hardly remember "
+            f"older ones; Keras' and Flax' momentum={value!r} is momentum={1 - number:.6g} here",
+            stacklevel=_TO_CALLER,
         )
     return number
 
@@ -51,14 +60,22 @@ def layer_input(x: AnyArray, axis: int, num_channels: int, place: Place) -> None
     channels = x.shape[axis]
     if channels != num_channels:
         raise ValueError(
-            f"x has shape {x.shape}, {channels} channels on axis {axis}, but the layer has "
-            f"num_channels={num_channels}; pass an x with {num_channels} there, or set the layer's axis"
+            f"x has shape {x.shape}, {channels} channels on axis {axis}, but the layer has num_channels="
+            f"{num_channels}; pass an x with {num_channels} there, or {_other_axis(x, num_channels)}"
         )
     if str(library_of(x).place(x)) != str(place):
         raise TypeError(
             f"x is {location_text(x)}, but the layer is on {place}; "
             "pass an x there, or move the layer: bn.to(x)"
         )
+
+
+def _other_axis(x: AnyArray, num_channels: int) -> str:
+    """Say how the layer is made for channels on the axis of x that has so many values, if one has."""
+    for axis in (-1, *range(1, x.ndim - 1)):
+        if x.shape[axis] == num_channels:
+            return f"make the layer for them on axis {axis}: BatchNorm({num_channels}, axis={axis})"
+    return "set the layer's axis"
 
 
 def writable_parameters(params: Mapping[str, AnyArray]) -> None:

@@ -5,6 +5,7 @@ operations, so that all have the same bits, also on machines that differ. MPI do
 ``Allreduce``.
 """
 
+import contextlib
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,14 +28,33 @@ _NAMES = {FORWARD: "a forward call", BACKWARD: "a backward call", FAILED: "an er
 class Ranks:
     """The ranks of a layer. Copies of a layer share it; a pickle leaves it out, and has None in its place."""
 
-    __slots__ = ("comm",)
+    __slots__ = ("agreed", "comm")
 
     def __init__(self, comm: Any) -> None:
         self.comm = comm
+        self.agreed = False  # whether all ranks are known to have as many channels as this one
 
     def message(self, kind: float, channels: int) -> "Message":
         """Return the message of one call, to be sent within its ``with`` block."""
-        return Message(self.comm, kind, channels)
+        return Message(self, kind, channels)
+
+    def agree(self, channels: int) -> None:
+        """Raise a RuntimeError on all ranks unless they have the same number of channels.
+
+        That is asked once, in a message of its own: messages of calls differ in size where it differs, which
+        MPI answers with "message truncated", or not at all.
+        """
+        if self.agreed:
+            return
+        everywhere = np.zeros(self.comm.Get_size(), np.int64)
+        self.comm.Allgather(np.array([channels]), everywhere)
+        if (everywhere != channels).any():
+            counts = ", ".join(f"{count} on rank {rank}" for rank, count in enumerate(everywhere.tolist()))
+            raise RuntimeError(
+                f"a synchronised layer has different numbers of channels: {counts}; "
+                "make it with the same num_channels on all ranks"
+            )
+        self.agreed = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -71,10 +91,11 @@ class Message:
     other: (kind, count, 2 * channels values) in float64.
     """
 
-    __slots__ = ("_channels", "_comm", "_kind", "_sent")
+    __slots__ = ("_channels", "_comm", "_kind", "_ranks", "_sent")
 
-    def __init__(self, comm: Any, kind: float, channels: int) -> None:
-        self._comm = comm
+    def __init__(self, ranks: Ranks, kind: float, channels: int) -> None:
+        self._ranks = ranks
+        self._comm = ranks.comm
         self._kind = kind
         self._channels = channels
         self._sent = False
@@ -86,7 +107,9 @@ class Message:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._sent:
-            self._gather(FAILED, 0, np.zeros((2, self._channels)))
+            # Where the ranks disagree on the channels, each has its own error by now, and this one goes on.
+            with contextlib.suppress(RuntimeError):
+                self._gather(FAILED, 0, np.zeros((2, self._channels)))
 
     def statistics(self, count: int, moments: Array) -> tuple[int, Array]:
         """Send (mean, m2) of this rank's batch; return the count and (mean, biased variance) of all.
@@ -149,6 +172,7 @@ class Message:
     def _gather(self, kind: float, count: int, values: Array) -> Array:
         """Send one message; return those of all ranks."""
         self._sent = True
+        self._ranks.agree(self._channels)
         mine = np.concatenate([[kind, count], values.ravel()])
         messages = np.zeros((self._comm.Get_size(), mine.size))
         self._comm.Allgather(mine, messages)

@@ -11,9 +11,10 @@ from numbabn import _numbers
 from numbabn.arrays import native
 from numbabn.arrays.library import HOST, Place
 from numbabn.backends.verbs import Array
-from numbabn.norms import _options, _ranks
+from numbabn.norms import _checks, _options, _ranks
 from numbabn.norms._base import Layer
 from numbabn.norms._call import Call, Reduce, backward
+from numbabn.norms._foreign import advised
 from numbabn.norms._running import Running
 from numbabn.norms._saved import Saved
 from numbabn.norms._types import A
@@ -40,13 +41,13 @@ def batch_norm_forward(
     ----------
     x : array of float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``: NC, NCL, NCHW and NCDHW have 1, NHWC has -1.
-    gamma, beta : array of any float dtype, shape (C,), optional
-        Scale and shift; 1 and 0 without.
+    gamma, beta : array of any float dtype, or list of numbers, shape (C,), optional
+        Scale and shift; 1 and 0 without. A list becomes an array of float64.
     axis : int, default 1
         Channel axis.
     eps : float, default 1e-5
         Added to the variance; not negative. With 0, a constant channel gives NaN.
-    mean, var : array of any float dtype, shape (C,), optional
+    mean, var : array of any float dtype, or list of numbers, shape (C,), optional
         Use these statistics, constants for the backward pass, in place of those of x. Both or none.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
@@ -95,6 +96,8 @@ def batch_norm_forward(
     """
     call = Call(x, axis, out)
     known = None if mean is None and var is None else call.known(mean, var)
+    if known is None and call.count == 1:
+        raise _checks.one_value(call.x, "mean= and var= to use known statistics")
     return call.normalize(call.affine(gamma, beta, eps), known, None)
 
 
@@ -108,6 +111,7 @@ def batch_norm_inference(
     axis: int = 1,
     eps: float = 1e-5,
     out: A | None = None,
+    dtype: DTypeLike | None = None,
 ) -> A:
     r"""Normalise every channel with known statistics.
 
@@ -116,27 +120,31 @@ def batch_norm_inference(
     Parameters
     ----------
     x : array of float32 or float64, rank >= 2
-        Any memory layout; C channels on ``axis``.
-    mean, var : array of any float dtype, shape (C,)
+        Any memory layout; C channels on ``axis``. On the CPU also of uint8, int8, uint16 or int16, with a
+        ``dtype`` for y.
+    mean, var : array of any float dtype, or list of numbers, shape (C,)
         Statistics of the population, usually running averages.
-    gamma, beta : array of any float dtype, shape (C,), optional
-        Scale and shift; 1 and 0 without.
+    gamma, beta : array of any float dtype, or list of numbers, shape (C,), optional
+        Scale and shift; 1 and 0 without. A list becomes an array of float64.
     axis : int, default 1
         Channel axis.
     eps : float, default 1e-5
         Added to the variance; not negative.
     out : array, optional
         Write the result here; may be x itself.
+    dtype : {float32, float64}, optional
+        Dtype of y where x has integers, for example an image of uint8, which is converted while it is read:
+        in one pass, without a copy of x in between. Otherwise y has the dtype of x.
 
     Returns
     -------
     y : array
-        Shape and dtype of x; ``out`` if given.
+        Shape and dtype of x, or ``dtype``; ``out`` if given.
 
     Raises
     ------
     TypeError, ValueError
-        As `batch_norm_forward`.
+        As `batch_norm_forward`, and if x has integers and there is no ``dtype``, or floats of another one.
 
     Examples
     --------
@@ -148,7 +156,7 @@ def batch_norm_inference(
     """
     if mean is None or var is None:
         raise TypeError("mean and var must be arrays of one value per channel, not None")
-    call = Call(x, axis, out)
+    call = Call(x, axis, out, dtype)
     y: A
     y, _ = call.normalize(call.affine(gamma, beta, eps), call.known(mean, var), None)
     return y
@@ -294,6 +302,8 @@ class BatchNorm(Layer):
     Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
     covariate shift".
 
+    A call keeps x for `backward`, and does not copy it: do not change x before.
+
     In evaluation mode several threads may call one layer at once. In training mode every call gives its own
     right result, but of calls at the same moment just one may be counted in the running statistics, and
     `backward` belongs to the last call: train with one thread per layer.
@@ -309,11 +319,12 @@ class BatchNorm(Layer):
     be the same on all ranks, as they are in the beginning.
 
     All ranks make the same calls in training mode, in the same order: each call of the layer and each
-    `backward` of it is one message of 2 C + 2 numbers (an ``Allgather``). In evaluation mode nothing is sent,
-    and dgamma and dbeta are those of the rank's own batch. If a call is refused on one rank, it raises its
-    error there and a RuntimeError that names the rank on all others; none of them has changed anything, and
-    all may go on. What no layer can see is a rank that ends before its call: the others wait for it. Start
-    programs with ``python -m mpi4py``, which ends all ranks when one has an error that nobody catches::
+    `backward` of it is one message of 2 C + 2 numbers (an ``Allgather``), and the first call one more, which
+    compares the numbers of channels. In evaluation mode nothing is sent, and dgamma and dbeta are those of
+    the rank's own batch. If a call is refused on one rank, it raises its error there and a RuntimeError that
+    names the rank on all others; none of them has changed anything, and all may go on. What no layer can see
+    is a rank that ends before its call: the others wait for it. Start programs with ``python -m mpi4py``,
+    which ends all ranks when one has an error that nobody catches::
 
         # mpiexec -n 4 python -m mpi4py train.py
         from mpi4py import MPI
@@ -339,6 +350,7 @@ class BatchNorm(Layer):
     """
 
     # Ten parameters: the options of the layer, which a user passes by keyword.
+    @advised
     def __init__(
         self,
         num_channels: int,
@@ -396,7 +408,8 @@ class BatchNorm(Layer):
         Parameters
         ----------
         x : array of float32 or float64, rank >= 2
-            With ``num_channels`` along ``axis``, on the device of the layer.
+            With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
+            `backward`, which reads it again.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
@@ -421,6 +434,8 @@ class BatchNorm(Layer):
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         running, training = self._running, self.training
         known = None if training or running is None else call.known(running.mean, running.var)
+        if known is None and reduce is None and call.count == 1:
+            raise _checks.one_value(call.x, "use evaluation mode: bn.eval()" if running else None)
         y: A
         y, saved = call.normalize(affine, known, reduce)
         if training and running is not None and not self._frozen and saved.count:

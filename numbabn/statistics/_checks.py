@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from numbabn._numbers import integer, real
-from numbabn.arrays import on_host
+from numbabn._numbers import integer, real, sequence
+from numbabn.arrays import library_of, location_text, of, on_host
 from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
 
@@ -55,6 +55,17 @@ def chunk(array: object, name: str = "chunk") -> Array:
     )
 
 
+def host_chunk(array: object, name: str) -> Array:
+    """Return an array as `chunk` does, if it is on the host, where the result for it will be."""
+    found = of(array, name)
+    if not library_of(found).on_host:
+        raise TypeError(
+            f"{name} is {location_text(found)}, but Moments works on the host; pass a NumPy array, "
+            "or use batch_norm_inference with the mean and the variance"
+        )
+    return chunk(found, name)
+
+
 def same_axes(given: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise unless the statistics to be merged keep as many axes as those they are merged into."""
     if len(given) != len(expected):
@@ -81,7 +92,7 @@ def weights(value: object, shape: tuple[int, ...]) -> Array | None:
     """Return weights, finite and not negative, broadcast to the chunk's shape; None where there are none."""
     if value is None:
         return None
-    array = on_host(value, "weights")
+    array = sequence(value, "weights") if isinstance(value, (list, tuple)) else on_host(value, "weights")
     if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
         hint = "pass where= for a mask" if array.dtype.kind == "b" else "pass weights.astype(numpy.float64)"
         raise TypeError(f"weights has dtype {array.dtype}; real numbers are supported: {hint}")

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from numbabn import _progress
+from numbabn.arrays.dtypes import result_dtype
+from numbabn.arrays.overlap import output
 from numbabn.backends.verbs import Array
 from numbabn.statistics import _checks, _chunk, _file, _state
 from numbabn.statistics._population import Population
+from numbabn.statistics._standard import Standard
 
 
 class Moments:
@@ -90,7 +94,7 @@ class Moments:
             memory may have any layout, and may be mapped from a file: it is read in pieces. The first chunk
             fixes the lengths of the channel axes; the number of the other axes, and their lengths, may change
             from chunk to chunk, and may be 0.
-        weights : ndarray of any real dtype, optional
+        weights : ndarray of any real dtype, or list of numbers, optional
             How often each element counts; finite and not negative, broadcast against the chunk as NumPy does.
             Elements of weight 0 are left out: of the range, too, and even if they are NaN.
         where : bool or ndarray of bool, optional
@@ -291,6 +295,60 @@ class Moments:
         for chunk in _progress.bar(chunks, "moments", "chunk") if progress else chunks:
             moments.update(chunk)
         return moments
+
+    def normalize(self, x: Array, out: Array | None = None, dtype: DTypeLike = np.float32) -> Array:
+        r"""Standardise an array by what was seen.
+
+        .. math:: y = \frac{x - \mu_c}{\sigma_c}
+
+        with the mean and the square root of the biased variance of each channel; a channel of variance 0 is
+        divided by 1, as by scikit-learn's StandardScaler.
+
+        Parameters
+        ----------
+        x : array of bool, any integer, float16, float32 or float64
+            A NumPy array with the channels of the chunks on the same axes; the other axes may have any
+            length. Integers of 8 and 16 bits are converted while they are read, in one pass.
+        out : ndarray, optional
+            Write the result here: shape of x, ``dtype``. May be x itself where x has this dtype; may not
+            overlap x in any other way.
+        dtype : {float32, float64}, default float32
+            Dtype of the result.
+
+        Returns
+        -------
+        ndarray of ``dtype``
+            Shape and memory order of x; ``out`` if given.
+
+        Raises
+        ------
+        TypeError
+            If x or out is no NumPy array or has an unsupported dtype.
+        ValueError
+            If nothing was seen yet, a shape is wrong, or out overlaps x partly.
+
+        Notes
+        -----
+        The arithmetic has the dtype of the result for integers of 8 and 16 bits, that of x for float32 and
+        float64, and is float64 for everything else, which is converted first.
+
+        Examples
+        --------
+        >>> import numpy as np, numbabn as nbn
+        >>> images = np.array([[[[0, 10], [4, 30]]]], np.uint8)
+        >>> nbn.Moments(axis=-1).update(images).normalize(images)
+        array([[[[-1., -1.],
+                 [ 1.,  1.]]]], dtype=float32)
+        """
+        var = self._seen().var(0.0)
+        array = _checks.host_chunk(x, "x")
+        kept = _checks.kept_axes_of(self.axis, array.ndim)
+        _checks.same_channels(tuple(array.shape[axis] for axis in kept), self.shape or (), "x")
+        result = result_dtype(dtype)
+        target = None if out is None else output(out, array, result, "x", {"x": array})
+        standard = Standard(kept, self.mean, self._shaped(var))
+        y = standard.write(array, target, result)
+        return y if out is None else out
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as new NumPy arrays, for `from_dict`; its keys may change with the version."""

@@ -125,7 +125,7 @@ def tensor(torch, **changes):
 @pytest.mark.parametrize(
     ("changes", "fragments"),
     [
-        (lambda m: {"device": SimpleNamespace(type="cpu", index=None)}, "cpu | numpy.asarray(x | .cuda()"),
+        (lambda m: {"device": SimpleNamespace(type="cpu", index=None)}, "cpu | x.numpy() | .cuda()"),
         (lambda m: {"requires_grad": True}, "requires grad | x.detach()"),
         (lambda m: {"layout": m.sparse_coo}, "sparse_coo | x.to_dense()"),
         (lambda m: {"negated": True}, "negation | x.resolve_neg()"),

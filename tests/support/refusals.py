@@ -173,8 +173,8 @@ WRONG_OUT = [
 
 # For every function that takes a dy.
 WRONG_DY = [
-    ("shape", lambda w: w.dy.reshape(3, 4), ValueError, "(3, 4) | (4, 3) | saved"),
-    ("fewer samples", lambda w: w.dy[:3], ValueError, "(3, 3) | (4, 3) | saved"),
+    ("shape", lambda w: w.dy.reshape(3, 4), ValueError, "(3, 4) | (4, 3) | forward call"),
+    ("fewer samples", lambda w: w.dy[:3], ValueError, "(3, 3) | (4, 3) | forward call"),
     ("that would broadcast", lambda w: np.ones(3, F32), ValueError, "(3,) | (4, 3)"),
     ("dtype", lambda w: np.ones(SHAPE), TypeError, "float64 | float32 | dy.astype(numpy.float32)"),
     ("int", lambda w: np.ones(SHAPE, int), TypeError, "int64 | float32 | dy.astype(numpy.float32)"),

@@ -231,24 +231,27 @@ def check_backward_without_forward(comm):
 
 
 def check_messages(comm):
-    """A call sends one message, forward or backward and whatever is asked for; none in evaluation mode."""
+    """A call sends one message, forward or backward and whatever is asked for; none in evaluation mode.
+
+    The first call sends one more, in which ranks compare their numbers of channels.
+    """
     counting = Counting(comm)
     rank = comm.Get_rank()
     x = np.random.default_rng(rank).standard_normal((2 * rank + 2, 3, 4)).astype(np.float32)
     bn = nbn.BatchNorm(3, comm=counting)
     y = bn(x)
-    assert counting.messages == 1
-    dx = bn.backward(x)
     assert counting.messages == 2
+    dx = bn.backward(x)
+    assert counting.messages == 3
     gradients = bn.grads
 
     with bn.frozen_stats():
         assert_same_bits(bn(x), y, "y with frozen statistics")
-    assert counting.messages == 3
+    assert counting.messages == 4
     assert bn.num_batches_tracked == 1
     # A rank that needs no dx has sums that others need.
     assert bn.backward(x, need_dx=False) is None if rank == 0 else (bn.backward(x) == dx).all()
-    assert counting.messages == 4
+    assert counting.messages == 5
     for name, value in bn.grads.items():
         assert_same_bits(value, gradients[name], name)
 
@@ -259,7 +262,7 @@ def check_messages(comm):
     assert_same_bits(bn.backward(x), alone.backward(x), "dx in evaluation mode")
     assert_same_bits(bn.grads["gamma"], alone.grads["gamma"], "dgamma in evaluation mode")
     nbn.BatchNorm(3, comm=counting, track_running_stats=False).eval()(x)
-    assert counting.messages == 4
+    assert counting.messages == 5
 
 
 def check_in_place(comm):
@@ -295,6 +298,31 @@ def check_nan(comm):
     for name, (value, expected) in results.items():
         assert_same_bits(value[..., [1, 3]], expected[..., [1, 3]], name)
         assert not np.isfinite(value[..., [0, 2]]).any(), name
+
+
+def check_channels(comm):
+    """Different numbers of channels are an error on every rank, which names all of them, and no deadlock.
+
+    That is so as well where a rank refuses its own x; afterwards all can go on with layers that agree.
+    """
+    rank, size = comm.Get_rank(), comm.Get_size()
+    if size == 1:
+        return
+    channels = [3 + (r == size - 1) for r in range(size)]
+    bn = nbn.BatchNorm(channels[rank], comm=comm)
+    before = snapshot(bn)
+    x = np.random.default_rng(rank).standard_normal((4, channels[rank])).astype(np.float32)
+    counts = ", ".join(f"{count} on rank {r}" for r, count in enumerate(channels))
+    for _ in range(2):
+        assert f"different numbers of channels: {counts};" in raises(RuntimeError, bn, x)
+        assert_same_state(bn, before)
+    if rank == 0:
+        assert "num_channels=3" in raises(ValueError, bn, x[:, :2])
+    else:
+        assert f"different numbers of channels: {counts};" in raises(RuntimeError, bn, x)
+    assert_same_state(bn, before)
+    agreed = nbn.BatchNorm(2, comm=comm)
+    assert_same_on_all_ranks(comm, agreed(x[:, :2]).mean(axis=0) * 0 + agreed.running_mean, "running_mean")
 
 
 def check_copies(comm):

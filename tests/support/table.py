@@ -203,6 +203,22 @@ def same_bits(backend, problem):
 # Layouts ----------------------------------------------------------------------------------------------------
 
 
+def lists(backend, where):
+    """Lists and tuples of numbers are what arrays of float64 with the same values are."""
+    problem = Problem(*where, gamma_dtype=np.float64, beta_dtype=np.float64)
+    x, gamma, beta = problem.x(), problem.gamma(), problem.beta()
+    mean, var = problem.given()
+    y, saved = backend.forward(x, gamma, beta, axis=problem.axis)
+    listed, saved_of_lists = backend.forward(x, gamma.tolist(), tuple(beta), axis=problem.axis)
+    assert_same_bits(listed, y, "y")
+    gradients = backend.backward(problem.dy(), saved)
+    for name, a, b in zip(NAMES, backend.backward(problem.dy(), saved_of_lists), gradients, strict=True):
+        assert_same_bits(a, b, name)
+    y = backend.inference(x, mean, var, gamma, axis=problem.axis)
+    listed = backend.inference(x, tuple(mean), var.tolist(), list(gamma), axis=problem.axis)
+    assert_same_bits(listed, y, "y of known statistics")
+
+
 def layouts(backend, where, dtype, layout, dy_layout):
     """For any strides of x and dy the values are right, and results have the memory order of x."""
     if {layout, dy_layout} - set(backend.layouts):
@@ -361,7 +377,7 @@ REFUSALS = {
         "out | broadcast",
     ),
     "dy's shape": (
-        lambda b: b.backward(ONE[:3].copy(), b.forward(ONE)[1]), ValueError, "dy | (3, 3) | (4, 3) | saved",
+        lambda b: b.backward(ONE[:3].copy(), b.forward(ONE)[1]), ValueError, "dy | (3, 3) | (4, 3)",
     ),
     "dy's dtype": (
         lambda b: b.backward(np.ones((4, 3)), b.forward(ONE)[1]), TypeError, "dy | float64 | float32",
@@ -371,6 +387,7 @@ REFUSALS = {
         ValueError,
         "out | need_dx",
     ),
+    "gamma's list": (lambda b: b.forward(ONE, [1.0] * 4), ValueError, "gamma | (4,) | (3,)"),
     "saved": (lambda b: b.backward(ONE, ONE), TypeError, "saved | batch_norm_forward"),
     "layer's channels": (
         lambda b: b.call(layer(b), np.ones((4, 2), np.float32)), ValueError, "x | (4, 2) | num_channels=3",
@@ -437,6 +454,8 @@ def rows(large):
         add(constants, shape, axis, dtype)
     for shape, axis in (((40, 8), 1), ((3, 2, 130), 1), ((300, 1), 1), ((4, 5, 7, 7), 1), ((5, 3, 4, 6), -1)):
         add(accuracy, shape, axis)
+    for where in (((40, 8), 1), ((3, 2, 130), 1)):
+        add(lists, where)
     some = ("contiguous", "fortran", "transposed", "sliced", "negative", "broadcast", "loose")
     for i, (layout, dy_layout) in enumerate(itertools.product(some, some)):
         add(layouts, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout, dy_layout)

@@ -30,10 +30,10 @@ def moments(x: Array, view: View, like: np.floating | None = None) -> Array:
 
 
 def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) -> None:
-    """Write y = (x - mean) / sqrt(var + eps) * gamma + beta."""
+    """Write y = (x - mean) / sqrt(var + eps) * gamma + beta. x may be integers of 8 or 16 bits."""
     if not plan.uses_rows(view) and columns.normalize(x, view, statistics, affine, y):
         return
-    coefficients = np.empty((4, view.groups), x.dtype)
+    coefficients = np.empty((4, view.groups), y.dtype)
     fill_normalize_all(*statistics, *affine.parameters, affine.eps, coefficients)
     _family(view).apply(None, x, view, coefficients, y)
 

@@ -1,7 +1,8 @@
 """What is done to every element: out = (x - center) * scale + shift, + dy * weight where there is a dy.
 
 Normalisation and both backward passes are this map; only the coefficients differ. They are arrays
-[4, channels] in the order center, scale, shift, weight and in the dtype of x.
+[4, channels] in the order center, scale, shift, weight and in the dtype of the result, to which x is
+converted as it is read where it has integers.
 
 The mean stays wide: center is the mean rounded to the dtype of x, and what the rounding lost goes into the
 shift, where it costs no operation per element. x - center is exact near the mean, so a constant channel
@@ -62,11 +63,14 @@ def fill_gradient_all(statistics, gamma, eps, count, sums, coefficients):
 
 
 @helper
-def affine(dy, x, i, k, a, b, w):
-    """(x - k) * a + b for the sixteen values from i on, and + dy * w where dy is not None."""
-    value = fma(sub(load(x, i, x[0]), k), a, b)
+def affine(dy, x, i, like, k, a, b, w):
+    """(x - k) * a + b for the sixteen values from i on, and + dy * w where dy is not None.
+
+    Values are read in the dtype of ``like``, which the other vectors have; x may be integers.
+    """
+    value = fma(sub(load(x, i, like), k), a, b)
     if dy is not None:
-        value = fma(load(dy, i, x[0]), w, value)
+        value = fma(load(dy, i, like), w, value)
     return value
 
 

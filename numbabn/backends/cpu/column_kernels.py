@@ -254,12 +254,12 @@ def apply_panel(dy, x, rows, first, last, columns, streaming, out):
 
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
     """
-    width = columns_of(rows)
+    width, like = columns_of(rows), out[0]
     for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
-            k, a = load(columns[0], j, x[0]), load(columns[1], j, x[0])
-            b, w = load(columns[2], j, x[0]), load(columns[3], j, x[0])
-            put(affine(dy, x, o + j, k, a, b, w), o + j, streaming, out)
+            k, a = load(columns[0], j, like), load(columns[1], j, like)
+            b, w = load(columns[2], j, like), load(columns[3], j, like)
+            put(affine(dy, x, o + j, like, k, a, b, w), o + j, streaming, out)
 
 
 @helper
@@ -287,7 +287,7 @@ def apply_tile(dy, x, rows, columns, streaming, out):
 @helper
 def put_columns(dy, x, i, count, j, columns, out):
     """Write ``count`` < 16 elements from i on, which lie in the columns from j on."""
-    like = x[0]
+    like = out[0]
     k, a = load(columns[0], j, like), load(columns[1], j, like)
     put_part(dy, x, i, count, (k, a, load(columns[2], j, like), load(columns[3], j, like)), out)
 
@@ -297,7 +297,7 @@ def apply_task(k, dy, x, cut, coefficients, out):
     """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner, streaming)."""
     chunks, copies, inner, streaming = cut
     channels = coefficients.shape[1]
-    columns = np.empty((4, copies * channels * inner + LANES), x.dtype)
+    columns = np.empty((4, copies * channels * inner + LANES), out.dtype)
     for part in range(2):
         rows = tile(k, chunks, part, x, copies, channels, inner)
         if rows.rows > 0:
@@ -326,7 +326,7 @@ def apply(dy, x, cut, coefficients, out):
 @small_kernel
 def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
     """Normalise a small array with the statistics given, in one launch."""
-    coefficients = np.empty((4, len(mean)), x.dtype)
+    coefficients = np.empty((4, len(mean)), y.dtype)
     for c in range(len(mean)):
         fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
     apply_task(0, None, x, (1, copies, inner, 0), coefficients, y)

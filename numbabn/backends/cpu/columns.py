@@ -27,7 +27,7 @@ def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
 
 def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
     """Write out = (x - center) * scale + shift, + dy * weight; coefficients[4, groups] in this order."""
-    nbytes = plan.touched(x, dy)
+    nbytes = plan.touched(dy, x, out)
     copies, chunks = plan.columns(view, nbytes)
     cut = chunks, copies, view.inner, int(plan.streams(nbytes))
     kernels.apply(nbytes, dy, x, cut, coefficients, out)
@@ -43,7 +43,7 @@ def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -
 
 def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) -> bool:
     """Fill y of a small array in one launch, or return False."""
-    if not plan.small(x.nbytes):
+    if not plan.small(y.nbytes):
         return False
     kernels.normalize(x, *_cut(view), *statistics, *affine.parameters, affine.eps, y)
     return True

@@ -25,9 +25,9 @@ MIN_COLUMNS = 256  # columns of a row, by laying pixels side by side: amortises 
 FUSED_TASKS = 16  # fewer blocks than this cannot keep many cores busy: cut inside the channels instead
 
 
-def touched(x: Array, dy: Array | None = None) -> int:
-    """Bytes read and written by a pass from x, and dy where there is one, to a result."""
-    return x.nbytes * (2 if dy is None else 3)
+def touched(dy: Array | None, x: Array, out: Array) -> int:
+    """Bytes read and written by a pass from x, and dy where there is one, to out."""
+    return x.nbytes + out.nbytes + (0 if dy is None else dy.nbytes)
 
 
 def streams(nbytes: int) -> bool:

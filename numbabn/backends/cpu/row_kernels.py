@@ -224,7 +224,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, traffic, out):
     c = lo // inner % coefficients.shape[1]
     end = (lo // inner + 1) * inner
     k, a, b, w = splat_coefficients(coefficients, c)
-    i, streaming, ahead = lo, traffic.streaming, traffic.ahead
+    i, streaming, ahead, like = lo, traffic.streaming, traffic.ahead, out[0]
     if streaming:
         i = min(lo + unaligned(out, lo), hi)
         if i > lo:
@@ -235,7 +235,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, traffic, out):
             prefetch(x, j + ahead, LANES)
             if dy is not None:
                 prefetch(dy, j + ahead, LANES)
-            put(affine(dy, x, j, k, a, b, w), j, streaming, out)
+            put(affine(dy, x, j, like, k, a, b, w), j, streaming, out)
         i = max(i, body)
         if end >= hi:
             break
@@ -244,7 +244,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, traffic, out):
         if i < end:
             n = end - i
             k, a, b, w = blend(k, k1, n), blend(a, a1, n), blend(b, b1, n), blend(w, w1, n)
-            put(affine(dy, x, i, k, a, b, w), i, streaming, out)
+            put(affine(dy, x, i, like, k, a, b, w), i, streaming, out)
             i += LANES
         k, a, b, w = k1, a1, b1, w1
         end += inner

@@ -24,7 +24,7 @@ def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
 
 def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
     """Write out = (x - center) * scale + shift, + dy * weight; coefficients[4, groups] in this order."""
-    nbytes = plan.touched(x, dy)
+    nbytes = plan.touched(dy, x, out)
     streaming, tasks = int(plan.streams(nbytes)), plan.apply_tasks(view)
     kernels.apply(nbytes, dy, x, tasks, view.inner, coefficients, streaming, out)
 
@@ -34,7 +34,7 @@ def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -
     block = plan.block_channels(view, x.itemsize, arrays=1)
     if not block:
         return False
-    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(x)))
+    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(None, x, y)))
     kernels.forward(x.nbytes, x, cut, *affine.parameters, affine.eps, statistics, y)
     return True
 
@@ -46,7 +46,7 @@ def backward(
     block = plan.block_channels(view, x.itemsize, arrays=2)
     if not block:
         return False
-    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(x, dy)))
+    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(dy, x, dx)))
     gamma, _ = affine.parameters
     kernels.backward(2 * x.nbytes, dy, x, cut, statistics, gamma, affine.eps, sums, dx)
     return True

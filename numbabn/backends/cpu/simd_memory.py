@@ -57,6 +57,16 @@ def _vector_pointer(context, builder, array_type, array, index):
     return builder.bitcast(_element(context, builder, array_type, array, index), kind.as_pointer())
 
 
+def _masked_load(context, builder, array_type, arguments, mask):
+    """Lanes of array[index : index + 16] that the mask names, 0 in the others; (array, index) come first."""
+    pointer = _vector_pointer(context, builder, array_type, *arguments[:2])
+    kind, bits = pointer.type.pointee, array_type.dtype.bitwidth
+    letter = "i" if isinstance(array_type.dtype, types.Integer) else "f"
+    name = f"llvm.masked.load.v{LANES}{letter}{bits}.p0"
+    nothing = ir.Constant(kind, [0 if letter == "i" else 0.0] * LANES)
+    return call(builder, name, kind, [pointer, _I32(bits // 8), mask, nothing])
+
+
 @intrinsic
 def load(typingctx, array, index, like):
     """Return array[index : index + 16] as a vector of like's dtype."""
@@ -64,10 +74,7 @@ def load(typingctx, array, index, like):
     def codegen(context, builder, signature, arguments):
         pointer = _vector_pointer(context, builder, array, *arguments[:2])
         value = builder.load(pointer, align=array.dtype.bitwidth // 8)
-        if like.bitwidth == array.dtype.bitwidth:
-            return value
-        convert = builder.fpext if like.bitwidth > array.dtype.bitwidth else builder.fptrunc
-        return convert(value, ir.VectorType(float_type(like), LANES))
+        return _number(builder, value, array.dtype, like, half=False)
 
     return Vector(like)(array, types.intp, like), codegen
 
@@ -77,16 +84,11 @@ def load_part(typingctx, array, index, count, otherwise):
     """array[index : index + count] in the first lanes, ``otherwise`` in the others, in its dtype."""
 
     def codegen(context, builder, signature, arguments):
-        like = otherwise.dtype
-        pointer = _vector_pointer(context, builder, array, *arguments[:2])
-        kind = pointer.type.pointee
-        align = _I32(array.dtype.bitwidth // 8)
         mask = first_lanes(builder, arguments[2])
-        name = f"llvm.masked.load.v{LANES}f{array.dtype.bitwidth}.p0"
-        value = call(builder, name, kind, [pointer, align, mask, ir.Constant(kind, [0.0] * LANES)])
-        if like.bitwidth > array.dtype.bitwidth:
-            value = builder.fpext(value, ir.VectorType(float_type(like), LANES))
-        return builder.select(mask, value, arguments[3])
+        value = _masked_load(context, builder, array, arguments, mask)
+        return builder.select(
+            mask, _number(builder, value, array.dtype, otherwise.dtype, half=False), arguments[3]
+        )
 
     return otherwise(array, types.intp, types.intp, otherwise), codegen
 
@@ -108,13 +110,8 @@ def load_number_part(typingctx, array, index, count, half, like):
     """Like ``load_number`` of array[index : index + count] in the first lanes; the others are 0."""
 
     def codegen(context, builder, signature, arguments):
-        pointer = _vector_pointer(context, builder, array, *arguments[:2])
-        kind, bits = pointer.type.pointee, array.dtype.bitwidth
-        letter = "i" if isinstance(array.dtype, types.Integer) else "f"
         mask = first_lanes(builder, arguments[2])
-        name = f"llvm.masked.load.v{LANES}{letter}{bits}.p0"
-        nothing = ir.Constant(kind, [0 if letter == "i" else 0.0] * LANES)
-        value = call(builder, name, kind, [pointer, _I32(bits // 8), mask, nothing])
+        value = _masked_load(context, builder, array, arguments, mask)
         return _number(builder, value, array.dtype, like, _is_half(array.dtype, half))
 
     return Vector(like)(array, types.intp, types.intp, half, like), codegen

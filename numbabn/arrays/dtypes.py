@@ -1,0 +1,19 @@
+"""Which dtypes kernels compute in, and which they convert to one of those while they read."""
+
+from typing import Any
+
+import numpy as np
+
+COMPUTED = tuple(map(np.dtype, (np.float32, np.float64)))
+CONVERTED = tuple(map(np.dtype, (np.uint8, np.int8, np.uint16, np.int16)))  # exact in float32
+
+
+def result_dtype(value: Any) -> np.dtype[Any]:
+    """Return the dtype of a result, float32 or float64, from what a user passed as ``dtype``."""
+    try:
+        dtype: np.dtype[Any] | None = None if value is None else np.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype not in COMPUTED:
+        raise TypeError(f"dtype must be numpy.float32 or numpy.float64, not {value!r}")
+    return dtype
