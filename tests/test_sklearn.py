@@ -237,6 +237,32 @@ def test_in_place_where_that_cannot_be(layout):
         np.testing.assert_array_equal(scaler.transform(x), scaler.transform(x, copy=True))
 
 
+def test_in_place_where_elements_share_memory():
+    """Windows of a signal: writing to one element would change others, so the result is an array of its own."""
+    signal = samples().ravel().copy()
+    windows = np.lib.stride_tricks.sliding_window_view(signal, 4, writeable=True)
+    scaler = StreamingStandardScaler(copy=False).fit(windows)
+    with unchanged(signal):
+        y = scaler.transform(windows)
+        np.testing.assert_array_equal(y, scaler.transform(windows.copy()))
+        scaler.inverse_transform(windows)
+
+
+def test_samples_seen_without_mean_and_scale():
+    """As StandardScaler, which counts samples then, whatever they weigh."""
+    x = samples()
+    x[0, 0] = np.nan
+    options = {"with_mean": False, "with_std": False}
+    weights = np.random.default_rng(0).uniform(0.1, 3, len(x))
+    ours, theirs = StreamingStandardScaler(**options), StandardScaler(**options)
+    for _ in range(2):
+        ours.partial_fit(x, sample_weight=weights)
+        theirs.partial_fit(x, sample_weight=weights)
+        np.testing.assert_array_equal(ours.n_samples_seen_, theirs.n_samples_seen_)
+    with pytest.raises(ValueError, match="^sample_weight must not be negative"):
+        ours.partial_fit(x, sample_weight=-weights)
+
+
 def test_memory_mapped(tmp_path):
     x = samples()
     np.save(tmp_path / "x.npy", x)
