@@ -258,7 +258,7 @@ def test_advice_for_a_tensor_works(kind):
 
     dtype, _, gradient = kind.partition(", ")
     x = torch.ones(4, 3, dtype=getattr(torch, dtype), requires_grad=bool(gradient))
-    with pytest.raises(TypeError, match="torch.Tensor on cpu") as refusal:
+    with pytest.raises(TypeError, match=r"torch\.Tensor on cpu") as refusal:
         forward(x)
     advice = re.search(r"pass (x\S*\.numpy\(\))", str(refusal.value)).group(1)
     array = eval(advice, {"x": x})

@@ -127,22 +127,22 @@ REFUSED = [
 
 @pytest.mark.parametrize(("x", "options", "message"), REFUSED)
 def test_refused_dtypes(x, options, message):
-    with unchanged(x, *[v for v in options.values() if isinstance(v, np.ndarray)]):
-        with pytest.raises(TypeError, match=message):
-            nbn.batch_norm_inference(x, np.zeros(3), np.ones(3), **options)
+    arrays = [value for value in options.values() if isinstance(value, np.ndarray)]
+    with unchanged(x, *arrays), pytest.raises(TypeError, match=message):
+        nbn.batch_norm_inference(x, np.zeros(3), np.ones(3), **options)
 
 
 def test_overlap():
     memory = np.zeros(64, np.float32)
     x = memory.view(np.uint8)[:12].reshape(4, 3)
-    with unchanged(memory), pytest.raises(ValueError, match="^out overlaps x in memory"):
+    with unchanged(memory), pytest.raises(ValueError, match=r"^out overlaps x in memory"):
         nbn.batch_norm_inference(x, np.zeros(3), np.ones(3), out=memory[:12].reshape(4, 3), dtype=np.float32)
 
 
 @pytest.mark.skipif(not SIMULATED, reason="needs a GPU, or one that is simulated")
 def test_on_a_gpu():
     x = BACKENDS["numba"]().put(np.ones((4, 3), np.uint8))
-    with pytest.raises(TypeError, match="^x has dtype uint8, which is converted on the CPU only"):
+    with pytest.raises(TypeError, match=r"^x has dtype uint8, which is converted on the CPU only"):
         nbn.batch_norm_inference(x, [0.0] * 3, [1.0] * 3, dtype=np.float32)
 
 
@@ -218,19 +218,19 @@ def test_moments_normalize_with_weights():
 
 def test_moments_normalize_refuses():
     x = np.ones((4, 3))
-    with pytest.raises(ValueError, match="^nothing was seen yet"):
+    with pytest.raises(ValueError, match=r"^nothing was seen yet"):
         nbn.Moments().normalize(x)
     moments = nbn.Moments().update(x)
     with pytest.raises(ValueError, match=r"^x has channels of shape \(2,\), .* shape \(3,\)"):
         moments.normalize(x[:, :2])
-    with pytest.raises(TypeError, match="^dtype must be numpy.float32 or numpy.float64, not None"):
+    with pytest.raises(TypeError, match=r"^dtype must be numpy.float32 or numpy.float64, not None"):
         moments.normalize(x, dtype=None)
-    with pytest.raises(TypeError, match="^out has dtype float64; it must be that of the result, float32"):
+    with pytest.raises(TypeError, match=r"^out has dtype float64; it must be that of the result, float32"):
         moments.normalize(x, out=x)
-    with pytest.raises(ValueError, match="^out has shape"):
+    with pytest.raises(ValueError, match=r"^out has shape"):
         moments.normalize(x, out=np.ones((4, 2), np.float32))
-    with pytest.raises(TypeError, match="^x must be a NumPy array, not builtins.list"):
+    with pytest.raises(TypeError, match=r"^x must be a NumPy array, not builtins.list"):
         moments.normalize([[1.0, 2.0, 3.0]])
-    with pytest.raises(TypeError, match="^x has complex dtype"):
+    with pytest.raises(TypeError, match=r"^x has complex dtype"):
         moments.normalize(x.astype(complex))
     assert (x == 1).all()

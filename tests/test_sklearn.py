@@ -238,7 +238,7 @@ def test_in_place_where_that_cannot_be(layout):
 
 
 def test_in_place_where_elements_share_memory():
-    """Windows of a signal: writing to one element would change others, so the result is an array of its own."""
+    """Windows of a signal: to write to one element changes others, so the result is a new array."""
     signal = samples().ravel().copy()
     windows = np.lib.stride_tricks.sliding_window_view(signal, 4, writeable=True)
     scaler = StreamingStandardScaler(copy=False).fit(windows)
@@ -259,7 +259,7 @@ def test_samples_seen_without_mean_and_scale():
         ours.partial_fit(x, sample_weight=weights)
         theirs.partial_fit(x, sample_weight=weights)
         np.testing.assert_array_equal(ours.n_samples_seen_, theirs.n_samples_seen_)
-    with pytest.raises(ValueError, match="^sample_weight must not be negative"):
+    with pytest.raises(ValueError, match=r"^sample_weight must not be negative"):
         ours.partial_fit(x, sample_weight=-weights)
 
 
