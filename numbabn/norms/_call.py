@@ -102,7 +102,7 @@ class Call:
             library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
         x = None if self.overwrites else source
         saved = Saved(x, layout, affine, statistics, count, training, reduce is not None)
-        return _deliver(y, target, self.out), saved
+        return native(y) if target is None else _deliver(y, target, self.out), saved
 
 
 @np.errstate(all="ignore")
@@ -130,7 +130,7 @@ def backward(
         if not need_dx:
             raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
         target = output(out, x, x.dtype, "dy", {"dy": array, "x": x})
-    source = arranged(array, x, layout)
+    source, library = arranged(array, x, layout), library_of(x)
     gamma, beta = saved._affine.given
     dgamma = dbeta = dx = None
     if need_dgamma and gamma is not None:
@@ -139,18 +139,18 @@ def backward(
         dbeta = library_of(beta).empty_vector(beta)
     if need_dx:
         fits = target is not None and layout.matches(target)
-        dx = target if fits else library_of(x).empty_like(x)
+        dx = target if fits else library.empty_like(x)
     if reduce is not None:
         _reduced_backward(source, saved, reduce, dx, (dgamma, dbeta))
     elif x.size and dx is not None and saved._training:
-        backend, flat, affine = library_of(x).backend, layout.flat, saved._affine
+        backend, flat, affine = library.backend, layout.flat, saved._affine
         backend.backward(
             flat(source), flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta)
         )
     else:
         _partial_backward(source, saved, dx, (dgamma, dbeta))
     return (
-        None if dx is None else _deliver(dx, target, out),
+        dx if dx is None else native(dx) if target is None else _deliver(dx, target, out),
         None if dgamma is None else native(dgamma),
         None if dbeta is None else native(dbeta),
     )
@@ -193,10 +193,8 @@ def _reduced_backward(
         backend.backward_apply(flat_dy, flat_x, view, statistics, affine, sums, saved.count, layout.flat(dx))
 
 
-def _deliver(result: AnyArray, target: AnyArray | None, out: Any) -> Any:
-    """Return the result, or ``out`` with the result in it; ``target`` is ``out`` once recognised."""
-    if target is None:
-        return native(result)
+def _deliver(result: AnyArray, target: AnyArray, out: Any) -> Any:
+    """Return ``out`` with the result in it; ``target`` is ``out`` once recognised."""
     if target is not result:  # whose memory order is another
         library_of(target).assign(target, result)
     return out

@@ -14,7 +14,8 @@ def data(x: AnyArray, name: str) -> None:
     """Raise unless the array is floating point, of rank two or more."""
     if x.dtype not in COMPUTED:
         dtype(x, name)
-    _rank(x, name)
+    if x.ndim < 2:
+        raise _rank(x, name)
 
 
 def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
@@ -26,7 +27,8 @@ def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
                 f"{name} has dtype {x.dtype}, which is converted on the CPU only; "
                 f"pass {library_of(x).cast_text(name, result.name)}"
             )
-        _rank(x, name)
+        if x.ndim < 2:
+            raise _rank(x, name)
         return result
     data(x, name)
     if x.dtype.newbyteorder("=") != result:
@@ -37,12 +39,11 @@ def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
     return None
 
 
-def _rank(x: AnyArray, name: str) -> None:
-    if x.ndim < 2:
-        raise ValueError(
-            f"{name} must have a batch axis and a channel axis, but has shape {x.shape}; "
-            f"for one sample pass {name}[None], for one channel {name}[:, None]"
-        )
+def _rank(x: AnyArray, name: str) -> ValueError:
+    return ValueError(
+        f"{name} must have a batch axis and a channel axis, but has shape {x.shape}; "
+        f"for one sample pass {name}[None], for one channel {name}[:, None]"
+    )
 
 
 def dtype(x: AnyArray, name: str) -> None:
