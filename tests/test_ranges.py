@@ -5,8 +5,9 @@ import pytest
 
 import numbabn as nbn
 from tests.support import reference
-from tests.support.checks import assert_same_bits
+from tests.support.checks import assert_close, assert_same_bits
 from tests.support.jit import needs_jit
+from tests.support.problems import Problem
 
 SHAPES = [(40, 8), (17, 3), (300_000, 2), (3, 2, 40), (3, 2, 400_000)]
 
@@ -98,3 +99,20 @@ def test_what_is_returned_is_out(order, tmp_path):
         bn = nbn.BatchNorm(3)
         assert bn(x, out=out) is out
         assert bn.backward(x, out=out) is out
+
+
+@needs_jit
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("spread", "gamma"), [(1e-30, 1.0), (1e30, 1.0), (1e-20, 1e-30), (1e20, 1e30), (1.0, 1e30), (1.0, 1e-30)]
+)
+def test_y_and_dx_are_right_where_gamma_over_std_is_in_range(shape, spread, gamma):
+    """The table of all backends has small shapes only; these are for the other kernels of the CPU."""
+    problem = Problem(shape, offset=spread, spread=spread, eps=0.0)
+    x, dy, gamma = problem.x(), problem.dy(), problem.gamma() * np.float64(gamma)
+    y, saved = nbn.batch_norm_forward(x, gamma, eps=0.0)
+    dx, *_ = nbn.batch_norm_backward(dy, saved)
+    assert_close(y, reference.forward(x, gamma, eps=0.0), reference.forward_error(x, gamma, eps=0.0), "y")
+    expected, *_ = reference.backward(dy, x, gamma, eps=0.0)
+    error, *_ = reference.backward_error(dy, x, gamma, eps=0.0)
+    assert_close(dx, expected, error, "dx")

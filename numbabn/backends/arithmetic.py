@@ -43,12 +43,16 @@ def normalize_coefficients(
 def gradient_coefficients(
     mean: Number, std: Number, gamma: Number, mean_dy: Number, mean_dy_xhat: Number, center: Number
 ) -> tuple[Number, Number, Number]:
-    """Return (scale, shift, weight) with (x - center) * scale + shift + dy * weight = dx.
+    """Return (scale, shift, weight) with ((x - center) * scale + dy) * weight + shift = dx.
 
     dx = gamma / std * (dy - mean_dy - xhat * mean_dy_xhat), Ioffe and Szegedy (2015), section 3; ``std`` and
     ``center`` are as in `normalize_coefficients`, the two means are over the values of one statistic.
+
+    The scale is multiplied by the weight for every element: their product has a factor of gamma / std**2,
+    which leaves the range of float32 where std is 1e20 or 1e-20. Where the weight is 0 so is the scale,
+    however small std is, since infinity times 0 would be NaN.
     """
     invstd = 1.0 / std
     weight = gamma * invstd
-    scale = -weight * invstd * mean_dy_xhat
-    return scale, -weight * mean_dy - scale * (mean - center), weight
+    scale = -invstd * (weight != 0.0) * mean_dy_xhat
+    return scale, -weight * (mean_dy + scale * (mean - center)), weight

@@ -232,6 +232,10 @@ def batch_norm_backward(
     -----
     Ioffe and Szegedy (2015), section 3. An empty batch has an empty dx, and zero dgamma and dbeta.
 
+    y and dx have their full precision as long as gamma / std, dy / std and sums of dy * (x - mean) lie in the
+    range of the dtype of x, and var in that of float64: for gamma and dy near 1, that is a standard deviation
+    from 1e-30 to 1e30 in float32, and from 1e-150 to 1e150 in float64.
+
     Examples
     --------
     >>> import numpy as np, numbabn as nbn

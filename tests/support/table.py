@@ -58,6 +58,10 @@ LARGE = (
     ((70_000, 40, 1, 3), 1),  # more blocks than 65535
 )
 DTYPES = (np.float32, np.float64)
+# Spreads of x from one end to the other of what `batch_norm_backward` promises.
+RANGES = (
+    (np.float32, 1e-30), (np.float32, 1e20), (np.float32, 1e30), (np.float64, 1e-150), (np.float64, 1e150),
+)  # fmt: skip
 LAYOUT_SHAPES = (((5, 3, 4, 6), 1), ((5, 3, 4, 6), -1), ((17, 6), 0))
 
 
@@ -179,6 +183,20 @@ def accuracy(backend, shape, axis):
     assert np.abs(y - exact).max() <= 1e-6 * np.abs(exact).max()
     _, _, found = backend.moments(x, axis=axis)
     assert np.abs(found / m2 - 1).max() <= 1e-12
+
+
+def ranges(backend, shape, axis, dtype, spread):
+    """Large and small x cost no digit of any result."""
+    with np.errstate(over="ignore"):  # with the JIT off, NumPy computes, and warns
+        values(backend, Problem(shape, axis, dtype, offset=spread, spread=spread, eps=0.0))
+
+
+def zero_gamma(backend, shape, axis):
+    """Where gamma is 0, so is dx, also where dy / std is above the largest float32."""
+    problem = Problem(shape, axis, spread=1e-39)
+    _, saved = backend.forward(problem.x(), np.zeros(problem.channels), axis=axis, eps=0.0)
+    dx, *_ = backend.backward(problem.dy(), saved)
+    assert (dx == 0).all()
 
 
 def everything(backend, problem):
@@ -456,6 +474,10 @@ def rows(large):
         add(accuracy, shape, axis)
     for where in (((40, 8), 1), ((3, 2, 130), 1)):
         add(lists, where)
+    for (shape, axis), (dtype, spread) in itertools.product((((40, 8), 1), ((3, 2, 130), 1)), RANGES):
+        add(ranges, shape, axis, dtype, spread)
+    for shape, axis in (((40, 8), 1), ((3, 2, 130), 1)):
+        add(zero_gamma, shape, axis)
     some = ("contiguous", "fortran", "transposed", "sliced", "negative", "broadcast", "loose")
     for i, (layout, dy_layout) in enumerate(itertools.product(some, some)):
         add(layouts, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout, dy_layout)

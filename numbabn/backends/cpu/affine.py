@@ -1,8 +1,8 @@
-"""What is done to every element: out = (x - center) * scale + shift, + dy * weight where there is a dy.
+"""What is done to every element: out = (x - center) * scale + shift.
 
-Normalisation and both backward passes are this map; only the coefficients differ. They are arrays
-[4, channels] in the order center, scale, shift, weight and in the dtype of the result, to which x is
-converted as it is read where it has integers.
+With a dy, it is out = ((x - center) * scale + dy) * weight + shift. Normalisation and both backward passes
+are these maps; only the coefficients differ. They are arrays [4, channels] in the order center, scale, shift,
+weight and in the dtype of the result, to which x is converted as it is read where it has integers.
 
 The mean stays wide: center is the mean rounded to the dtype of x, and what the rounding lost goes into the
 shift, where it costs no operation per element. x - center is exact near the mean, so a constant channel
@@ -64,14 +64,14 @@ def fill_gradient_all(statistics, gamma, eps, count, sums, coefficients):
 
 @helper
 def affine(dy, x, i, like, k, a, b, w):
-    """(x - k) * a + b for the sixteen values from i on, and + dy * w where dy is not None.
+    """(x - k) * a + b for the sixteen values from i on, or ((x - k) * a + dy) * w + b if dy is not None.
 
     Values are read in the dtype of ``like``, which the other vectors have; x may be integers.
     """
-    value = fma(sub(load(x, i, like), k), a, b)
-    if dy is not None:
-        value = fma(load(dy, i, like), w, value)
-    return value
+    d = sub(load(x, i, like), k)
+    if dy is None:
+        return fma(d, a, b)
+    return fma(fma(d, a, load(dy, i, like)), w, b)
 
 
 @helper
@@ -81,10 +81,11 @@ def put_part(dy, x, i, count, coefficients, out):
     ``coefficients`` are four vectors: center, scale, shift and weight.
     """
     k, a, b, w = coefficients
-    value = fma(sub(load_part(x, i, count, k), k), a, b)
-    if dy is not None:
-        value = fma(load_part(dy, i, count, k), w, value)
-    store_part(out, i, count, value)
+    d = sub(load_part(x, i, count, k), k)
+    if dy is None:
+        store_part(out, i, count, fma(d, a, b))
+    else:
+        store_part(out, i, count, fma(fma(d, a, load_part(dy, i, count, k)), w, b))
 
 
 @helper

@@ -264,7 +264,7 @@ def apply_panel(dy, x, rows, first, last, columns, streaming, out):
 
 @helper
 def apply_tile(dy, x, rows, columns, streaming, out):
-    """out = (x - center) * scale + shift + dy * weight over rows, coefficients columns[4, width + 16].
+    """out = ((x - center) * scale + dy) * weight + shift over rows, coefficients columns[4, width + 16].
 
     The vectors begin at a cache line of out and run over the end of a row into the next, which is why the
     first 16 coefficients are repeated after the last, and why a width not of whole vectors has one row.
@@ -309,7 +309,7 @@ def apply_task(k, dy, x, cut, coefficients, out):
 
 @Kernel
 def apply(dy, x, cut, coefficients, out):
-    """out = (x - center) * scale + shift + dy * weight, with coefficients[4, channels] in this order.
+    """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
     ``cut`` is (chunks, copies, inner, streaming). From the last chunk to the first, because what the
     statistics read last is still in the cache.

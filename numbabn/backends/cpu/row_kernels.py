@@ -215,7 +215,7 @@ def splat_coefficients(coefficients, c):
 
 @helper
 def apply_range(dy, x, lo, hi, inner, coefficients, traffic, out):
-    """out = (x - center) * scale + shift + dy * weight over the flat range lo..hi, coefficients per channel.
+    """out = ((x - center) * scale + dy) * weight + shift over the flat range lo..hi, channel by channel.
 
     Vectors run over the end of one channel into the next, so that every streamed line is whole: half lines
     of 14x14 images doubled the time. Needs inner >= 16, lo and hi at ends of rows or inside long ones. What
@@ -308,7 +308,7 @@ def apply_start(t, size, inner):
 
 @Kernel
 def apply(dy, x, tasks, inner, coefficients, streaming, out):
-    """out = (x - center) * scale + shift + dy * weight, with coefficients[4, channels] in this order.
+    """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
     From the last task to the first, because what the statistics read last is still in the cache.
     """

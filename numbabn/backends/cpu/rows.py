@@ -23,7 +23,7 @@ def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
 
 
 def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
-    """Write out = (x - center) * scale + shift, + dy * weight; coefficients[4, groups] in this order."""
+    """Write the map of x, or of x and dy, that `affine` describes, with its coefficients[4, groups]."""
     nbytes = plan.touched(dy, x, out)
     streaming, tasks = int(plan.streams(nbytes)), plan.apply_tasks(view)
     kernels.apply(nbytes, dy, x, tasks, view.inner, coefficients, streaming, out)

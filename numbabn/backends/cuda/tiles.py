@@ -92,7 +92,9 @@ def finish_loads():
 
 @device
 def write_tile(dy, x, tile, geometry, like, out):
-    """Write out = (x - center) * scale + shift, or that + dy * weight if ``dy`` is not ``NO_TILE``.
+    """Write out = (x - center) * scale + shift, or ((x - center) * scale + dy) * weight + shift.
+
+    The second is written if ``dy`` is not ``NO_TILE``.
 
     ``dy`` and ``x`` are offsets of tiles in shared memory, ``out`` is the address of an array. The rows of
     coefficients have been written by the functions of `coefficients`.
@@ -105,19 +107,18 @@ def write_tile(dy, x, tile, geometry, like, out):
         k0, k1, k2, k3 = shared_load4(CENTER, j, like)
         a0, a1, a2, a3 = shared_load4(CENTER + ROW, j, like)
         b0, b1, b2, b3 = shared_load4(CENTER + 2 * ROW, j, like)
-        y0, y1, y2, y3 = (x0 - k0) * a0 + b0, (x1 - k1) * a1 + b1, (x2 - k2) * a2 + b2, (x3 - k3) * a3 + b3
+        y0, y1, y2, y3 = (x0 - k0) * a0, (x1 - k1) * a1, (x2 - k2) * a2, (x3 - k3) * a3
         if dy != NO_TILE:
             d0, d1, d2, d3 = shared_load4(dy, e, like)
             w0, w1, w2, w3 = shared_load4(CENTER + 3 * ROW, j, like)
-            y0, y1, y2, y3 = y0 + d0 * w0, y1 + d1 * w1, y2 + d2 * w2, y3 + d3 * w3
-        store4(out, array_index(e, tile), y0, y1, y2, y3)
+            y0, y1, y2, y3 = (y0 + d0) * w0, (y1 + d1) * w1, (y2 + d2) * w2, (y3 + d3) * w3
+        store4(out, array_index(e, tile), y0 + b0, y1 + b1, y2 + b2, y3 + b3)
     for e in range(whole + t, tile.size, threads):
         j = remainder(e, tile.width) if geometry.span > 1 else 0
-        d = shared_load(x, e, like) - shared_load(CENTER, j, like)
-        y = d * shared_load(CENTER + ROW, j, like) + shared_load(CENTER + 2 * ROW, j, like)
+        y = (shared_load(x, e, like) - shared_load(CENTER, j, like)) * shared_load(CENTER + ROW, j, like)
         if dy != NO_TILE:
-            y += shared_load(dy, e, like) * shared_load(CENTER + 3 * ROW, j, like)
-        store(out, array_index(e, tile), y)
+            y = (y + shared_load(dy, e, like)) * shared_load(CENTER + 3 * ROW, j, like)
+        store(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like))
 
 
 @device
