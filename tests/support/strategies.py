@@ -130,6 +130,7 @@ SMALL_PATHS = (
     # columns: fewer than 16 pixels
     ((32, 64), 1),
     ((7, 3), 1),  # fewer pixels than lie side by side in a row of columns
+    ((17, 3), 1),  # one pixel left over: fewer columns than to the next cache line
     ((1000, 3), 1),  # copies side by side, and pixels left over
     ((129, 7, 3), -1),
     ((64, 5, 3, 5), 1),  # fewer than 16, but more than one
