@@ -18,6 +18,7 @@ from numba.core.cpu_options import ParallelOptions
 from numba.core.dispatcher import Dispatcher
 
 import numbabn as nbn
+from numbabn.backends.cpu.streaming import doubled
 from tests.support.jit import needs_jit
 from tests.support.processes import run_python
 
@@ -81,16 +82,41 @@ def test_import_compiles_nothing(imported):
     assert imported["compilations"] == 0
 
 
-@needs_jit
-def test_compiling_leaves_the_options_of_a_kernel():
-    """Numba empties a dictionary of parallel options when it compiles with it: the next dtype has none."""
-    kernels = [
+def kernels():
+    """Return all kernels of the CPU, and what they call."""
+    return [
         thing
         for thing in gc.get_objects()
         # Not isinstance, which asks proxies of other libraries for the class they stand for.
-        if issubclass(type(thing), Dispatcher) and thing.py_func.__module__.startswith("numbabn")
+        if issubclass(type(thing), Dispatcher) and thing.py_func.__module__.startswith("numbabn.backends")
     ]
-    options = [kernel.targetoptions["parallel"] for kernel in kernels if "parallel" in kernel.targetoptions]
+
+
+@needs_jit
+def test_kernels_fuse_multiplications_with_additions_and_take_no_other_liberty():
+    """Sums in another order would lose what doubled numbers carry; see the comment in jit.py."""
+    found = [each for each in kernels() if each.py_func.__module__.startswith("numbabn.backends.cpu")]
+    assert len(found) > 50
+    for each in found:
+        assert each.targetoptions["fastmath"] == {"contract"}, each
+
+
+@needs_jit
+def test_no_instruction_takes_another_liberty():
+    """What LLVM is told of every operation, vectors included; of one kernel, compiled without the cache."""
+    kernel = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(doubled.merge.py_func)
+    kernel(np.ones((6, 3)), np.ones((6, 3)))
+    (code,) = kernel.inspect_llvm().values()
+    operations = re.findall(r"= (fadd|fsub|fmul|fdiv|fcmp) ((?:[a-z]+ )*)(?:<|double)", code)
+    assert {name for name, _ in operations} >= {"fadd", "fsub", "fdiv", "fcmp"}
+    liberties = {"fast", "reassoc", "arcp", "nnan", "ninf", "nsz", "afn"}
+    assert not [each for each in operations if liberties & set(each[1].split())]
+
+
+@needs_jit
+def test_compiling_leaves_the_options_of_a_kernel():
+    """Numba empties a dictionary of parallel options when it compiles with it: the next dtype has none."""
+    options = [each.targetoptions["parallel"] for each in kernels() if "parallel" in each.targetoptions]
     assert options
     for option in options:
         before = repr(ParallelOptions(option)._get_values())  # what the compiler does first

@@ -103,6 +103,15 @@ FORWARD_ROWS = [
         ValueError,
         "var | negative | var[1] | -2.0",
     ),
+    *(
+        bad(
+            f"var {', '.join(map(str, var))}",
+            lambda w, var=var: forward(w.x, mean=w.mean, var=np.array(var)),
+            ValueError,
+            f"var | negative | var[{var.index(-1.0)}] | -1.0",
+        )
+        for var in ([np.nan, -1.0, 1.0], [1.0, -1.0, np.nan], [-1.0, np.nan, np.nan])
+    ),
     bad(
         "mean on a GPU",
         lambda w: forward(w.x, mean=DeviceArray(), var=w.var),

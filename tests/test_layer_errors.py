@@ -20,6 +20,7 @@ from tests.support.refusals import (
     bad,
     check_refused,
     every,
+    frozen,
 )
 
 X_ROWS = every(
@@ -221,6 +222,12 @@ STATE_ROWS = [
         "state['running_var'] | negative",
     ),
     bad(
+        "population_m2 negative",
+        lambda w: load(w, {**w.pooled.state_dict(), "population_m2": np.array([1.0, -1.0, 1.0])}, w.pooled),
+        ValueError,
+        "state['population_m2'] | negative | -1.0",
+    ),
+    bad(
         "batches negative",
         lambda w: load(w, w.state(num_batches_tracked=np.array(-1))),
         ValueError,
@@ -308,6 +315,17 @@ def test_refused(call, error, fragments):
 def test_names_are_unique():
     names = [row.id for row in TABLE]
     assert len(names) == len(set(names))
+
+
+def test_a_state_is_loaded_whole_or_not_at_all():
+    """One array that cannot be written to is found before any other one was."""
+    layer = nbn.BatchNorm(3)
+    state = {name: value + 1 for name, value in layer.state_dict().items()}
+    layer.params["beta"].flags.writeable = False
+    before = frozen(layer.state_dict())
+    with pytest.raises(ValueError, match=r"params\['beta'\] is read-only"):
+        layer.load_state_dict(state)
+    assert [each[1][1:] for each in frozen(layer.state_dict())] == [each[1][1:] for each in before]
 
 
 def test_refused_within_frozen_stats():

@@ -155,6 +155,21 @@ def test_in_place(where, dtype, layout):
     assert [gaps_of(x), gaps_of(again), gaps_of(dy)] == gaps
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 200_000), (3, 2, 150_000)])
+def test_in_place_where_tasks_end_inside_a_row(shape):
+    """No task writes what the next one reads: rows are longer than a task, and the whole is cut up."""
+    problem = Problem(shape if JIT else (*shape[:2], shape[2] // 2), spread=3.0)
+    x, again, dy, (mean, var) = problem.x(), problem.x(), problem.dy(), problem.given()
+    y, saved = nbn.batch_norm_forward(problem.x())
+    inference, dx = nbn.batch_norm_inference(x, mean, var), nbn.batch_norm_backward(dy, saved)[0]
+    nbn.batch_norm_forward(x, out=x)
+    nbn.batch_norm_inference(again, mean, var, out=again)
+    nbn.batch_norm_backward(dy, saved, out=dy)
+    assert_same_bits(x, y, "y")
+    assert_same_bits(again, inference, "y of inference")
+    assert_same_bits(dy, dx, "dx")
+
+
 def test_in_place_through_another_view():
     """Two arrays over the same elements are the same: out=x[:] works as out=x does."""
     problem = Problem((6, 5, 7))
@@ -201,6 +216,7 @@ BETWEEN_PAGES = """
 import ctypes, mmap
 import numpy as np
 import numbabn as nbn
+from tests.support.exact import DTYPES, values
 from tests.support.problems import Problem
 from tests.support.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
 
@@ -230,6 +246,13 @@ for shape, axis in SMALL_PATHS:
                     _, saved = nbn.batch_norm_forward(x, problem.gamma(), axis=axis, out=out)
                     nbn.batch_norm_backward(dy, saved, need_dx=False)
                     nbn.batch_norm_backward(dy, saved, out=out)
+    for dtype in DTYPES:
+        for at_end in (True, False):
+            x = between(Problem(shape, axis, dtype), at_end)
+            x[...] = values(shape, dtype)
+            for how in ("as planned", "phases"):
+                with regime(how):
+                    nbn.Moments(axis).update(x)
 print("untouched")
 """
 
@@ -238,6 +261,35 @@ print("untouched")
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
 def test_nothing_beyond_the_arrays_is_touched():
     assert run_python(BETWEEN_PAGES) == "untouched\n"
+
+
+# Vectors are written past the caches at addresses of whole lines, which no element of such an array has.
+MISALIGNED = """
+import numpy as np
+import numbabn as nbn
+from tests.support.problems import Problem
+from tests.support.strategies import regime
+
+for shape in ((40, 8), (3, 2, 40), (2, 1, 4000)):
+    for dtype in (np.float32, np.float64):
+        problem = Problem(shape, dtype=dtype)
+        x, dy, (mean, var) = problem.x(), problem.dy(), problem.given()
+        with regime("streaming"):
+            y, saved = nbn.batch_norm_forward(x)
+            inference, (dx, *_) = nbn.batch_norm_inference(x, mean, var), nbn.batch_norm_backward(dy, saved)
+            outs = [problem.out("misaligned") for _ in range(3)]
+            nbn.batch_norm_forward(x, out=outs[0])
+            nbn.batch_norm_inference(x, mean, var, out=outs[1])
+            nbn.batch_norm_backward(dy, saved, out=outs[2])
+        for out, expected in zip(outs, (y, inference, dx), strict=True):
+            assert not out.flags.aligned and out.tobytes() == expected.tobytes()
+print("the same")
+"""
+
+
+@pytest.mark.skipif(not JIT, reason="NumPy writes to any address")
+def test_misaligned_out_of_results_that_are_written_past_the_caches():
+    assert run_python(MISALIGNED) == "the same\n"
 
 
 def test_subclass():

@@ -100,6 +100,34 @@ def test_a_limit_below_one_block_keeps_nothing(kept):
     assert kept() == 0
 
 
+def test_memory_that_cannot_be_marked_free_is_kept_all_the_same(kept, monkeypatch):
+    """The system is older than the headers that Python was compiled with."""
+    monkeypatch.setattr(memory, "_frees", lambda: False)
+    first = address(infer(np.ones((64, 32))))
+    assert kept() == 1
+    assert address(infer(np.ones((64, 32)))) == first
+
+
+@pytest.mark.parametrize("missing", ["MADV_FREE", "MADV_HUGEPAGE"])
+def test_systems_that_cannot_mark_memory_free_keep_nothing(missing):
+    code = f"""
+        import mmap
+        if hasattr(mmap, "{missing}"):
+            del mmap.{missing}
+        import numpy as np
+        import numbabn as nbn
+        from numbabn.arrays import memory
+
+        memory.SMALLEST_BLOCK = 1000
+        for _ in range(2):
+            y = nbn.batch_norm_inference(np.ones((64, 32)), np.zeros(32), np.ones(32), eps=0.0)
+            assert (y == 1).all()
+        print(y.base, len(memory._pool._kept))
+        nbn.set_pool_limit(0)
+    """
+    assert run_python(code) == "None 0\n"
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_memory_that_somebody_refers_to_is_not_used_again(kept, depth):
     """Whoever holds what an array is a view of has its memory, too."""

@@ -1,6 +1,7 @@
 """Running statistics of a layer: moving averages, and the exact statistics of everything it has seen."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,22 @@ def test_momentum_of_nothing_and_everything():
     _, saved = nbn.batch_norm_forward(x)
     assert_same_bits(replace.running_mean, saved.mean.astype(np.float32), "running_mean")
     assert np.allclose(replace.running_var, saved.var * saved.count / (saved.count - 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_averages_are_rounded_once(dtype):
+    """The weights of old and new are float64, whatever the dtype of the layer is."""
+    bn = nbn.BatchNorm(50, momentum=0.1, dtype=dtype)
+    mean, var = np.zeros(50, dtype), np.ones(50, dtype)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x = rng.standard_normal((7, 50)) + 3
+        bn(x)
+        _, saved = nbn.batch_norm_forward(x)
+        mean = (mean * np.float64(1 - 0.1) + saved.mean * 0.1).astype(dtype)
+        var = (var * np.float64(1 - 0.1) + saved.var * (0.1 * (7 / 6))).astype(dtype)
+        assert_same_bits(bn.running_mean, mean, "running_mean")
+        assert_same_bits(bn.running_var, var, "running_var")
 
 
 @settings(max_examples=50)

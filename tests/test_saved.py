@@ -40,6 +40,23 @@ def test_gradients_of_a_copy(order, again, given):
     assert_same_bits(twin.mean, saved.mean, "mean")
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_later_changes_of_parameters_do_not_reach_it(given, dtype):
+    """An optimiser may change gamma, beta and statistics before the backward pass."""
+    x, dy = problem_in_order(ORDERS[0])
+    parameters = [np.full(3, value, dtype) for value in (2.0, 1.0, 0.5, 3.0)]
+    gamma, beta, mean, var = parameters
+    statistics = {"mean": mean, "var": var} if given else {}
+    _, saved = nbn.batch_norm_forward(x, gamma, beta, **statistics)
+    expected = nbn.batch_norm_backward(dy, saved)
+    for value in parameters:
+        value[...] = np.nan
+    found = nbn.batch_norm_backward(dy, saved)
+    for name, a, b in zip(("dx", "dgamma", "dbeta"), found, expected, strict=True):
+        assert_same_bits(a, b, name)
+
+
 def test_a_saved_without_x_is_pickled_too():
     x = np.ones((4, 3))
     _, saved = nbn.batch_norm_forward(x, out=x)

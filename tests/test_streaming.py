@@ -1,6 +1,7 @@
 """Moments against rational arithmetic: every dtype, layout, axis, chunking and merge tree."""
 
 import operator
+from fractions import Fraction
 from functools import reduce
 
 import numpy as np
@@ -23,7 +24,7 @@ from tests.support.exact import (
     check_real,
     values,
 )
-from tests.support.jit import JIT
+from tests.support.jit import JIT, needs_jit
 
 
 def cut_somewhere(x, axis, rng):
@@ -148,6 +149,35 @@ def test_merge_doubling(offset):
         assert abs(var - float(row.var(0))) <= 1e-12 * var
 
 
+@needs_jit  # thousands of merges
+@pytest.mark.parametrize("part", [[2.0**-12, -(2.0**-12)], [2.0**-11]], ids=["variance", "mean"])
+def test_small_parts_of_a_large_sum_of_squares(part):
+    """20,000 times less than half a rounding of the sum of squares: none of them is lost."""
+    m = nbn.Moments().update(np.array([[1.0], [-1.0]]))
+    for _ in range(31):
+        m.merge(m)
+    parts = [nbn.Moments().update(sign * np.array(part)[:, None]) for sign in (1, -1)]
+    for _ in range(10_000):
+        m.merge(parts[0]).merge(parts[1])
+    n, m2 = 2**32 + 20_000 * len(part), 2**32 + 20_000 * sum(Fraction(v) ** 2 for v in part)
+    for _ in range(3):
+        # The sum is doubled: 106 bits, and an error of some 2**-104 in each merge.
+        high, low = m.to_dict()["real_moments"][4:, 0]
+        assert abs(Fraction(high) + Fraction(low) - m2) <= m2 / 2**80
+        assert abs(m.var()[0] - float(m2 / n)) <= 4e-16
+        m.merge(m)
+        n, m2 = 2 * n, 2 * m2
+
+
+def test_integers_beside_floats_far_from_zero():
+    """The mean of integers has two parts: rounded to one, it would be 1e-7 off, and the variance 4e-8."""
+    rng = np.random.default_rng(0)
+    integers = 10**9 + rng.integers(-2, 3, (1001, 2))
+    floats = 1e9 + 1 + rng.standard_normal((1001, 2))
+    m = nbn.Moments().update(integers).update(floats)
+    check_real(m, [a + b for a, b in zip(channels(integers, [1]), channels(floats, [1]), strict=True)])
+
+
 @pytest.mark.parametrize("order", ["as is", "sorted", "by turns"])
 def test_thousands_of_single_rows(order):
     """No drift: at an offset of 1e8 a single rounding of a mean is 1e-8, and of a variance's term 2e-8."""
@@ -207,6 +237,15 @@ def test_merged_means_do_not_overflow(values, mean, var):
     m = nbn.Moments.from_chunks(np.array(values)[:, None, None])
     np.testing.assert_allclose(m.mean, [mean], rtol=1e-15)
     np.testing.assert_array_equal(m.var(), [var])
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((-1, 1), 1), ((1, -1), 0)], ids=["columns", "rows"])
+def test_a_variance_that_overflows_is_infinite(shape, axis):
+    """Sums of squares overflow where the sum of all values does not."""
+    x = np.repeat([0.0, 1e200], 3000 if JIT else 700).reshape(shape)
+    m = nbn.Moments(axis).update(x)
+    np.testing.assert_allclose(m.mean, [5e199], rtol=1e-15)
+    assert m.var().tolist() == [np.inf]
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u2", "f2", "f4", "f8"])

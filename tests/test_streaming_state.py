@@ -245,6 +245,20 @@ def test_a_refused_call_changes_nothing(call, error, message):
 
 
 @pytest.mark.parametrize(
+    ("chunk", "weights"),
+    [(np.array([[1.0, np.nan, 2.0]]), None), (X, np.array([-1.0, 1, 1])), (X.astype(complex), None)],
+    ids=["NaN", "weights", "dtype"],
+)
+def test_a_refused_first_chunk_does_not_fix_the_channels(chunk, weights):
+    m = nbn.Moments(nan_policy="raise")
+    with pytest.raises((TypeError, ValueError)):
+        m.update(chunk, weights)
+    assert m.shape is None
+    assert "nothing seen" in repr(m)
+    assert m.update(np.ones((4, 2))).count.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: nbn.Moments(1.5), TypeError, "axis must be an integer"),

@@ -34,6 +34,14 @@ def test_only_the_exact_dtype_is_taken(name, dtype):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
+def test_integers_and_floats_of_the_same_size_are_no_substitutes(name):
+    given = state()
+    other = "i8" if given[name].dtype == np.float64 else "f8"
+    with pytest.raises(ValueError, match=rf"^state\['{name}'\] has dtype"):
+        nbn.Moments.from_dict(given | {name: np.ones_like(given[name], other)})
+
+
+@pytest.mark.parametrize("name", ARRAYS)
 def test_the_order_of_an_array_does_not_matter(name):
     given = state()
     padded = np.zeros((*given[name].shape, 2), given[name].dtype)
@@ -146,13 +154,15 @@ def test_a_new_file_has_no_name_until_it_is_whole(unnamed, tmp_path, monkeypatch
     path, sync, seen = tmp_path / "state", os.fsync, []
 
     def spy(descriptor):
-        seen.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), len(list(tmp_path.iterdir()))))
+        status = os.fstat(descriptor)
+        folder = stat.S_ISDIR(status.st_mode)
+        seen.append((None if folder else status.st_size, len(list(tmp_path.iterdir()))))
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", spy)
     save(path)
-    # The file is brought to the disk, here still without a name; then the folder with the new name.
-    assert seen == [(False, 0 if unnamed else 1), (True, 1)]
+    # All of the file is brought to the disk, here still without a name; then the folder with the new name.
+    assert seen == [(path.stat().st_size, 0 if unnamed else 1), (None, 1)]
 
 
 def test_a_save_beside_a_left_over_file(tmp_path):

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 import numbabn as nbn
 from numbabn.backends.cpu.streaming import statistics
 from tests.support.checks import assert_same_bits
-from tests.support.exact import FLOATS, Row, arrays, axes_of, channels, check_integers, check_real, values
+from tests.support.exact import (
+    DTYPES,
+    FLOATS,
+    Row,
+    arrays,
+    axes_of,
+    channels,
+    check_integers,
+    check_real,
+    values,
+)
 from tests.support.problems import arrange
 
 # NaN and infinity -------------------------------------------------------------------------------------------
@@ -57,6 +67,31 @@ def test_nan_and_infinity_stay_in_their_channel(dtype, shape):
         np.testing.assert_allclose(m.var()[3:], good.var()[3:], rtol=1e-12)
 
 
+@pytest.mark.parametrize("beside", ["weights", "where"])
+def test_nan_with_weights(beside):
+    """A NaN that counts spoils the range of its channel, too; one that does not count spoils nothing."""
+    x = np.array([[np.nan, np.nan, 1.0], [2.0, 3.0, 5.0], [4.0, 7.0, np.nan]])
+    taken = np.array([[1, 0, 1], [1, 1, 1], [1, 1, 0]])
+    m = nbn.Moments().update(x, **{beside: taken.astype(bool if beside == "where" else float)})
+    assert m.count.tolist() == [3, 2, 2]
+    np.testing.assert_array_equal(m.min, [np.nan, 3, 1])
+    np.testing.assert_array_equal(m.max, [np.nan, 7, 5])
+    np.testing.assert_array_equal(m.mean, [np.nan, 5, 3])
+    np.testing.assert_array_equal(m.var(), [np.nan, 4, 4])
+
+
+@pytest.mark.parametrize("beside", ["weights", "where"])
+def test_raise_names_the_first_nan_that_counts(beside):
+    x = np.ones((4, 5, 3))
+    taken = np.ones(x.shape, bool)
+    x[0, 1, 2] = x[1, 2, 0] = x[1, 2, 1] = x[2, 0, 0] = np.nan
+    taken[0, 1, 2] = taken[1, 2, 0] = False
+    m = nbn.Moments(nan_policy="raise")
+    with pytest.raises(ValueError, match=r"NaN in channel 1, the first at chunk\[1, 2, 1\]"):
+        m.update(x, **{beside: taken if beside == "where" else taken.astype(float)})
+    m.update(x[:1], **{beside: taken[:1] if beside == "where" else taken[:1].astype(float)})
+
+
 @pytest.mark.parametrize(
     ("axis", "channel", "place"),
     [(-1, "1", r"\[1, 2, 1\]"), ((0, 2), r"\(1, 1\)", r"\[1, 2, 1\]"), ((), r"\(\)", r"\[1, 2, 1\]")],
@@ -98,6 +133,33 @@ def test_weights_and_where(problem, seed, weighted, masked):
     rows = [Row(row.values, row.scale, w.values, unit) for row, w in pairs]
     assert m.count.dtype == (np.int64 if weights is None else np.float64)
     (check_integers if exactly else check_real)(m, rows)
+
+
+@settings(max_examples=50)
+@given(arrays(dtypes=FLOATS), st.integers(0, 2**16), st.booleans(), st.booleans())
+def test_omit_with_weights(problem, seed, weighted, masked):
+    """A NaN is left out, whatever its weight is; everything else counts as often as its weight says."""
+    x, axis = problem
+    rng = np.random.default_rng(seed)
+    x = with_nans(x, seed) if x.size else np.array(x)
+    weights = rng.integers(0, 5, x.shape) / 4 if weighted else None
+    where = rng.random(x.shape) < 0.7 if masked else None
+    m = nbn.Moments(axis, nan_policy="omit").update(x, weights, where)
+    times = np.full(x.shape, 4) if weights is None else (weights * 4).astype(int)
+    times = times * (~np.isnan(x) if where is None else where & ~np.isnan(x))
+    kept = axes_of(axis, x.ndim)
+    pairs = zip(channels(np.nan_to_num(x.astype(float)), kept), channels(times, kept), strict=True)
+    check_real(m, [Row(row.values, row.scale, w.values, Fraction(1, 4)) for row, w in pairs])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(3, 1), (1, 600)])
+def test_a_chunk_of_which_nothing_is_taken_has_no_range(dtype, shape):
+    m = nbn.Moments(()).update(np.ones(shape, dtype), where=False)
+    assert np.isnan([m.min, m.max]).all()
+    for value in (1e10, -1e10):
+        twin = m.copy().update(np.full((1, 1), value))
+        assert (twin.count, twin.min, twin.max) == (1, value, value)
 
 
 def test_where_true_is_no_mask(monkeypatch):

@@ -86,14 +86,39 @@ def test_population_of_uneven_ranks():
 
 def test_merged_in_the_order_of_the_ranks():
     """The same bits on all ranks need the same order: that of the ranks, whoever comes first."""
-    parts = [np.random.default_rng(rank).standard_normal((5, 3)) * 10.0**rank for rank in range(4)]
+    rng = np.random.default_rng(0)
+    x, dy = ([rng.standard_normal((5, 3)) * 10.0**rank for rank in range(4)] for _ in range(2))
 
-    def mean(comm):
+    def train(comm):
         bn = nbn.BatchNorm(3, momentum=1, dtype=np.float64, comm=comm)
-        bn(parts[comm.Get_rank()])
-        return bn.running_mean.tobytes()
+        bn(x[comm.Get_rank()])
+        bn.backward(dy[comm.Get_rank()])
+        return bn.running_mean.tobytes(), bn.grads["beta"].tobytes()
 
-    assert len({bits for _ in range(5) for bits in on_ranks(4, mean)}) == 1
+    found = {bits for _ in range(5) for bits in on_ranks(4, train)}
+    assert found == {(merged_means(x).tobytes(), added_sums(dy).tobytes())}
+    (mean, beta), backwards = found.pop(), slice(None, None, -1)
+    assert mean != merged_means(x[backwards]).tobytes(), "the order makes no difference"
+    assert beta != added_sums(dy[backwards]).tobytes(), "the order makes no difference"
+
+
+def merged_means(batches):
+    """Return the mean of batches, merged from the first to the last: Chan and others (1979), eq. 2.1."""
+    count, mean = 0, np.zeros(3)
+    for batch in batches:
+        more, more_mean, _ = nbn.moments(batch)
+        count += more
+        mean = mean + (more_mean - mean) * (more / count)
+    return mean
+
+
+def added_sums(batches):
+    """Return the sum of batches, each summed by itself, added from the first to the last."""
+    total = np.zeros(3)
+    for batch in batches:
+        _, saved = nbn.batch_norm_forward(batch, None, np.zeros(3))
+        total = total + nbn.batch_norm_backward(batch, saved)[2]
+    return total
 
 
 # Refused communicators --------------------------------------------------------------------------------------

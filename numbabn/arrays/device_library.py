@@ -66,11 +66,11 @@ class DeviceLibrary(Library, Owner, Protocol):
             If it is not on a GPU, or has a dtype or addresses that kernels cannot read.
         """
         description = self.describe(native, name)
-        _, _, strides, dtype, _ = description
+        _, shape, strides, dtype, _ = description
         if not _has_readable_dtype(dtype):
             raise TypeError(f"{name} has dtype {dtype}, which GPUs cannot read; pass float32")
         itemsize = dtype.itemsize
-        if description.address % itemsize or not _are_multiples(strides, itemsize):
+        if description.address % itemsize or not _are_multiples(shape, strides, itemsize):
             raise ValueError(
                 f"{name} has elements at addresses that are no multiples of {itemsize} bytes, which GPUs "
                 f"cannot read; copy it to an array made by {self.maker}"
@@ -159,8 +159,9 @@ def _has_readable_dtype(dtype: Any) -> bool:
 
 
 @functools.lru_cache(1024)
-def _are_multiples(strides: tuple[int, ...], itemsize: int) -> bool:
-    return all(step % itemsize == 0 for step in strides)
+def _are_multiples(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    # The stride of an axis of length 1 means nothing.
+    return all(step % itemsize == 0 for step, n in zip(strides, shape, strict=True) if n > 1)
 
 
 def load(module: str) -> Any:

@@ -28,16 +28,25 @@ def shapes(draw, elements=40_000 if JIT else 3_000):
 
 
 @st.composite
-def problems(draw, shapes=shapes(), training=True):  # noqa: B008 - strategies are values
-    """Problems of every kind; for training, of two values per channel or more."""
+def problems(
+    draw,
+    shapes=shapes(),  # noqa: B008 - strategies are values
+    training=True,
+    layouts=tuple(LAYOUTS),
+    kinds=FLOAT_DTYPES,
+):
+    """Problems of every kind; for training, of two values per channel or more.
+
+    x and dy have one of the ``layouts``, gamma and beta one of the dtypes ``kinds`` where they are not None.
+    """
     shape = draw(shapes)
     axis = draw(st.integers(-len(shape), len(shape) - 1))
     if training and math.prod(shape) == shape[axis]:
         other = (axis + 1) % len(shape)
         shape = (*shape[:other], 2, *shape[other + 1 :])
-    layout = draw(st.sampled_from(sorted(LAYOUTS)))
+    layout = draw(st.sampled_from(sorted(layouts)))
     # Kernels are compiled anew for read-only arrays: both or none spares half of the combinations.
-    others = sorted(set(LAYOUTS) - {"read_only"})
+    others = sorted(set(layouts) - {"read_only"})
     return Problem(
         shape,
         axis,
@@ -46,8 +55,8 @@ def problems(draw, shapes=shapes(), training=True):  # noqa: B008 - strategies a
         dy_layout="read_only" if layout == "read_only" else draw(st.sampled_from(others)),
         offset=draw(st.sampled_from([0.0, 1.0, -30.0, 1e4])),
         spread=draw(st.sampled_from([1.0, 1e-3, 100.0])),
-        gamma_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
-        beta_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+        gamma_dtype=draw(st.sampled_from([None, *kinds])),
+        beta_dtype=draw(st.sampled_from([None, *kinds])),
         eps=draw(st.sampled_from([1e-5, 1e-3, 0.5])),
         seed=draw(st.integers(0, 2**16)),
     )
@@ -130,6 +139,7 @@ SMALL_PATHS = (
     # columns: fewer than 16 pixels
     ((32, 64), 1),
     ((7, 3), 1),  # fewer pixels than lie side by side in a row of columns
+    ((17, 3), 1),  # one pixel left over: fewer columns than to the next cache line
     ((1000, 3), 1),  # copies side by side, and pixels left over
     ((129, 7, 3), -1),
     ((64, 5, 3, 5), 1),  # fewer than 16, but more than one
