@@ -8,6 +8,14 @@ from numbabn._config import show_config
 from numbabn.arrays.memory import set_pool_limit
 from numbabn.norms._saved import Saved
 from numbabn.norms.batch import BatchNorm, batch_norm_backward, batch_norm_forward, batch_norm_inference
+from numbabn.norms.layer import (
+    LayerNorm,
+    RMSNorm,
+    layer_norm_backward,
+    layer_norm_forward,
+    rms_norm_backward,
+    rms_norm_forward,
+)
 from numbabn.norms.moments import moments
 from numbabn.norms.recalibrate import recalibrate
 from numbabn.statistics.moments import Moments
@@ -16,14 +24,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchNorm",
+    "LayerNorm",
     "Moments",
+    "RMSNorm",
     "Saved",
     "__version__",
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "moments",
     "recalibrate",
+    "rms_norm_backward",
+    "rms_norm_forward",
     "set_pool_limit",
     "show_config",
 ]

@@ -29,6 +29,9 @@ class Layout(NamedTuple):
 
     order: tuple[int, ...] | None  # axes from the slowest to the fastest; None is C order
     view: View
+    batch: tuple[int, ...] | None = (
+        None  # lengths of the slowest axes, if each of their values has statistics
+    )
 
     def matches(self, array: AnyArray) -> bool:
         """Whether an array of the right shape has this memory order, so that ``flat`` is a view."""
@@ -43,6 +46,16 @@ class Layout(NamedTuple):
         if not in_order.flags.c_contiguous:
             raise RuntimeError(f"an array with strides {array.strides} is not laid out as {self}")
         return in_order.ravel()
+
+    def per_statistic(self, values: AnyArray) -> AnyArray:
+        """Return values of all statistics, which are flat in memory order, shaped as the axes they are of."""
+        if self.batch is None:
+            return values
+        shaped = values.reshape(self.batch)
+        if self.order is None:
+            return shaped
+        slowest = self.order[: len(self.batch)]
+        return shaped.transpose(sorted(range(len(slowest)), key=slowest.__getitem__))
 
     def restored(self, flat: AnyArray, shape: tuple[int, ...]) -> AnyArray:
         """Inverse of `flat`: return an array of this shape and memory order over one dimension."""
@@ -66,6 +79,20 @@ def _channels_layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axis
     if channels == 1:
         return Layout(order, View(1, 1, 1, 1, math.prod(shape)))
     return Layout(order, View(1, math.prod(shape[:axis]), channels, 1, math.prod(shape[axis + 1 :])))
+
+
+def rows_layout(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> Layout:
+    """Layout whose statistics are over ``axes``, which ascend, and whose parameters vary along them.
+
+    The axes are the fastest ones, in their own order; the others keep the order that the strides give them.
+    An array where that is otherwise does not match the layout, and must be copied.
+    """
+    others = tuple(axis for axis in memory_order(strides) if axis not in axes)
+    batch = tuple(shape[axis] for axis in others)
+    members = math.prod(shape[axis] for axis in axes)
+    order = (*others, *axes)
+    view = View(math.prod(batch), 1, 1, members, 1)
+    return Layout(None if order == tuple(range(len(shape))) else order, view, batch)
 
 
 def arranged(array: AnyArray, like: AnyArray, layout: Layout) -> AnyArray:

@@ -66,11 +66,14 @@ class Affine:
     A class with slots, which is made in half the time of a named tuple.
     """
 
-    __slots__ = ("eps", "given", "parameters")
+    __slots__ = ("centered", "eps", "given", "parameters")
 
-    def __init__(self, parameters: Pair, eps: float, given: tuple[Any, Any] = (None, None)) -> None:
+    def __init__(
+        self, parameters: Pair, eps: float, given: tuple[Any, Any] = (None, None), centered: bool = True
+    ) -> None:
         self.parameters = parameters
         self.eps = eps
+        self.centered = centered  # without, the mean is 0 by definition, as in RMS norm
         self.given = given  # gamma and beta as they were passed: their gradients are made like them
 
 

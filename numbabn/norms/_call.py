@@ -26,10 +26,12 @@ class Reduce(Protocol):
 class Call:
     """A call with x: what x is, how it is read, and where the result goes.
 
-    x, once recognised and checked, is read through the attributes here by everything that follows.
+    x, once recognised and checked, is read through the attributes here by everything that follows. Here the
+    groups of values with one mean and one variance are the channels of batch norm; other norms override how x
+    is read and what parameters must be.
     """
 
-    __slots__ = ("axis", "channels", "converted", "count", "library", "out", "overwrites", "target", "x")
+    __slots__ = ("axis", "converted", "count", "groups", "library", "out", "overwrites", "target", "x")
 
     def __init__(self, x: object, axis: object, out: object = None, dtype: object = None) -> None:
         self.x = array = arrays.of(x, "x")
@@ -42,14 +44,26 @@ class Call:
         result = array.dtype if self.converted is None else self.converted
         self.target = target = None if out is None else output(out, array, result, "x", {"x": array})
         self.overwrites = target is not None and same_memory(target, array)  # y over x
-        self.axis = axis_number(axis, array.ndim)
-        self.channels: int = array.shape[self.axis]
-        self.count: int = array.size // self.channels if self.channels else 0  # values per channel
         self.library = library_of(array)
+        self._read(axis)
+
+    def _read(self, axis: object) -> None:
+        """Set ``axis``, the number of ``groups``, and ``count``, the number of values of each."""
+        x = self.x
+        if x.ndim < 2:
+            raise _checks.rank(x, "x")
+        self.axis: Any = axis_number(axis, x.ndim)
+        self.groups: int = x.shape[self.axis]
+        self.count: int = x.size // self.groups if self.groups else 0
+
+    def _arranged(self) -> tuple[AnyArray, Layout]:
+        """Return x, or a copy of it, as kernels take it, and how they read it."""
+        source = self.library.dense(self.x)
+        return source, channels_layout(source, self.axis)
 
     def affine(self, gamma: object, beta: object, eps: object) -> Affine:
         """Return gamma, beta and eps as backends take them."""
-        x, channels, number = self.x, self.channels, _checks.eps(eps)
+        x, channels, number = self.x, self.groups, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_channel(gamma, "gamma", channels, x)
         given_beta = None if beta is None else _checks.per_channel(beta, "beta", channels, x)
         parameters = self.library.pair(given_gamma, given_beta, channels)
@@ -63,19 +77,18 @@ class Call:
                 f"{present} is given without {missing}; pass both to use known statistics, or none"
             )
         return self.library.pair(
-            _checks.per_channel(mean, "mean", self.channels, self.x),
-            _checks.variance(var, "var", self.channels, self.x),
-            self.channels,
+            _checks.per_channel(mean, "mean", self.groups, self.x),
+            _checks.variance(var, "var", self.groups, self.x),
+            self.groups,
         )
 
     def moments(self) -> tuple[int, Pair]:
         """Return the count and the pair (mean, m2) of every channel: NaN and 0 where there are no values."""
-        source = self.library.dense(self.x)
-        return self._moments(source, channels_layout(source, self.axis))
+        return self._moments(*self._arranged())
 
     def _moments(self, source: AnyArray, layout: Layout) -> tuple[int, Pair]:
         if source.size == 0:
-            return 0, self.library.constants(source, self.channels, (np.nan, 0.0))
+            return 0, self.library.constants(source, self.groups, (np.nan, 0.0))
         return self.count, self.library.backend.moments(layout.flat(source), layout.view)
 
     def normalize(self, affine: Affine, known: Pair | None, reduce: Reduce | None) -> tuple[Any, Saved]:
@@ -83,9 +96,8 @@ class Call:
 
         Statistics are those ``known``, or with ``reduce`` those of all ranks, or else those of x.
         """
+        source, layout = self._arranged()
         library, target, count, training = self.library, self.target, self.count, known is None
-        source = library.dense(self.x)
-        layout = channels_layout(source, self.axis)
         if target is not None and layout.matches(target):
             y = target
         else:
@@ -94,7 +106,7 @@ class Call:
             count, known = reduce.statistics(*self._moments(source, layout))
         if source.size == 0:
             nothing = np.nan, np.nan
-            statistics = library.constants(source, self.channels, nothing) if known is None else known
+            statistics = library.constants(source, self.groups, nothing) if known is None else known
         elif known is None:
             statistics = library.backend.forward(layout.flat(source), layout.view, affine, layout.flat(y))
         else:
@@ -117,7 +129,9 @@ def backward(
 ) -> tuple[Any, Any, Any]:
     """Return dx, dgamma and dbeta, of which what is not needed is None."""
     if not isinstance(saved, Saved):
-        raise TypeError(f"saved must come from batch_norm_forward, but is {type(saved).__name__}")
+        raise TypeError(
+            f"saved must come from a forward call such as batch_norm_forward, but is {type(saved).__name__}"
+        )
     x, layout = saved._x, saved._layout
     if x is None:
         raise ValueError(

@@ -11,11 +11,9 @@ from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
 
 
 def data(x: AnyArray, name: str) -> None:
-    """Raise unless the array is floating point, of rank two or more."""
+    """Raise unless the array is floating point."""
     if x.dtype not in COMPUTED:
         dtype(x, name)
-    if x.ndim < 2:
-        raise _rank(x, name)
 
 
 def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
@@ -27,8 +25,6 @@ def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
                 f"{name} has dtype {x.dtype}, which is converted on the CPU only; "
                 f"pass {library_of(x).cast_text(name, result.name)}"
             )
-        if x.ndim < 2:
-            raise _rank(x, name)
         return result
     data(x, name)
     if x.dtype.newbyteorder("=") != result:
@@ -39,7 +35,8 @@ def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
     return None
 
 
-def _rank(x: AnyArray, name: str) -> ValueError:
+def rank(x: AnyArray, name: str) -> ValueError:
+    """Return the error for an array without a batch axis and a channel axis."""
     return ValueError(
         f"{name} must have a batch axis and a channel axis, but has shape {x.shape}; "
         f"for one sample pass {name}[None], for one channel {name}[:, None]"
@@ -85,6 +82,18 @@ def per_channel(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
     if values.shape != (count,):
         raise ValueError(
             f"{name} has shape {values.shape}, but x has {count} channels: it must be ({count},)"
+        )
+    return values
+
+
+def per_place(array: object, name: str, shape: tuple[int, ...], x: AnyArray) -> AnyArray:
+    """Return an array with one floating-point value for each place on the axes that are normalised."""
+    values = array if type(array) is np.ndarray and type(x) is np.ndarray else values_beside(array, name, x)
+    if values.dtype.kind != "f":
+        raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point")
+    if values.shape != shape:
+        raise ValueError(
+            f"{name} has shape {values.shape}; it must be that of the axes of x that are normalised, {shape}"
         )
     return values
 

@@ -44,6 +44,24 @@ def channels(value: object) -> int:
     return number
 
 
+def normalized_shape(value: object) -> tuple[int, ...]:
+    """Return the lengths of the axes that a layer normalises, all of them positive."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    shape = tuple(integer(each, "normalized_shape") for each in given)
+    if not shape or min(shape) < 1:
+        raise ValueError(f"normalized_shape must have one length or more, all at least 1, not {value!r}")
+    return shape
+
+
+def axes(value: object, number: int) -> tuple[int, ...]:
+    """Return the axes that a layer normalises: as many as its normalized_shape has lengths."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    result = tuple(integer(each, "axis") for each in given)
+    if len(result) != number:
+        raise ValueError(f"axis is {value!r}, but normalized_shape has {number} lengths; name as many axes")
+    return result
+
+
 def parameter_dtype(value: Any) -> np.dtype[Any]:
     """Return a floating dtype for parameters and running statistics."""
     try:

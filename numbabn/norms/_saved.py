@@ -14,9 +14,10 @@ class Saved:
     ----------
     mean, var : array, shape (C,)
         Mean and biased variance that x was normalised with, in float64; arrays that were given on a GPU are
-        these arrays themselves.
+        these arrays themselves. Layer norm has one for every sample, shaped as the axes of x that it does not
+        normalise; RMS norm's mean is 0, and its variance the mean of the squares.
     count : int
-        Number of values per channel.
+        Number of values of each mean.
     training : bool
         Whether they are the statistics of x itself, through which gradients flow, or were given.
     """
@@ -43,11 +44,11 @@ class Saved:
 
     @property
     def mean(self) -> Any:
-        return native(self._statistics[0])
+        return native(self._layout.per_statistic(self._statistics[0]))
 
     @property
     def var(self) -> Any:
-        return native(self._statistics[1])
+        return native(self._layout.per_statistic(self._statistics[1]))
 
     @property
     def count(self) -> int:
@@ -73,8 +74,9 @@ class Saved:
         return _restored, (flat, shape, self._layout, rest)
 
     def __repr__(self) -> str:
-        channels = self._statistics[0].shape[0]
-        return f"Saved(channels={channels}, count={self.count}, training={self.training})"
+        name = "channels" if self._layout.batch is None else "samples"
+        groups = self._statistics[0].shape[0]
+        return f"Saved({name}={groups}, count={self.count}, training={self.training})"
 
 
 def _restored(flat: AnyArray | None, shape: tuple[int, ...], layout: Layout, rest: tuple[Any, ...]) -> Saved:

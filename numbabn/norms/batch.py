@@ -433,7 +433,7 @@ class BatchNorm(Layer):
 
     def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
         call = Call(x, self.axis, out)
-        if call.channels != self.num_channels or call.library.place(call.x) != self._place:
+        if call.groups != self.num_channels or call.library.place(call.x) != self._place:
             _options.layer_input(call.x, self.axis, self.num_channels, self._place)
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         running, training = self._running, self.training

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 
-from numbabn.backends.cpu import columns, plan, rows, running
+from numbabn.backends.cpu import along, columns, plan, rows, running
 from numbabn.backends.cpu.affine import fill_gradient_all, fill_normalize_all
 from numbabn.backends.cpu.welford import merge_chunks
 from numbabn.backends.verbs import Affine, Array, Pair, View
@@ -40,6 +40,8 @@ def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) 
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
+    if plan.runs_along(view) or not affine.centered:
+        return along.forward(x, view, affine, y)
     statistics = np.empty((2, view.groups))
     if not _family(view).forward(x, view, affine, statistics, y):
         statistics = moments(x, view, x.dtype.type(0))
@@ -51,7 +53,12 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
 
 def backward_reduce(dy: Array, x: Array, view: View, statistics: Pair, eps: float, gradients: Pair) -> Array:
     """Return the pair (sum of dy, sum of dy * xhat), and write it to the gradients (dgamma, dbeta)."""
-    sums: Array = _family(view).products(dy, x, view, statistics[0]).sum(axis=1)
+    if plan.runs_along(view):
+        ones = np.ones(view.members, x.dtype)
+        sums: Array = along.backward(dy, x, view, statistics, Affine((ones, ones), eps), None)
+        _fill(_flat(gradients), sums)
+        return sums
+    sums = _family(view).products(dy, x, view, statistics[0]).sum(axis=1)
     sums[1] /= np.sqrt(statistics[1] + eps)
     _fill(gradients, sums)
     return sums
@@ -74,6 +81,9 @@ def backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> None:
     """Write dx and the gradients of the training forward."""
+    if plan.runs_along(view) or not affine.centered:
+        _fill(_flat(gradients), along.backward(dy, x, view, statistics, affine, dx))
+        return
     sums = np.empty((2, view.groups))
     if _family(view).backward(dy, x, view, statistics, affine, sums, dx):
         _fill(gradients, sums)
@@ -96,6 +106,11 @@ def _fill(gradients: Pair, sums: Array) -> None:
         dgamma[...] = sums[1]
     if dbeta is not None:
         dbeta[...] = sums[0]
+
+
+def _flat(gradients: Pair) -> Pair:
+    """Return gradients of any shape, which are contiguous, as vectors over the same memory."""
+    return tuple(None if gradient is None else gradient.reshape(-1) for gradient in gradients)
 
 
 def _family(view: View) -> ModuleType:

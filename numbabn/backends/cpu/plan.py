@@ -1,6 +1,6 @@
 """How work is cut up: by shape alone, so that the bits do not depend on the number of threads.
 
-Only views with batch = members = 1 are cut up, those of batch normalisation.
+Views with batch = members = 1 are cut up here, those of batch normalisation; `along` cuts up its own.
 """
 
 import functools
@@ -43,6 +43,11 @@ def small(nbytes: int) -> bool:
 def uses_rows(view: View) -> bool:
     """Whether a channel's contiguous pieces are long enough to fill vectors."""
     return view.inner >= LANES
+
+
+def runs_along(view: View) -> bool:
+    """Whether parameters vary along the values of one statistic, which lie side by side."""
+    return view.batch > 1 or view.members > 1
 
 
 def block_channels(view: View, itemsize: int, arrays: int) -> int:

@@ -7,16 +7,23 @@ merge_means = helper(arithmetic.merge_means)
 
 
 @helper
-def merge_sums(count, mean, m2, n, shift, s, q):
-    """Merge n values with sum s and sum of squares q about ``shift`` into (count, mean, m2).
+def moments_of_sums(n, shift, s, q):
+    """Return (mean, m2) of n values with sum s and sum of squares q about ``shift``.
 
-    Cancellation in m2_b = q - s*s/n costs eps * (1 + (shift - mean_b)**2 / var_b): harmless while the shift
-    is a value of the data and n a few thousand, since (shift - mean_b)**2 <= n * var_b then.
+    Cancellation in m2 = q - s*s/n costs eps * (1 + (shift - mean)**2 / var): harmless while the shift is a
+    value of the data and n a few thousand, since (shift - mean)**2 <= n * var then.
     """
-    m2_b = q - s * (s / n)
-    if m2_b < 0.0:  # by rounding; not max(), which would turn a NaN into 0
-        m2_b = 0.0
-    total, mean, between = merge_means(count, mean, n, shift + s / n)
+    m2 = q - s * (s / n)
+    if m2 < 0.0:  # by rounding; not max(), which would turn a NaN into 0
+        m2 = 0.0
+    return shift + s / n, m2
+
+
+@helper
+def merge_sums(count, mean, m2, n, shift, s, q):
+    """Merge n values with sum s and sum of squares q about ``shift`` into (count, mean, m2)."""
+    mean_b, m2_b = moments_of_sums(n, shift, s, q)
+    total, mean, between = merge_means(count, mean, n, mean_b)
     return total, mean, m2 + m2_b + between
 
 

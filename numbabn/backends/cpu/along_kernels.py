@@ -1,0 +1,250 @@
+"""Kernels for one statistic per row, with parameters that vary along it: layer norm and RMS norm.
+
+x is flat rows of ``len(gamma)`` values side by side; gamma and beta have the dtype of x. A row's statistics
+and its result are computed while it is in cache. What a row gives depends on nothing but the row: not on how
+many others there are, and not on its place among them.
+
+``centered`` is 1 for layer norm, and 0 for RMS norm, whose mean is 0 by definition and whose variance is the
+mean of the squares.
+"""
+
+import numpy as np
+from numba import prange
+
+from numbabn.backends.cpu.affine import gradient_coefficients, normalize_coefficients, put
+from numbabn.backends.cpu.jit import Kernel, helper
+from numbabn.backends.cpu.row_kernels import MERGE, SEGMENT, TINY
+from numbabn.backends.cpu.simd import (
+    LANES,
+    add,
+    convert,
+    fence,
+    fma,
+    load,
+    load_part,
+    splat,
+    store,
+    store_part,
+    sub,
+    total,
+    widen,
+    zeros,
+)
+from numbabn.backends.cpu.welford import merge_means, moments_of_sums
+
+GROUP = 8  # rows whose sums for gamma and beta are added up before they are stored
+
+
+@helper
+def add_values(dy, x, i, gamma, j, k, like, s, q):
+    """(s + e, q + e * d) for the sixteen values from i on: d = x - k, and e = dy * gamma, or d without a dy.
+
+    j is the place along the row, where gamma is read.
+    """
+    d = sub(load(x, i, like), k)
+    e = d
+    if dy is not None:
+        e = fma(load(dy, i, like), load(gamma, j, like), zeros(like))
+    return add(s, e), fma(e, d, q)
+
+
+@helper
+def add_part(dy, x, i, gamma, j, n, k, like, s, q):
+    """Like ``add_values`` for n < 16 values; the other lanes add nothing."""
+    none = zeros(like)
+    d = sub(load_part(x, i, n, k), k)
+    e = d
+    if dy is not None:
+        e = fma(load_part(dy, i, n, none), load_part(gamma, j, n, none), none)
+    return add(s, e), fma(e, d, q)
+
+
+@helper
+def sums(dy, x, first, gamma, lo, hi, shift):
+    """(sum of e, sum of e * d) over the places lo..hi of the row that begins at first; d = x - shift.
+
+    e = dy * gamma, or d where dy is None. Sums of a segment have the dtype of ``shift``, as in
+    ``row_kernels.sums``, which says why segments are short; they are added up in float64.
+    """
+    k, none = splat(shift), zeros(shift)
+    s = q = zeros(np.float64(0))
+    for start in range(lo, hi, SEGMENT):
+        stop = min(start + SEGMENT, hi)
+        body = start + (stop - start) // LANES * LANES
+        s0 = s1 = q0 = q1 = none
+        for j in range(start, body - LANES, 2 * LANES):
+            s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
+            s1, q1 = add_values(dy, x, first + j + LANES, gamma, j + LANES, k, shift, s1, q1)
+        if (body - start) % (2 * LANES) > 0:
+            j = body - LANES
+            s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
+        if stop > body:
+            s1, q1 = add_part(dy, x, first + body, gamma, body, stop - body, k, shift, s1, q1)
+        s, q = add(s, widen(add(s0, s1))), add(q, widen(add(q0, q1)))
+    return total(s), total(q)
+
+
+@helper
+def first_estimate(x, first, length):
+    """Return a value near the mean of a row: the mean of its first vector, or its first value."""
+    if length < LANES:
+        return np.float64(x[first])
+    values = load(x, first, np.float64(0))
+    return total(fma(values, splat(1.0 / LANES), zeros(0.0)))  # a sixteenth first: no sum overflows
+
+
+@helper
+def block_moments(x, first, lo, hi, shift, like):
+    """Return (mean, m2) of the places lo..hi of a row, at most `MERGE` of them.
+
+    ``shift`` is a number near their mean. Sums of a few values have the dtype of ``like``, as in
+    ``row_kernels.slab_moments``.
+    """
+    narrow = convert(shift, like)
+    s, q = sums(None, x, first, None, lo, hi, narrow)
+    if not TINY < q < np.inf:  # squares leave the range of float32, or all is equal, or not finite
+        s, q = sums(None, x, first, None, lo, hi, np.float64(narrow))
+    return moments_of_sums(np.float64(hi - lo), np.float64(narrow), s, q)
+
+
+@helper
+def row_moments(x, first, length, centered, like):
+    """Return (mean, biased variance) of the row that begins at first, in float64."""
+    count = min(length, MERGE)
+    mean, m2 = block_moments(x, first, 0, count, first_estimate(x, first, length), like)
+    for lo in range(MERGE, length, MERGE):
+        n = min(MERGE, length - lo)
+        more_mean, more_m2 = block_moments(x, first, lo, lo + n, mean, like)
+        _, mean, between = merge_means(np.float64(count), mean, np.float64(n), more_mean)
+        m2 += more_m2 + between
+        count += n
+    var = m2 / length
+    return (mean, var) if centered else (0.0, var + mean * mean)
+
+
+@helper
+def forward_row(x, row, gamma, beta, k, a, b, streaming, y):
+    """Write y = ((x - k) * a + b) * gamma + beta of a row; k, a and b are vectors."""
+    length, like = len(gamma), y[0]
+    first = row * length
+    body = length // LANES * LANES
+    for j in range(0, body, LANES):
+        xhat = fma(sub(load(x, first + j, like), k), a, b)
+        put(fma(xhat, load(gamma, j, like), load(beta, j, like)), first + j, streaming, y)
+    n = length - body
+    if n > 0:
+        xhat = fma(sub(load_part(x, first + body, n, k), k), a, b)
+        value = fma(xhat, load_part(gamma, body, n, k), load_part(beta, body, n, k))
+        store_part(y, first + body, n, value)
+
+
+@helper
+def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
+    """Normalise the rows of task t; ``cut`` is (rows of a task, centered, streaming)."""
+    rows, centered, streaming = cut
+    mean, var = statistics[0], statistics[1]
+    length, like = len(gamma), y[0]
+    for row in range(t * rows, min((t + 1) * rows, len(mean))):
+        mean[row], var[row] = row_moments(x, row * length, length, centered, like)
+        center = convert(mean[row], like)
+        scale, shift = normalize_coefficients(mean[row], np.sqrt(var[row] + eps), 1.0, 0.0, center)
+        a, b = splat(convert(scale, like)), splat(convert(shift, like))
+        forward_row(x, row, gamma, beta, splat(center), a, b, streaming, y)
+    fence()
+
+
+@Kernel
+def forward(x, cut, gamma, beta, eps, statistics, y):
+    """Write y = xhat * gamma + beta, and every row's mean and biased variance to statistics[2, rows].
+
+    ``cut`` is (rows of a task, centered, streaming).
+    """
+    rows, centered, streaming = cut
+    for t in prange(-(-statistics.shape[1] // rows)):
+        forward_task(np.int64(t), (rows, centered, streaming), x, gamma, beta, eps, statistics, y)
+
+
+@helper
+def fill_row(n, row, products, statistics, eps, centered, coefficients):
+    """Coefficients of a row, as number n of a group, in the dtype of x.
+
+    They are center, scale and shift of xhat, and scale, weight and shift of dx; see `arithmetic`.
+    ``products`` are the row's ``sums`` with dy, and its length.
+    """
+    (s, q, length), mean, std = products, statistics[0, row], np.sqrt(statistics[1, row] + eps)
+    center = convert(mean, coefficients[0, 0])
+    mean_dy_xhat = (q - (mean - center) * s) / std / length
+    mean_dy = s / length if centered else 0.0
+    a, b = normalize_coefficients(mean, std, 1.0, 0.0, center)
+    scale, shift, weight = gradient_coefficients(mean, std, 1.0, mean_dy, mean_dy_xhat, center)
+    coefficients[0, n] = center
+    coefficients[1, n] = a
+    coefficients[2, n] = b
+    coefficients[3, n] = scale
+    coefficients[4, n] = weight
+    coefficients[5, n] = shift
+
+
+@helper
+def backward_column(dy, x, i, count, j, n, gamma, coefficients, streaming, added, dx):
+    """Sixteen places of ``count`` rows, or n < 16 of them: the sums over the rows, and dx unless it is None.
+
+    i is the element of the first row, j the place along it.
+    """
+    like, wide = coefficients[0, 0], np.float64(0)
+    length, none = len(gamma), zeros(like)
+    g = load(gamma, j, like) if n >= LANES else load_part(gamma, j, n, none)
+    t = u = none
+    for r in range(count):
+        k = splat(coefficients[0, r])
+        if n >= LANES:
+            e, d = load(dy, i, like), sub(load(x, i, like), k)
+        else:
+            e, d = load_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
+        t, u = add(t, e), fma(e, fma(d, splat(coefficients[1, r]), splat(coefficients[2, r])), u)
+        if dx is not None:
+            value = fma(d, splat(coefficients[3, r]), fma(e, g, none))
+            value = fma(value, splat(coefficients[4, r]), splat(coefficients[5, r]))
+            if n >= LANES:
+                put(value, i, streaming, dx)
+            else:
+                store_part(dx, i, n, value)
+        i += length
+    store(added[0], j, add(load(added[0], j, wide), widen(t)))
+    store(added[1], j, add(load(added[1], j, wide), widen(u)))
+
+
+@helper
+def backward_task(t, cut, dy, x, gamma, statistics, eps, added, dx):
+    """Backward of the rows of task t; its sums are added[2, at least length + 15]."""
+    rows, group, centered, streaming = cut
+    length, end = len(gamma), min((t + 1) * rows, statistics.shape[1])
+    coefficients = np.empty((6, group), x.dtype)
+    for j in range(added.shape[1]):
+        added[0, j] = 0.0
+        added[1, j] = 0.0
+    for row in range(t * rows, end, group):
+        count = min(group, end - row)
+        for n in range(count):
+            s = q = 0.0
+            if dx is not None:
+                center = convert(statistics[0, row + n], x[0])
+                s, q = sums(dy, x, (row + n) * length, gamma, 0, length, center)
+            fill_row(n, row + n, (s, q, length), statistics, eps, centered, coefficients)
+        for j in range(0, length, LANES):
+            i = row * length + j
+            backward_column(dy, x, i, count, j, length - j, gamma, coefficients, streaming, added, dx)
+    fence()
+
+
+@Kernel
+def backward(dy, x, cut, gamma, statistics, eps, added, dx):
+    """Write dx unless it is None, and the sums of dy and dy * xhat over the rows of every task.
+
+    The sums are added[tasks, 2, width]; the width is a vector longer than a row. ``cut`` is (rows of a task,
+    rows of a group, centered, streaming).
+    """
+    rows, group, centered, streaming = cut
+    for t in prange(added.shape[0]):
+        task = rows, group, centered, streaming
+        backward_task(np.int64(t), task, dy, x, gamma, statistics, eps, added[t], dx)

@@ -1,0 +1,509 @@
+"""Layer norm and RMS norm: every sample by itself. The functions, which remember nothing, and the layers."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numbabn.arrays import AnyArray, location_text
+from numbabn.arrays.layout import Layout, axis_number, rows_layout
+from numbabn.arrays.library import HOST, Place
+from numbabn.backends.verbs import Affine
+from numbabn.norms import _checks, _options
+from numbabn.norms._base import Layer
+from numbabn.norms._call import Call, backward
+from numbabn.norms._foreign import advised
+from numbabn.norms._saved import Saved
+from numbabn.norms._types import A
+
+
+class _Call(Call):
+    """A call whose groups are the samples: ``axis`` are the axes that are normalised together."""
+
+    __slots__ = ("shape",)
+
+    def _read(self, axis: object) -> None:
+        x = self.x
+        if not self.library.on_host:
+            raise TypeError(f"x is {location_text(x)}; layer norm and RMS norm work on NumPy arrays so far")
+        self.axis = axes = _axes(axis, x.ndim)
+        self.shape = tuple([x.shape[i] for i in axes])
+        self.count = math.prod(self.shape)
+        self.groups = math.prod([n for i, n in enumerate(x.shape) if i not in axes])
+
+    def _arranged(self) -> tuple[AnyArray, Layout]:
+        """Return x as rows side by side, and the layout that reads them; if x is otherwise, a copy.
+
+        A copy is in another order of memory than x, so that y, if it is new, is one more copy.
+        """
+        library = self.library
+        source = library.dense(self.x)
+        layout = rows_layout(source.shape, source.strides, self.axis)
+        if layout.matches(source):
+            return source, layout
+        if self.target is None:
+            self.out = self.target = library.empty_like(source)
+        copy = layout.restored(np.empty(source.size, source.dtype), source.shape)
+        library.assign(copy, source)
+        return copy, layout
+
+    def along(self, gamma: object, beta: object, eps: object, centered: bool) -> Affine:
+        """Return gamma, beta and eps as backends take them; with ``centered`` for layer norm."""
+        x, number = self.x, _checks.eps(eps)
+        given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
+        given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
+        dtype = x.dtype.newbyteorder("=")
+        parameters = (
+            np.ones(self.count, dtype) if given_gamma is None else given_gamma.astype(dtype).reshape(-1),
+            np.zeros(self.count, dtype) if given_beta is None else given_beta.astype(dtype).reshape(-1),
+        )
+        return Affine(parameters, number, (given_gamma, given_beta), centered)
+
+
+def _axes(axis: object, ndim: int) -> tuple[int, ...]:
+    """Return the axes that are normalised as numbers from 0, ascending."""
+    given = axis if isinstance(axis, (tuple, list)) else (axis,)
+    axes = tuple(sorted(axis_number(each, ndim) for each in given))
+    if not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axis must name one axis or more, each of them once, not {axis!r}")
+    return axes
+
+
+def _or_machine_eps(eps: float | None, call: _Call) -> float:
+    """Return eps, or what it is without one: the machine epsilon of the dtype of x."""
+    return float(np.finfo(call.x.dtype).eps) if eps is None else eps
+
+
+def layer_norm_forward(
+    x: A,
+    gamma: Any = None,
+    beta: Any = None,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    eps: float = 1e-5,
+    out: A | None = None,
+) -> tuple[A, Saved]:
+    r"""Normalise every sample by itself, and keep what the backward pass needs.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    with the mean and the biased variance over the axes ``axis``, and gamma and beta that vary along them.
+
+    Parameters
+    ----------
+    x : array of float32 or float64, rank >= 1
+        A NumPy array of any memory layout. Fast without a copy where the normalised axes are the last ones in
+        memory, as the default in C order; everything else is copied to such an array and back.
+    gamma, beta : array of any float dtype, or list of numbers, optional
+        Scale and shift, of the shape of the normalised axes, ascending; 1 and 0 without.
+    axis : int or tuple of int, default -1
+        Axes that are normalised together: -1 for features last, (1, 2, 3) for whole images, 1 for the
+        channels of every pixel of NCHW, as in ConvNeXt.
+    eps : float, default 1e-5
+        Added to the variance; not negative. With 0, a constant sample gives NaN.
+    out : array, optional
+        Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward; may not
+        overlap x in any other way.
+
+    Returns
+    -------
+    y : array
+        Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
+    saved : Saved
+        For `layer_norm_backward`. Holds x, not a copy: do not change x before going backward.
+
+    Raises
+    ------
+    TypeError
+        If an array is no NumPy array or has the wrong dtype.
+    ValueError
+        If a shape, ``axis`` or ``eps`` is wrong, or ``out`` overlaps x partly.
+
+    Notes
+    -----
+    Ba, Kiros and Hinton (2016), "Layer normalization". The bits of a sample's y and dx do not depend on the
+    other samples, their number, or its place among them, nor on the number of threads. NaN and infinity stay
+    in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype of x.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> y, saved = nbn.layer_norm_forward(np.array([[1.0, 3.0], [10.0, 30.0]]), eps=0.0)
+    >>> y
+    array([[-1.,  1.],
+           [-1.,  1.]])
+    >>> saved.mean
+    array([ 2., 20.])
+    """
+    call = _Call(x, axis, out)
+    return call.normalize(call.along(gamma, beta, eps, centered=True), None, None)
+
+
+def layer_norm_backward(
+    dy: A,
+    saved: Saved,
+    *,
+    out: A | None = None,
+    need_dx: bool = True,
+    need_dgamma: bool = True,
+    need_dbeta: bool = True,
+) -> tuple[A | None, Any, Any]:
+    r"""Gradients of a `layer_norm_forward` call.
+
+    .. math::
+
+        d\beta = \sum dy, \qquad d\gamma = \sum dy\, \hat x, \qquad
+        dx = \frac{1}{\sqrt{\sigma^2 + \epsilon}}
+             \left(\gamma\, dy - \overline{\gamma\, dy} - \hat x\, \overline{\gamma\, dy\, \hat x}\right)
+
+    with sums over the samples, and means over the normalised axes.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss with respect to y: shape and dtype of x, any memory layout.
+    saved : Saved
+        From the forward call that made y.
+    out : array, optional
+        Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    need_dx, need_dgamma, need_dbeta : bool, default True
+        What to compute; the rest is None.
+
+    Returns
+    -------
+    dx : array or None
+        Shape and dtype of x; ``out`` if given.
+    dgamma, dbeta : array or None
+        In the shapes and dtypes of gamma and beta; None where the forward call had no such parameter.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> y, saved = nbn.layer_norm_forward(np.array([[1.0, 2.0, 6.0]]), np.ones(3), np.zeros(3))
+    >>> dx, dgamma, dbeta = nbn.layer_norm_backward(np.array([[1.0, 0.0, 0.0]]), saved)
+    >>> dx.sum().round(12), dbeta
+    (np.float64(0.0), array([1., 0., 0.]))
+    """
+    return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+
+
+def rms_norm_forward(
+    x: A,
+    gamma: Any = None,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    eps: float | None = None,
+    out: A | None = None,
+) -> tuple[A, Saved]:
+    r"""Divide every sample by its root mean square, and keep what the backward pass needs.
+
+    .. math:: y = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \gamma
+
+    with the mean over the axes ``axis``, and a gamma that varies along them.
+
+    Parameters
+    ----------
+    x, gamma, axis, out
+        As `layer_norm_forward`.
+    eps : float, optional
+        Added to the mean of the squares; not negative. The machine epsilon of the dtype of x unless given, as
+        in PyTorch.
+
+    Returns
+    -------
+    y : array
+        Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
+    saved : Saved
+        For `rms_norm_backward`. Holds x, not a copy: do not change x before going backward.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm_forward`.
+
+    Notes
+    -----
+    Zhang and Sennrich (2019), "Root mean square layer normalization". What `layer_norm_forward` promises of
+    bits, NaN and infinity holds here, too.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> y, saved = nbn.rms_norm_forward(np.array([[1.0, 7.0]]), eps=0.0)
+    >>> y
+    array([[0.2, 1.4]])
+    """
+    call = _Call(x, axis, out)
+    affine = call.along(gamma, None, _or_machine_eps(eps, call), centered=False)
+    return call.normalize(affine, None, None)
+
+
+def rms_norm_backward(
+    dy: A, saved: Saved, *, out: A | None = None, need_dx: bool = True, need_dgamma: bool = True
+) -> tuple[A | None, Any]:
+    r"""Gradients of a `rms_norm_forward` call.
+
+    .. math::
+
+        d\gamma = \sum dy\, \hat x, \qquad
+        dx = \frac{1}{\sqrt{\overline{x^2} + \epsilon}}
+             \left(\gamma\, dy - \hat x\, \overline{\gamma\, dy\, \hat x}\right)
+
+    with the sum over the samples, and the mean over the normalised axes.
+
+    Parameters
+    ----------
+    dy, saved, out
+        As `layer_norm_backward`.
+    need_dx, need_dgamma : bool, default True
+        What to compute; the rest is None.
+
+    Returns
+    -------
+    dx : array or None
+        Shape and dtype of x; ``out`` if given.
+    dgamma : array or None
+        In the shape and dtype of gamma; None where the forward call had none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `batch_norm_backward`.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> y, saved = nbn.rms_norm_forward(np.array([[1.0, 7.0]]), np.ones(2), eps=0.0)
+    >>> dx, dgamma = nbn.rms_norm_backward(np.array([[1.0, 0.0]]), saved)
+    >>> dgamma
+    array([0.2, 0. ])
+    """
+    dx, dgamma, _ = backward(dy, saved, out, need_dx, need_dgamma, False, None)
+    return dx, dgamma
+
+
+class _SampleLayer(Layer):
+    """What `LayerNorm` and `RMSNorm` share: axes that they normalise, and no statistics that they keep."""
+
+    _centered: bool  # whether the mean is subtracted
+    eps: float | None  # type: ignore[assignment]
+
+    def __init__(
+        self, normalized_shape: int | tuple[int, ...], axis: Any, device: Any, **options: Any
+    ) -> None:
+        self.normalized_shape = _options.normalized_shape(normalized_shape)
+        ndim = len(self.normalized_shape)
+        self.axis = tuple(range(-ndim, 0)) if axis is None else _options.axes(axis, ndim)
+        super().__init__(self.normalized_shape, device=device, **options)
+        self._refuse_gpu(self._place)
+
+    def _refuse_gpu(self, to: Place) -> None:
+        if to != HOST:
+            raise TypeError(f"{type(self).__name__} works on the CPU so far; device must be 'cpu', not {to}")
+
+    def _moved(self, to: Place) -> dict[str, Any]:
+        self._refuse_gpu(to)
+        return super()._moved(to)
+
+    def __call__(self, x: A, *, out: A | None = None) -> A:
+        """Normalise x.
+
+        Parameters
+        ----------
+        x : array of float32 or float64
+            With ``normalized_shape`` on the layer's axes. Do not change it before `backward`, which reads it
+            again.
+        out : array, optional
+            Write the result here; may be x itself, which then cannot go backward.
+
+        Returns
+        -------
+        y : array
+            Shape and dtype of x; ``out`` if given.
+        """
+        call = _Call(x, self.axis, out)
+        if call.shape != self.normalized_shape:
+            raise ValueError(
+                f"x has shape {call.x.shape}, {call.shape} on the axes {self.axis}, but the layer has "
+                f"normalized_shape={self.normalized_shape}; pass an x with that there, or set the axis"
+            )
+        gamma, beta = self.params.get("gamma"), self.params.get("beta")
+        affine = call.along(gamma, beta, _or_machine_eps(self.eps, call), self._centered)
+        y: A
+        y, self._saved = call.normalize(affine, None, None)
+        return y
+
+    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
+        """Gradient of the last call: return dx, and put the gradients of the parameters into `grads`.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient with respect to the last result: shape and dtype of that x.
+        out : array, optional
+            Write dx here; may be dy itself.
+        need_dx : bool, default True
+            Without, only the gradients of the parameters are computed.
+
+        Returns
+        -------
+        dx : array or None
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not called before.
+        """
+        dx, *gradients = backward(dy, self._saved_for_backward(), out, need_dx, True, True, None)
+        self.grads |= {
+            name: value for name, value in zip(("gamma", "beta"), gradients, strict=True) if value is not None
+        }
+        result: A | None = dx
+        return result
+
+    def __repr__(self) -> str:
+        ndim = len(self.normalized_shape)
+        options = f"{self.normalized_shape}" if ndim > 1 else f"{self.normalized_shape[0]}"
+        options += "" if self.axis == tuple(range(-ndim, 0)) else f", axis={self.axis}"
+        options += f", eps={self.eps}"
+        options += "" if "gamma" in self.params else ", scale=False"
+        options += ", center=False" if self._centered and "beta" not in self.params else ""
+        options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        return f"{type(self).__name__}({options})"
+
+
+class LayerNorm(_SampleLayer):
+    r"""Layer normalisation: every sample by itself, with learned scale and shift.
+
+    .. math:: y = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \gamma + \beta
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Lengths of the axes that are normalised, and shape of gamma and beta.
+    axis : int or tuple of int, optional
+        These axes; the last ones unless given.
+    eps : float, default 1e-5
+        Added to the variance; not negative.
+    scale, center : bool, default True
+        Whether there is a gamma, and a beta.
+    dtype : dtype, default float32
+        Of the parameters; any floating dtype. x may have another.
+    device : "cpu"
+        Where the parameters are.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``gamma`` and ``beta``; update them in place. `backward` replaces the entries of grads.
+    normalized_shape, axis : tuple of int
+        As given.
+    training : bool
+        The mode, which changes nothing here; see `train` and `eval`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range. A refused call changes nothing.
+
+    Notes
+    -----
+    Ba, Kiros and Hinton (2016), "Layer normalization". A call keeps x for `backward`, and does not copy it:
+    do not change x before. See `layer_norm_forward` for what is promised.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> ln = nbn.LayerNorm(2)
+    >>> ln(np.array([[1, 3], [10, 30]], np.float32)).round(3)
+    array([[-1.,  1.],
+           [-1.,  1.]], dtype=float32)
+    """
+
+    _centered = True
+
+    @advised
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        *,
+        axis: int | tuple[int, ...] | None = None,
+        eps: float = 1e-5,
+        scale: bool = True,
+        center: bool = True,
+        dtype: DTypeLike = np.float32,
+        device: Any = "cpu",
+    ) -> None:
+        super().__init__(normalized_shape, axis, device, eps=eps, scale=scale, center=center, dtype=dtype)
+
+
+class RMSNorm(_SampleLayer):
+    r"""RMS normalisation: every sample divided by its root mean square, with a learned scale.
+
+    .. math:: y = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \gamma
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of int
+        Lengths of the axes that are normalised, and shape of gamma.
+    axis : int or tuple of int, optional
+        These axes; the last ones unless given.
+    eps : float, optional
+        Added to the mean of the squares; the machine epsilon of the dtype of x unless given.
+    scale : bool, default True
+        Whether there is a gamma.
+    dtype : dtype, default float32
+        Of gamma; any floating dtype. x may have another.
+    device : "cpu"
+        Where gamma is.
+
+    Attributes
+    ----------
+    params, grads : dict
+        ``gamma``; update it in place. `backward` replaces the entry of grads.
+    normalized_shape, axis : tuple of int
+        As given.
+    training : bool
+        The mode, which changes nothing here; see `train` and `eval`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong type or out of range. A refused call changes nothing.
+
+    Notes
+    -----
+    Zhang and Sennrich (2019), "Root mean square layer normalization". A call keeps x for `backward`, and does
+    not copy it: do not change x before. See `layer_norm_forward` for what is promised.
+
+    Examples
+    --------
+    >>> import numpy as np, numbabn as nbn
+    >>> rms = nbn.RMSNorm(2)
+    >>> rms(np.array([[1, 7]], np.float32))
+    array([[0.2, 1.4]], dtype=float32)
+    """
+
+    _centered = False
+
+    @advised
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        *,
+        axis: int | tuple[int, ...] | None = None,
+        eps: float | None = None,
+        scale: bool = True,
+        dtype: DTypeLike = np.float32,
+        device: Any = "cpu",
+    ) -> None:
+        checked = 0.0 if eps is None else eps
+        super().__init__(normalized_shape, axis, device, eps=checked, scale=scale, center=False, dtype=dtype)
+        if eps is None:
+            self.eps = None
