@@ -229,6 +229,18 @@ def test_weights_of_different_sizes(first, second):
         check_real(found, weighted_rows(x, counts, least))
 
 
+@pytest.mark.parametrize("weight", [5e-324, 1.7e308])
+def test_mean_and_variance_of_weights_at_the_ends_of_their_range(weight):
+    """The sum of weights may be beyond all numbers; no floating-point error is raised."""
+    x = np.array([[1.0], [2], [4], [8]])
+    with np.errstate(all="raise"):
+        m = nbn.Moments().update(x, weights=np.full((4, 1), weight))
+        m = m + nbn.Moments.from_dict(m.to_dict())
+        assert m.count == (np.inf if weight > 1 else 8 * weight)
+        np.testing.assert_allclose(m.mean, np.mean(x), rtol=1e-15)  # a few roundings
+        np.testing.assert_allclose(m.var(), np.var(x), rtol=1e-15)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_and_infinity_count_whatever_their_weight(bad):
     """Also where it is so small beside others that it would be 0 on their scale."""
