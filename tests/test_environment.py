@@ -104,7 +104,8 @@ def test_kernels_fuse_multiplications_with_additions_and_take_no_other_liberty()
 @needs_jit
 def test_no_instruction_takes_another_liberty():
     """What LLVM is told of every operation, vectors included; of one kernel, compiled without the cache."""
-    kernel = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(doubled.merge.py_func)
+    options = {name: doubled.merge.targetoptions[name] for name in ("nogil", "error_model", "fastmath")}
+    kernel = numba.njit(**options)(doubled.merge.py_func)
     kernel(np.ones((6, 3)), np.ones((6, 3)))
     (code,) = kernel.inspect_llvm().values()
     operations = re.findall(r"= (fadd|fsub|fmul|fdiv|fcmp) ((?:[a-z]+ )*)(?:<|double)", code)

@@ -1,5 +1,6 @@
 """Moments against rational arithmetic: every dtype, layout, axis, chunking and merge tree."""
 
+import itertools
 import operator
 from fractions import Fraction
 from functools import reduce
@@ -159,7 +160,9 @@ def test_small_parts_of_a_large_sum_of_squares(part):
     parts = [nbn.Moments().update(sign * np.array(part)[:, None]) for sign in (1, -1)]
     for _ in range(10_000):
         m.merge(parts[0]).merge(parts[1])
-    n, m2 = 2**32 + 20_000 * len(part), 2**32 + 20_000 * sum(Fraction(v) ** 2 for v in part)
+    m.merge(parts[0])
+    n, s = 2**32 + 20_001 * len(part), sum(map(Fraction, part))
+    m2 = 2**32 + 20_001 * sum(Fraction(v) ** 2 for v in part) - s * s / n
     for _ in range(3):
         # The sum is doubled: 106 bits, and an error of some 2**-104 in each merge.
         high, low = m.to_dict()["real_moments"][4:, 0]
@@ -246,6 +249,37 @@ def test_a_variance_that_overflows_is_infinite(shape, axis):
     m = nbn.Moments(axis).update(x)
     np.testing.assert_allclose(m.mean, [5e199], rtol=1e-15)
     assert m.var().tolist() == [np.inf]
+
+
+@pytest.mark.parametrize("options", [{}, {"weights": np.ones(1)}, {"where": np.ones(1, bool)}], ids=str)
+def test_values_whose_differences_overflow(options):
+    """In any order, cut anywhere: the mean is exact up to its last bit, the variance beyond all numbers."""
+    for order in set(itertools.permutations([1.7e308, -1.7e308, 1.7e308])):
+        for cuts in ([], [1], [2], [1, 2]):
+            m = nbn.Moments()
+            for chunk in np.split(np.array(order)[:, None], cuts):
+                m.update(chunk, **options)
+            exact = float(sum(map(Fraction, order)) / 3)
+            np.testing.assert_allclose(m.mean, [exact], rtol=2.0**-52)
+            assert m.var().tolist() == [np.inf]
+            assert (m.min, m.max) == (-1.7e308, 1.7e308)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((-1, 2), 1), ((-1, 1), 1), ((1, -1), 0)], ids=str)
+@pytest.mark.parametrize("scale", [1e304, 1e306, 1.7e308])
+def test_sums_that_overflow(shape, axis, scale):
+    """The mean is that of the numbers, whether their sum is one or not; infinity stays in its channel."""
+    x = np.random.default_rng(0).choice([scale, -scale], 2000, p=[0.9, 0.1]).reshape(shape)
+    m = nbn.Moments(axis).update(x)
+    assert np.isfinite(m.mean).all()
+    for mean, row in zip(m.mean, channels(x, [axis]), strict=True):
+        # Promised is 1e-14 of the size of the data.
+        assert abs(Fraction(mean) - row.mean) <= Fraction(scale) / 10**14
+    assert (m.var() == np.inf).all()
+    x[0, 0] = np.inf
+    again = nbn.Moments(axis).update(x)
+    assert again.mean[0] == np.inf
+    assert (again.mean[1:] == m.mean[1:]).all()
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u2", "f2", "f4", "f8"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
+from numbabn.statistics import _file
 from tests.support.checks import assert_same_bits
 
 
@@ -19,7 +20,10 @@ def state():
     return m.update(rng.standard_normal((20, 3)), weights=rng.random((20, 1))).to_dict()
 
 
-ARRAYS = ("min", "max", "exact_count", "exact_total", "exact_squares", "real_moments", "axis", "shape")
+ARRAYS = (
+    "min", "max", "exact_count", "exact_total", "exact_squares", "real_moments", "real_exponent", "axis",
+    "shape",
+)  # fmt: skip
 OTHERS = ("f2", "f4", ">f8", "g", "i1", "i4", ">i8", "u8", "u4", "?", "c16", "O", "M8[s]")
 
 
@@ -70,6 +74,8 @@ VALUES = {
     "NaN weight": ("real_moments", (0, 1), np.nan, "moments of channel 1"),
     "infinite weight": ("real_moments", (0, 1), np.inf, "moments of channel 1"),
     "negative m2": ("real_moments", (4, 2), -1.0, "moments of channel 2"),
+    "exponent too large": ("real_exponent", 2, 1 << 40, "moments of channel 2"),
+    "exponent too small": ("real_exponent", 2, np.iinfo(np.int64).min, "moments of channel 2"),
     "negative length": ("shape", ..., -2, r"shape \[-2\]"),
 }
 
@@ -92,6 +98,13 @@ def test_axes():
 def test_a_count_with_a_fraction_has_weights():
     given = nbn.Moments().update(np.ones((2, 1))).to_dict()
     given["real_moments"][0] = 1.5
+    with pytest.raises(ValueError, match="moments of channel 0"):
+        nbn.Moments.from_dict(given)
+
+
+def test_an_exponent_has_weights():
+    given = nbn.Moments().update(np.ones((2, 1))).to_dict()
+    given["real_exponent"][0] = 1
     with pytest.raises(ValueError, match="moments of channel 0"):
         nbn.Moments.from_dict(given)
 
@@ -163,6 +176,15 @@ def test_a_new_file_has_no_name_until_it_is_whole(unnamed, tmp_path, monkeypatch
     save(path)
     # All of the file is brought to the disk, here still without a name; then the folder with the new name.
     assert seen == [(path.stat().st_size, 0 if unnamed else 1), (None, 1)]
+
+
+def test_what_was_not_yet_written_is_flushed_first(tmp_path, monkeypatch):
+    """Of a file that is brought to the disk, nothing may be left in Python's buffer."""
+    sizes = []
+    monkeypatch.setattr(_file.np, "savez", lambda file, **_: file.write(b"in the buffer"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    save(tmp_path / "state")
+    assert sizes[0] == len("in the buffer")
 
 
 def test_a_save_beside_a_left_over_file(tmp_path):

@@ -211,6 +211,83 @@ def test_weights_are_repeated_elements():
     assert (weighted.min == repeated.min).all()
 
 
+def weighted_rows(x, weights, unit):
+    """Return the exact statistics of each channel, whose values count an integer times the unit."""
+    return [
+        Row(row.values, row.scale, times, Fraction(unit))
+        for row, times in zip(channels(x, [1]), weights.T.tolist(), strict=True)
+    ]
+
+
+UNITS = (5e-324, 2.0**-1060, 1e-310, 1e-200, 2.0**-65, 2.0**70, 1e200, 1e300)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+def test_weights_of_any_size(unit, offset):
+    """Whatever all weights are multiplied by, mean and variance are the same."""
+    x = values((60, 3), np.dtype(float), offset=offset)
+    times = np.random.default_rng(1).integers(0, 6, x.shape)
+    m = nbn.Moments().update(x, weights=times * unit)
+    check_real(m, weighted_rows(x, times, unit))
+    parts = nbn.Moments()
+    for cut in (slice(0, 1), slice(1, 20), slice(20, 60)):
+        parts.update(x[cut], weights=times[cut] * unit)
+    check_real(parts, weighted_rows(x, times, unit))
+    check_real(nbn.Moments.from_dict(parts.to_dict()), weighted_rows(x, times, unit))
+
+
+@pytest.mark.parametrize("first", UNITS)
+@pytest.mark.parametrize("second", [5e-324, 1.0, 1e300])
+def test_weights_of_different_sizes(first, second):
+    """Each channel has its own: what is light in one chunk and heavy in the next counts as it should."""
+    x = values((40, 3), np.dtype(float), offset=0.0)
+    times = np.random.default_rng(1).integers(0, 6, x.shape)
+    times[:20, 0] = times[20:, 1] = 0
+    units = np.repeat([first, second], 20)[:, None]
+    m = nbn.Moments().update(x[:20], weights=times[:20] * first)
+    other = nbn.Moments().update(x[20:], weights=times[20:] * second)
+    once = nbn.Moments().update(x, weights=times * units)
+    least = min(Fraction(first), Fraction(second))
+    ratios = [int(Fraction(unit) / least) for unit in (first, second)]
+    counts = times.astype(object) * np.repeat(np.array(ratios, object), 20)[:, None]
+    for found in (m + other, other + m, once):
+        check_real(found, weighted_rows(x, counts, least))
+
+
+@pytest.mark.parametrize("weight", [5e-324, 1.7e308])
+def test_mean_and_variance_of_weights_at_the_ends_of_their_range(weight):
+    """The sum of weights may be beyond all numbers; no floating-point error is raised."""
+    x = np.array([[1.0], [2], [4], [8]])
+    with np.errstate(all="raise"):
+        m = nbn.Moments().update(x, weights=np.full((4, 1), weight))
+        m = m + nbn.Moments.from_dict(m.to_dict())
+        assert m.count == (np.inf if weight > 1 else 8 * weight)
+        np.testing.assert_allclose(m.mean, np.mean(x), rtol=1e-15)  # a few roundings
+        np.testing.assert_allclose(m.var(), np.var(x), rtol=1e-15)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_and_infinity_count_whatever_their_weight(bad):
+    """Also where it is so small beside others that it would be 0 on their scale."""
+    x, weights = np.array([[bad], [1.0], [3.0]]), np.array([[5e-324], [1e300], [1e300]])
+    parts = [nbn.Moments().update(x[cut], weights=weights[cut]) for cut in (slice(1), slice(1, 3))]
+    for m in (nbn.Moments().update(x, weights=weights), parts[0] + parts[1], parts[1] + parts[0]):
+        np.testing.assert_array_equal([m.mean, m.max], [[bad], [bad]])
+        assert np.isnan(m.var()).all()
+
+
+def test_tiny_weights_beside_integers():
+    x = np.array([[1, 5], [2, 7], [4, 1]])
+    m = nbn.Moments().update(x, weights=np.array([[5e-324], [1e-323], [5e-324]]))
+    np.testing.assert_allclose(m.mean, [2.25, 5], rtol=1e-15)
+    np.testing.assert_allclose(m.var(), [19 / 16, 6], rtol=1e-15)
+    assert np.isnan(m.var(1)).all()
+    m.update(x)  # counts so much more that the weights do not matter
+    np.testing.assert_allclose(m.mean, [7 / 3, 13 / 3], rtol=1e-15)
+    np.testing.assert_allclose(m.var(), x.var(0), rtol=1e-15)
+
+
 def test_what_has_no_weight_is_not_there():
     x = np.array([[np.nan, 1.0, np.inf], [2.0, np.nan, -np.inf]])
     there = np.array([[False, True, False], [True, False, False]])

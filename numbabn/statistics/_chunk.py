@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from numbabn.backends.cpu.streaming import doubled, statistics
+from numbabn.backends.cpu.streaming import statistics
 from numbabn.backends.verbs import Array
 from numbabn.statistics._pieces import Piece, cut, pieces
 from numbabn.statistics._population import Exact, Population, Real
@@ -80,11 +80,8 @@ def _add_integers(exact: Exact, piece: Piece, place: Any, weight: Array | None) 
 
 def _add_reals(real: Real, piece: Piece, place: Any, weight: Array | None, omit: bool) -> tuple[Array, Array]:
     """Merge a piece into the moments of the channels ``place``; return their range (least, greatest)."""
-    chunks = statistics.moments(piece.x, piece.view, weight, omit)
-    moments = np.ascontiguousarray(real.moments[:, place])  # no copy if these are all channels
-    doubled.absorb(chunks, moments)
-    if not isinstance(place, slice):
-        real.moments[:, place] = moments
+    chunks, exponent = statistics.moments(piece.x, piece.view, weight, omit)
+    real.absorb(chunks, exponent, place)
     return chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0)
 
 

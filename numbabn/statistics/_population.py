@@ -14,11 +14,13 @@ import numpy as np
 
 from numbabn.backends.cpu.streaming import doubled
 from numbabn.backends.cpu.streaming.digits import carried, joined
+from numbabn.backends.cpu.streaming.statistics import scaled_weights
 from numbabn.backends.verbs import Array
 
 # Digits of 32 bits for 2**63 values below 2**64: their sum is below 2**127, and that of squares below 2**191.
 SUM_DIGITS, SQUARE_DIGITS = 4, 6
 MOST = np.iinfo(np.int64).max
+_SUMS = [1, 4, 5]  # rows of moments that are to be multiplied by 2**exponent, besides the weight in row 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +86,46 @@ class Exact:
 
 @dataclass(frozen=True, slots=True)
 class Real:
-    """Weight, mean and sum of squared deviations, each an unevaluated sum of two float64."""
+    """Weight, mean and sum of squared deviations, each an unevaluated sum of two float64.
+
+    Weight and sum of squares are to be multiplied by 2**exponent. It is 0 but where all weights of a channel
+    were very small or very large, so that their products with squares would leave the range of float64.
+    """
 
     moments: Array  # float64 [6, channels]: weight, mean and m2, each followed by what it has rounded
+    exponent: Array  # int64 [channels]
 
     @classmethod
     def nothing(cls, channels: int) -> Self:
         """Return the moments of no values."""
-        return cls(np.zeros((6, channels)))
+        return cls(np.zeros((6, channels)), np.zeros(channels, np.int64))
 
     @np.errstate(all="ignore")  # NumPy would warn of NaN and infinity where the kernel runs as plain Python
     def merge(self, other: Self) -> Self:
         """Return the moments of both."""
-        moments = self.moments.copy()
-        doubled.merge(other.moments, moments)
-        return type(self)(moments)
+        exponent = _common(self.moments[0], self.exponent, other.moments[0], other.exponent)
+        moments, others = self.moments.copy(), other.moments.copy()
+        _scale(moments, _SUMS, self.exponent - exponent)
+        _scale(others, _SUMS, other.exponent - exponent)
+        doubled.merge(others, moments)
+        return type(self)(moments, exponent)
+
+    def absorb(self, chunks: Array, exponent: Array, place: Any) -> None:
+        """Merge chunks, in order, into the moments of the channels ``place``; see `streaming.statistics`."""
+        moments = np.ascontiguousarray(self.moments[:, place])  # no copy if these are all channels
+        before = self.exponent[place]
+        common = _common(moments[0], before, chunks[:, 0].sum(axis=0), exponent)
+        _scale(moments, _SUMS, before - common)
+        _scale(chunks.swapaxes(0, 1), [3], exponent - common)
+        doubled.absorb(chunks, moments)
+        self.exponent[place] = common
+        if not isinstance(place, slice):
+            self.moments[:, place] = moments
+
+    def count(self) -> Array:
+        """Return the weight as an unevaluated sum of two float64, [2, channels]."""
+        with np.errstate(all="ignore"):  # a sum of weights may be beyond all numbers
+            return np.ldexp(self.moments[:2], self.exponent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +160,7 @@ class Population:
         exact = np.zeros(len(self.low), np.int64) if self.exact is None else self.exact.count
         if self.real is None:
             return exact.copy()
-        high, low = self.real.moments[:2]
+        high, low = self.real.count()
         if self.weighted:
             return np.asarray(exact + (high + low))
         fits = high < 2.0**63
@@ -146,7 +173,7 @@ class Population:
         """Return the mean per channel; NaN where there are no values."""
         if self.real is None and self.exact is not None:
             return self.exact.mean()
-        together = self._together()
+        together = self._together().moments
         mean: Array = np.where(together[0] > 0, together[2] + together[3], np.nan)
         return mean
 
@@ -154,10 +181,12 @@ class Population:
         """Return the variance per channel; NaN where count <= ddof."""
         if self.real is None and self.exact is not None:
             return self.exact.var(ddof)
-        together = self._together()
-        rest = together[0] - ddof + together[1]
-        var = np.full(len(rest), np.nan)
-        np.divide(together[4] + together[5], rest, out=var, where=rest > 0)
+        real = self._together()
+        together = real.moments
+        var = np.full(len(self.low), np.nan)
+        with np.errstate(over="ignore", under="ignore"):  # beside very small or very large weights
+            rest = together[0] - np.ldexp(ddof, -real.exponent) + together[1]
+            np.divide(together[4] + together[5], rest, out=var, where=rest > 0)
         return var
 
     def arrays(self) -> dict[str, Array]:
@@ -190,12 +219,12 @@ class Population:
         )
         return cls(exact, real, values["min"], values["max"], bool(values["weighted"]))
 
-    def _together(self) -> Array:
+    def _together(self) -> Real:
         """Return the moments of both parts together."""
         if self.exact is None:
-            return (self.real or Real.nothing(len(self.low))).moments
+            return self.real or Real.nothing(len(self.low))
         real = self.exact.real()
-        return (self.real.merge(real) if self.real else real).moments
+        return self.real.merge(real) if self.real else real
 
 
 def _too_many() -> OverflowError:
@@ -207,6 +236,19 @@ def _either(mine: Any, other: Any) -> Any:
     if mine is None or other is None:
         return other if mine is None else mine
     return mine.merge(other)
+
+
+def _common(weight: Array, exponent: Array, more: Array, other: Array) -> Array:
+    """Return the exponents for a merge: the larger ones, or those of the side that alone has any weight."""
+    larger = np.maximum(exponent, other)
+    return np.where(more > 0, np.where(weight > 0, larger, other), exponent)
+
+
+def _scale(moments: Array, rows: list[int], exponent: Array) -> None:
+    """Multiply the weight, which is in row 0, and some other rows by 2**exponent, of shape [channels]."""
+    if exponent.any():
+        moments[0] = scaled_weights(moments[0], exponent)
+        moments[rows] = np.ldexp(moments[rows], exponent)
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

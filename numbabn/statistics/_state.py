@@ -16,14 +16,16 @@ FORMAT = 1  # version of the keys and of what they mean
 CHANNEL_ARRAYS = {
     "min": (), "max": (),
     "exact_count": (), "exact_total": (SUM_DIGITS,), "exact_squares": (SQUARE_DIGITS,),
-    "real_moments": (6,),
+    "real_moments": (6,), "real_exponent": (),
 }  # fmt: skip
 _INT64, _FLOAT64 = np.dtype(np.int64), np.dtype(np.float64)
 _DTYPES = {  # kernels write to these arrays: nothing but the exact dtype, in native byte order
     "format": _INT64, "axis": _INT64, "nan_policy": np.dtype(np.str_), "shape": _INT64,
     "weighted": np.dtype(np.bool_), "min": _FLOAT64, "max": _FLOAT64,
     "exact_count": _INT64, "exact_total": _INT64, "exact_squares": _INT64, "real_moments": _FLOAT64,
+    "real_exponent": _INT64,
 }  # fmt: skip
+_MOST_EXPONENT = 1074  # of the least float64 above 0
 _ALWAYS = {"format", "axis", "nan_policy"}
 _AFTER_AN_UPDATE = {"shape", "weighted", "min", "max"}
 _EXACT, _REAL = ({name for name in _DTYPES if name.startswith(part)} for part in ("exact", "real"))
@@ -96,8 +98,11 @@ def _check_values(values: dict[str, Array]) -> None:
         _refuse_channel(fine, "exact sums")
     if real is not None:
         weight, m2 = real[0], real[4]
+        exponent = values["real_exponent"]
         fine = np.isfinite(weight) & (weight >= 0) & ~(m2 < 0)
+        fine &= (exponent >= -_MOST_EXPONENT) & (exponent <= _MOST_EXPONENT)
         if not values["weighted"]:
+            fine &= exponent == 0
             fine &= (weight == np.floor(weight)) & (real[1] == np.floor(real[1]))
         _refuse_channel(fine, "moments")
 

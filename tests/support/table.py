@@ -481,6 +481,8 @@ def rows(large):
     some = ("contiguous", "fortran", "transposed", "sliced", "negative", "broadcast", "loose")
     for i, (layout, dy_layout) in enumerate(itertools.product(some, some)):
         add(layouts, LAYOUT_SHAPES[i % 3], DTYPES[i % 2], layout, dy_layout)
+    for dtype in DTYPES:  # two axes of length 1, whose strides mean nothing
+        add(layouts, ((5, 4, 1, 1), 1), dtype, "loose", "loose")
     writable = [name for name in some if name in WRITABLE]
     for i, (layout, out_layout) in enumerate(itertools.product(some, writable)):
         if large or (i + i // len(writable)) % 2:  # half of them: each layout with some others

@@ -34,6 +34,9 @@ _ROW = 4096  # elements: one long row of 32- or 64-bit integers is cut into rows
 _LONG_ROW = 512  # elements, from which on walking along rows is faster than across: 28x28 images, not 14x14
 _BLOCK = 512  # columns of a task: their sums stay in the first-level cache
 _GROUP_BYTES = 16 << 10  # of the rows that are summed at once
+_HEAVY = 2.0**64  # sums of weights between this and its inverse are taken as they are
+_LARGE = 2.0**900  # values below this have sums, with any weights that are taken as they are
+_SHRINK = 600  # exponent: divided by 2**600, all values have sums and sums of squares
 _TASKS = 32  # chunks of rows times blocks of channels: not more, because the merge of chunks is serial
 
 
@@ -77,13 +80,14 @@ def integers(x: Array, view: View, weight: Array | None) -> Sums:
     return Sums(count, split(s), split(q), chunks[:, 3].min(axis=0), chunks[:, 4].max(axis=0))
 
 
-def moments(x: Array, view: View, weight: Array | None, omit: bool) -> Array:
-    """Return moments and range of chunks, float64 [chunks, 6, channels], to be merged in order.
+def moments(x: Array, view: View, weight: Array | None, omit: bool) -> tuple[Array, Array]:
+    """Return (chunks, exponents): moments and range of chunks, to be merged in order, and their scale.
 
-    The six are weight, mean, the low part of the mean (see `doubled`), m2, least and greatest value; where a
-    chunk has no values for a channel, they are 0, any number, 0, 0, infinity and -infinity. With ``omit``,
-    NaN is left out like an element of weight 0. Without, a channel with a NaN has a chunk whose mean and m2
-    are NaN, and in the first chunk its range is NaN.
+    Chunks are float64 [chunks, 6, channels]: weight, mean, the low part of the mean (see `doubled`), m2,
+    least and greatest value; where a chunk has no values for a channel, they are 0, any number, 0, 0,
+    infinity and -infinity. Weight and m2 are to be multiplied by 2**exponent, of int64 [channels]. With
+    ``omit``, NaN is left out like an element of weight 0. Without, a channel with a NaN has a chunk whose
+    mean and m2 are NaN, and in the first chunk its range is NaN.
     """
     given = x
     if weight is not None:
@@ -95,10 +99,49 @@ def moments(x: Array, view: View, weight: Array | None, omit: bool) -> Array:
         x = x.view(np.uint16) if _HAS_HALF else x.astype(np.float32)
     masked = True if omit or weight is not None else None
     value = _FLOAT64 if masked or x.dtype == np.float64 else _FLOAT32
-    chunks = _chunks(_MOMENTS, x, weight, view, Summation(masked, value, _FLOAT64))
+    summation = Summation(masked, value, _FLOAT64)
+    chunks = _chunks(_MOMENTS, x, weight, view, summation)
+    exponent = np.zeros(view.groups, np.int64)
+    if weight is not None and (extreme := _extreme_weights(chunks)).any():
+        weights = weight.reshape(view.outer, view.groups, view.inner)
+        exponent[extreme] = np.frexp(weights[:, extreme].max(axis=(0, 2)))[1]
+        # The largest weight becomes nearly 1.
+        weight = scaled_weights(weights, -exponent[:, None]).reshape(-1)
+        chunks = _chunks(_MOMENTS, x, weight, view, summation)
+    # Not in the kernel, where it would cost time in every call, though it happens in hardly any.
+    if x.dtype == np.float64 and (lost := _overflowed(chunks)).any():
+        small = _chunks(_MOMENTS, np.ldexp(x, -_SHRINK), weight, view, summation)
+        chunks[:, 1:3, lost] = np.ldexp(small[:, 1:3, lost], _SHRINK)
+        chunks[:, 3, lost] = np.ldexp(small[:, 3, lost], 2 * _SHRINK)
     if not omit and np.isnan(chunks[:, 1]).any():
         _spread_nan(given.reshape(view.outer, view.groups, view.inner), weight, chunks)
-    return chunks
+    return chunks, exponent
+
+
+def scaled_weights(weights: Array, exponent: Array) -> Array:
+    """Return weights * 2**exponent, none of which is 0 that was not: with the weight, a NaN would be lost."""
+    least = np.nextafter(0.0, 1.0)
+    return np.where(weights > 0, np.maximum(np.ldexp(weights, exponent), least), 0.0)
+
+
+def _extreme_weights(chunks: Array) -> Array:
+    """Whether a channel's weights are so small that m2 would lose digits, or so large that it would overflow.
+
+    The weights of a channel count together: small ones beside others that are not do no harm.
+    """
+    total = chunks[:, 0].sum(axis=0)
+    extreme: Array = (total > 0) & ((total < 1 / _HEAVY) | (total > _HEAVY))
+    return extreme
+
+
+def _overflowed(chunks: Array) -> Array:
+    """Whether the sums of a channel may have overflowed, though its mean is a number.
+
+    It takes two values only, whose difference is no number. Infinite values are summed again for nothing.
+    """
+    size = np.maximum(-chunks[:, 4].min(axis=0), chunks[:, 5].max(axis=0))
+    overflowed: Array = (size > _LARGE) & ~np.isfinite(chunks[:, 1]).all(axis=0)
+    return overflowed
 
 
 def _chunks(kernels: _Kernels, x: Array, weight: Array | None, view: View, summation: Summation) -> Array:
