@@ -296,6 +296,13 @@ def layer(backend, **options):
     return nbn.BatchNorm(3, device=backend.put(np.zeros(1, np.float32)), **options)
 
 
+def trained(backend):
+    """Return a layer after one call, which can go backward."""
+    bn = layer(backend)
+    bn(backend.put(np.arange(12, dtype=np.float32).reshape(4, 3)))
+    return bn
+
+
 def batches(dtype=np.float32):
     rng = np.random.default_rng(0)
     sizes = (4, 9, 2, 7)
@@ -408,9 +415,16 @@ REFUSALS = {
     "gamma's list": (lambda b: b.forward(ONE, [1.0] * 4), ValueError, "gamma | (4,) | (3,)"),
     "saved": (lambda b: b.backward(ONE, ONE), TypeError, "saved | batch_norm_forward"),
     "layer's channels": (
-        lambda b: b.call(layer(b), np.ones((4, 2), np.float32)), ValueError, "x | (4, 2) | num_channels=3",
+        lambda b: b.call(layer(b), np.ones((4, 2), np.float32)), ValueError, "x | (4, 2) | num_channels=3 | axis",
     ),
-    "layer, one sample": (lambda b: b.call(layer(b), ONE[:1]), ValueError, "one value per channel"),
+    "layer, one sample": (lambda b: b.call(layer(b), ONE[:1]), ValueError, "one value per channel | bn.eval()"),
+    "layer's axis": (
+        lambda b: b.call(layer(b), np.ones((2, 4, 4, 3), np.float32)), ValueError, "BatchNorm(3, axis=-1)",
+    ),
+    "layer's dy": (
+        lambda b: trained(b).backward(b.put(ONE[:3].copy())), ValueError, "dy | (3, 3) | (4, 3) | returned",
+    ),
+    "layer's gamma": (lambda b: layer(b).gamma, AttributeError, 'params["gamma"]'),
     "layer before forward": (lambda b: b.call(layer(b).backward, ONE), RuntimeError, "forward | y = bn(x)"),
 }  # fmt: skip
 
