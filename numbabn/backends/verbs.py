@@ -2,8 +2,8 @@
 
 A norm is one reading of dense memory: five lengths in memory order, `View`. Statistics are taken per (batch,
 group), over outer, members and inner; gamma and beta have one value per (group, member). Batch normalisation
-has batch = members = 1, and its groups are the channels. Layer and RMS norm have one group, outer = inner = 1:
-a sample's members lie side by side. These are the cases so far, and the second is the CPU's alone.
+has batch = members = 1, and its groups are the channels. Layer and RMS norm have one group, and outer =
+inner = 1: a sample's members lie side by side. Backends know these cases so far, the GPU the first alone.
 
 Arrays are flat and contiguous: NumPy's on the CPU, `DeviceMemory` on the GPU. A backend checks nothing, and
 writes to nothing but its results, which come last among the arguments. Running statistics on a GPU are the
@@ -55,9 +55,10 @@ class View(NamedTuple):
 
 
 # Two arrays of one value per (batch, group), or per (group, member): statistics, parameters or sums. On the
-# CPU they are float64, but for the parameters of layer and RMS norm, which have the dtype of x: one array [2, n] where a verb makes them, a tuple of two where they were given. On the
-# GPU it is a tuple of two arrays: of float64 where a verb makes them, of any float dtype where they were
-# given; of parameters either may be None there, which is 1 for gamma and 0 for beta.
+# CPU they are float64, but for the parameters of layer and RMS norm, which have the dtype of x: one array
+# [2, n] where a verb makes them, a tuple of two where they were given. On the GPU it is a tuple of two arrays:
+# of float64 where a verb makes them, of any float dtype where they were given; of parameters either may be
+# None there, which is 1 for gamma and 0 for beta.
 Pair: TypeAlias = Any
 
 
