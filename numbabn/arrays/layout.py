@@ -81,18 +81,24 @@ def _channels_layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axis
     return Layout(order, View(1, math.prod(shape[:axis]), channels, 1, math.prod(shape[axis + 1 :])))
 
 
-def rows_layout(shape: tuple[int, ...], strides: tuple[int, ...], axes: tuple[int, ...]) -> Layout:
+def rows_layout(x: AnyArray, axes: tuple[int, ...]) -> Layout:
     """Layout whose statistics are over ``axes``, which ascend, and whose parameters vary along them.
 
-    The axes are the fastest ones, in their own order; the others keep the order that the strides give them.
-    An array where that is otherwise does not match the layout, and must be copied.
+    The axes are the fastest ones, in their own order; the others are in their order in the memory of x. If
+    that is not how x is laid out, it does not match the layout, and must be copied.
     """
-    others = tuple(axis for axis in memory_order(strides) if axis not in axes)
+    order = None if x.flags.c_contiguous else memory_order(x.strides)
+    return _rows_layout(order, x.shape, axes)
+
+
+@functools.lru_cache(1024)
+def _rows_layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axes: tuple[int, ...]) -> Layout:
+    others = tuple(axis for axis in (order or range(len(shape))) if axis not in axes)
     batch = tuple(shape[axis] for axis in others)
     members = math.prod(shape[axis] for axis in axes)
-    order = (*others, *axes)
+    whole = (*others, *axes)
     view = View(math.prod(batch), 1, 1, members, 1)
-    return Layout(None if order == tuple(range(len(shape))) else order, view, batch)
+    return Layout(None if whole == tuple(range(len(shape))) else whole, view, batch)
 
 
 def arranged(array: AnyArray, like: AnyArray, layout: Layout) -> AnyArray:

@@ -27,10 +27,20 @@ class _Call(Call):
         x = self.x
         if not self.library.on_host:
             raise TypeError(f"x is {location_text(x)}; layer norm and RMS norm work on NumPy arrays so far")
-        self.axis = axes = _axes(axis, x.ndim)
-        self.shape = tuple([x.shape[i] for i in axes])
+        shape = x.shape
+        axes: tuple[int, ...]
+        if type(axis) is tuple and len(axis) == 1:
+            (axis,) = axis
+        if type(axis) is int:  # most calls, in a third of the time
+            number = axis_number(axis, x.ndim)
+            axes, rest = (number,), shape[:number] + shape[number + 1 :]
+        else:
+            axes = _axes(axis, x.ndim)
+            rest = tuple([n for i, n in enumerate(shape) if i not in axes])
+        self.axis = axes
+        self.shape = tuple([shape[i] for i in axes])
         self.count = math.prod(self.shape)
-        self.groups = math.prod([n for i, n in enumerate(x.shape) if i not in axes])
+        self.groups = math.prod(rest)
 
     def _arranged(self) -> tuple[AnyArray, Layout]:
         """Return x as rows side by side, and the layout that reads them; if x is otherwise, a copy.
@@ -39,7 +49,7 @@ class _Call(Call):
         """
         library = self.library
         source = library.dense(self.x)
-        layout = rows_layout(source.shape, source.strides, self.axis)
+        layout = rows_layout(source, self.axis)
         if layout.matches(source):
             return source, layout
         if self.target is None:
@@ -53,10 +63,10 @@ class _Call(Call):
         x, number = self.x, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
-        dtype = x.dtype.newbyteorder("=")
+        dtype = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
         parameters = (
-            np.ones(self.count, dtype) if given_gamma is None else given_gamma.astype(dtype).reshape(-1),
-            np.zeros(self.count, dtype) if given_beta is None else given_beta.astype(dtype).reshape(-1),
+            np.ones(self.count, dtype) if given_gamma is None else given_gamma.astype(dtype).ravel(),
+            np.zeros(self.count, dtype) if given_beta is None else given_beta.astype(dtype).ravel(),
         )
         return Affine(parameters, number, (given_gamma, given_beta), centered)
 

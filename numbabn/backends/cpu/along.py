@@ -5,6 +5,7 @@ import numpy as np
 from numbabn.backends.cpu import along_kernels as kernels
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu.simd import LANES
+from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
 
 TASK_BYTES = 64 << 10  # of x in a task of the forward pass
@@ -37,4 +38,4 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
 
 def _streams(nbytes: int, row: int, out: Array) -> int:
     """Whether a pass writes past the caches: vectors of all rows must begin at cache lines then."""
-    return int(plan.streams(nbytes) and row % 64 == 0 and out.ctypes.data % 64 == 0)
+    return int(plan.streams(nbytes) and row % LINE == 0 and out.ctypes.data % LINE == 0)
