@@ -233,6 +233,19 @@ def test_parameters(norm):
     assert_close(y, samples.forward(x, None, None, (-1,), 1e-5, norm.centered), 1e-13, "y")
 
 
+def test_parameters_beyond_the_dtype_of_x():
+    """They become infinity and 0 there, and nobody is warned, whatever numpy.seterr says."""
+    x, dy, _, _ = problem((3, 4), (-1,))
+    gamma = np.array([1e300, 1e-300, 1.0, np.nan])
+    with np.errstate(all="raise" if JIT else "ignore"):
+        y, saved = nbn.layer_norm_forward(x, gamma, [0.0] * 4)
+        _, dgamma, _ = nbn.layer_norm_backward(dy, saved)
+    assert np.isinf(y[:, 0]).all()
+    assert (y[:, 1] == 0).all()
+    assert np.isnan(y[:, 3]).all()
+    assert np.isfinite(dgamma).all()
+
+
 @pytest.mark.parametrize("needs", list(itertools.product([True, False], repeat=3)), ids=str)
 def test_skipped_gradients(needs):
     x, dy, gamma, beta = problem((20, 40), (-1,))

@@ -65,10 +65,18 @@ class _Call(Call):
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
         dtype = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
         parameters = (
-            np.ones(self.count, dtype) if given_gamma is None else given_gamma.astype(dtype).ravel(),
-            np.zeros(self.count, dtype) if given_beta is None else given_beta.astype(dtype).ravel(),
+            np.ones(self.count, dtype) if given_gamma is None else _in_dtype(given_gamma, dtype),
+            np.zeros(self.count, dtype) if given_beta is None else _in_dtype(given_beta, dtype),
         )
         return Affine(parameters, number, (given_gamma, given_beta), centered)
+
+
+def _in_dtype(parameter: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+    """Return a parameter flat in this dtype; what is beyond its range becomes infinity, without a warning."""
+    if parameter.dtype.itemsize <= dtype.itemsize:
+        return parameter.astype(dtype).ravel()
+    with np.errstate(all="ignore"):
+        return parameter.astype(dtype).ravel()
 
 
 def _axes(axis: object, ndim: int) -> tuple[int, ...]:
