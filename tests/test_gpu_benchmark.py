@@ -39,7 +39,6 @@ FLOW = """
 
     import benchmarks.gpu.timing
     from benchmarks.gpu import peers, sections, speed
-    from numbabn.backends.cuda import plan
     from tests.support.cases import Case
     from tests.cuda import runner
 
@@ -64,7 +63,6 @@ FLOW = """
 
         return dict.fromkeys(peers.OPERATIONS, fail)
 
-    plan.RESIDENT_SIMULATED = 0
     benchmarks.gpu.timing.BURST, speed.ROUNDS, speed.SECONDS, speed.FEWEST = 1, 2, 0.0, 1
     peers.ENTRIES = {**peers.ENTRIES, "broken": (breaks, ("numba",))}
     found, names = runner.usable(), ("numbabn", "numbabn out=", "broken", "copy", "CuPy")

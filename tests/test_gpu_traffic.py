@@ -89,9 +89,8 @@ COUNT = """
     from benchmarks.gpu import traffic
     from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
     from numba import cuda
-    from numbabn.backends.cuda import plan, tiles
+    from numbabn.backends.cuda import tiles
 
-    plan.RESIDENT_SIMULATED = 0  # Numba's simulator runs one block after the other: none may wait
     lock, moved = threading.Lock(), {"read": 0, "written": 0}
 
     def counted(function, direction, lanes):

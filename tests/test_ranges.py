@@ -116,3 +116,58 @@ def test_y_and_dx_are_right_where_gamma_over_std_is_in_range(shape, spread, gamm
     expected, *_ = reference.backward(dy, x, gamma, eps=0.0)
     error, *_ = reference.backward_error(dy, x, gamma, eps=0.0)
     assert_close(dx, expected, error, "dx")
+
+
+def signalling(dtype, otherwise):
+    """Return eight values, of which number 1 is a signalling NaN: whatever computes with it raises a flag."""
+    values = np.full(8, otherwise, dtype)
+    word = {2: 0x7D00, 4: 0x7FA00000, 8: 0x7FF4 << 48}[values.itemsize]
+    values.view(f"u{values.itemsize}")[1] = word
+    return values
+
+
+def only_channel_1_is_nan(result):
+    return np.isnan(result[:, 1]).all() and np.isfinite(np.delete(result, 1, axis=1)).all()
+
+
+@needs_jit
+@pytest.mark.parametrize("floating_point_errors", ["warn", "raise"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(40, 8), (3, 8, 40), (40_000, 8)])
+def test_signalling_nan_is_a_nan(shape, dtype, floating_point_errors):
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    ones, zeros, nan = np.ones(8, dtype), np.zeros(8, dtype), signalling(dtype, 1.0)
+    with np.errstate(all=floating_point_errors):
+        for gamma, beta in ((nan, zeros), (ones, nan)):
+            y, saved = nbn.batch_norm_forward(x, gamma, beta)
+            assert only_channel_1_is_nan(y)
+            dx, dgamma, dbeta = nbn.batch_norm_backward(x, saved)
+            assert np.isfinite(np.delete(dx, 1, axis=1)).all()
+            assert np.isfinite(dgamma).all()
+            assert np.isfinite(dbeta).all()
+        for mean, var in ((nan, ones), (zeros, nan)):
+            assert only_channel_1_is_nan(nbn.batch_norm_inference(x, mean, var))
+            y, saved = nbn.batch_norm_forward(x, ones, mean=mean, var=var)
+            assert only_channel_1_is_nan(y)
+            nbn.batch_norm_backward(x, saved)
+
+
+@needs_jit
+@pytest.mark.parametrize("name", ["gamma", "beta", "running_mean", "running_var"])
+@pytest.mark.parametrize("layer_dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_signalling_nan_in_a_layer(momentum, layer_dtype, name):
+    x = np.random.default_rng(0).standard_normal((40, 8), np.float32)
+    bn = nbn.BatchNorm(8, momentum=momentum, dtype=layer_dtype)
+    with np.errstate(all="raise"):
+        bn.load_state_dict({**bn.state_dict(), name: signalling(np.float32, 1.0)})
+        assert only_channel_1_is_nan(bn.eval()(x))
+        bn.backward(x)
+        bn.train()(x)
+        bn.backward(x)
+        bn.load_state_dict(bn.state_dict())
+
+
+def test_signalling_nan_among_weights_is_refused_as_any_other():
+    with np.errstate(all="raise"), pytest.raises(ValueError, match=r"weights\[1\] is nan"):
+        nbn.Moments().update(np.ones(8), weights=signalling(np.float32, 1.0))

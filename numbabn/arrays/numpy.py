@@ -1,5 +1,7 @@
 """NumPy: arrays in the memory of the host, and the CPU backend that works on them."""
 
+import contextvars
+
 import numpy as np
 
 from numbabn.arrays import memory
@@ -9,6 +11,11 @@ from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import Array, Backend
 
 _FLOAT64 = np.dtype(np.float64)  # made once: astype takes a fifth less time than with the type
+
+# What runs in a copy of this context ignores floating-point errors, whatever the caller has told NumPy to do:
+# float32 with a signalling NaN is converted without a warning. It costs 0.13 us, numpy.errstate 0.8.
+with np.errstate(all="ignore"):
+    _IGNORING_ERRORS = contextvars.copy_context()
 
 
 class NumPy(Library):
@@ -48,10 +55,7 @@ class NumPy(Library):
         return pair
 
     def pair(self, first: Array | None, second: Array | None, count: int) -> tuple[Array, Array]:
-        return (
-            np.ones(count) if first is None else first.astype(_FLOAT64),
-            np.zeros(count) if second is None else second.astype(_FLOAT64),
-        )
+        return _IGNORING_ERRORS.copy().run(_pair, first, second, count)
 
     def assign(self, target: Array, source: Array) -> None:
         target[...] = source
@@ -68,3 +72,10 @@ class NumPy(Library):
 
     def cast_text(self, name: str, dtype: str) -> str:
         return f"{name}.astype(numpy.{dtype})"
+
+
+def _pair(first: Array | None, second: Array | None, count: int) -> tuple[Array, Array]:
+    return (
+        np.ones(count) if first is None else first.astype(_FLOAT64),
+        np.zeros(count) if second is None else second.astype(_FLOAT64),
+    )

@@ -133,7 +133,7 @@ def _state_value(name: str, value: Any, like: Array) -> Array:
         raise ValueError(f"{label} must not be negative, but is {array.min()} somewhere")
     if like.dtype.kind == "i" and (array > MOST).any():
         raise ValueError(f"{label} must be at most 2**63 - 1, but is {array.max()}")
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # what is too large is refused below, and a signalling NaN is a NaN
         result: Array = array.astype(like.dtype)
     lost = np.isfinite(array) & ~np.isfinite(result)
     if lost.any():

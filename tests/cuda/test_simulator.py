@@ -11,7 +11,7 @@ if not numba.config.ENABLE_CUDASIM:
 
 from numba import cuda as numba_cuda
 
-from numbabn.backends.cuda import memory_simulated, plan
+from numbabn.backends.cuda import memory_simulated, plan, simulated
 from numbabn.backends.cuda.gpu import (
     Kernel,
     any_thread,
@@ -340,7 +340,7 @@ def test_two_blocks_write_one_place():
     assert finds(_both_write, 2, "overwrites", floats(1)) >= 5
 
 
-# Numba's own simulator --------------------------------------------------------------------------------------
+# The library's own simulator --------------------------------------------------------------------------------
 
 
 @Kernel
@@ -354,8 +354,8 @@ def _plain(x, out, tickets):
 
 
 def test_without_this_simulator(monkeypatch):
-    """The kernels run in Numba's, too: without a check, and one block after the other."""
-    monkeypatch.setattr(simulator.FakeCUDAKernel, "__call__", simulator.numbas_call)
+    """The kernels run in `simulated`, too: without a check, and one block after the other."""
+    monkeypatch.setattr(simulated, "launch", simulator.plain_launch)
     monkeypatch.setattr(memory_simulated, "machine", memory_simulated.Machine())
     x, out, tickets = (
         Array(np.arange(1, THREADS + 1, dtype=np.float32)),

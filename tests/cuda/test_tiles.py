@@ -53,13 +53,6 @@ def offsets(tile):
     return tile.first + e // tile.width * tile.stride + e % tile.width
 
 
-@pytest.fixture(autouse=True)
-def _plain_functions(monkeypatch):
-    """Device functions call each other as functions of Python, without a launch."""
-    for name in ("quotient", "tile_at", "array_index"):
-        monkeypatch.setattr(tiles, name, getattr(tiles, name).fn)
-
-
 @pytest.mark.usefixtures("_constants")
 @pytest.mark.parametrize(("itemsize", "arrays"), list(itertools.product([4, 8], [1, 2])))
 @pytest.mark.parametrize("shape", SHAPES)

@@ -4,7 +4,7 @@ Kernels take integers, floats and tuples of them only. An array is passed as its
 object would cost more host time at a launch than all the rest, and so one kernel serves every library.
 
 In the CUDA simulator (NUMBA_ENABLE_CUDASIM=1) the functions of `memory_simulated` take the place of the
-intrinsics of `memory`, and kernels are the same.
+intrinsics of `memory`, those of `simulated` launch, and kernels are the same.
 """
 
 import functools
@@ -14,17 +14,21 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import cuda as cuda  # "as cuda" exports it: the other modules import it from here
+from numba import cuda as numba_cuda
 
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.plan import SIMULATED
 
-if not SIMULATED and getattr(cuda, "implementation", None) != "NVIDIA":
+if not SIMULATED and getattr(numba_cuda, "implementation", None) != "NVIDIA":
     raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
 core: Any = None if SIMULATED else import_module("cuda.core")
+simulated: Any = import_module("numbabn.backends.cuda.simulated") if SIMULATED else None
 memory: Any = import_module(
     "numbabn.backends.cuda.memory_simulated" if SIMULATED else "numbabn.backends.cuda.memory"
 )
+
+# The other modules import it from here. Kernels find it by this name.
+cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
 copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
@@ -37,7 +41,7 @@ sqrt = np.sqrt if SIMULATED else math.sqrt
 
 # ptxas fuses multiplications and additions by default. No other fastmath is allowed, since NaN and infinity
 # are data.
-device = cuda.jit(device=True)
+device: Any = simulated.device if SIMULATED else cuda.jit(device=True)
 
 
 @device
@@ -71,7 +75,7 @@ class Kernel:
         object of ctypes.
         """
         if SIMULATED:
-            self.dispatcher[blocks, plan.THREADS](*arguments)
+            simulated.launch(self.dispatcher.py_func, blocks, arguments)
             return
         with cuda.gpus[array.device]:
             function = self._compile(array.device, arguments)._codelibrary.get_cufunc().kernel

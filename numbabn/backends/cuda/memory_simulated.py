@@ -1,8 +1,8 @@
 """The functions of `memory` for the CUDA simulator: in Python, and with addresses of host memory.
 
-All of them call the methods of ``machine``, of which there are few. The `Machine` here is for Numba's own
-simulator, which runs one block after the other. The tests replace it by one that runs all blocks at the same
-time and checks every access.
+All of them call the methods of ``machine``, of which there are few. The `Machine` here is for the launches of
+`simulated`, which runs one block after the other. The tests replace it by one that runs all blocks at the
+same time and checks every access.
 """
 
 import ctypes
@@ -10,13 +10,15 @@ import threading
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
 from numbabn.backends.cuda import plan
 
 
 class Machine:
-    """Memory without any checks. ``kind`` is the type of a NumPy scalar, ``index`` counts elements."""
+    """Memory without any checks, and one shared memory, since one block runs at a time.
+
+    ``kind`` is the type of a NumPy scalar, ``index`` counts elements.
+    """
 
     _types = {  # noqa: RUF012 - it is never written to
         np.float32: ctypes.c_float,
@@ -24,8 +26,12 @@ class Machine:
         np.int32: ctypes.c_int32,
         np.uint16: ctypes.c_uint16,
     }
-    _lock = threading.Lock()
-    _thread = threading.local()
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._shared = np.empty(plan.SHARED_BYTES + plan.ALIGNMENT, np.uint8)
+        address = self._shared.ctypes.data
+        self._base = address + -address % plan.ALIGNMENT
 
     def load(self, base, index, kind):
         """Read device memory."""
@@ -46,11 +52,11 @@ class Machine:
 
     def shared_load(self, offset, index, kind):
         """Read the block's shared memory."""
-        return self.load(self._base() + offset, index, kind)
+        return self.load(self._base + offset, index, kind)
 
     def shared_store(self, offset, index, value):
         """Write the block's shared memory."""
-        self.store(self._base() + offset, index, value)
+        self.store(self._base + offset, index, value)
 
     def copy(self, offset, index, base, position, kind):
         """Begin to copy one element of device memory to shared memory."""
@@ -58,17 +64,6 @@ class Machine:
 
     def copy_wait(self):
         """Wait until the copies that this thread has begun are complete: they are, at once."""
-
-    def _base(self):
-        if not hasattr(self._thread, "base"):
-            address = _allocate_shared().ctypes.data
-            self._thread.base = address + -address % 16
-        return self._thread.base
-
-
-@cuda.jit(device=True)  # so that the simulator gives it the cuda module of the running kernel
-def _allocate_shared():
-    return cuda.shared.array(plan.SHARED_BYTES + 16, np.uint8)
 
 
 machine: Any = Machine()

@@ -36,7 +36,7 @@ ALIGNMENT = 16  # bytes, of a vector access
 # a launch that wait for each other are no more than the device runs at once, divided by this number: else the
 # waiting blocks of several launches could fill the device, and those that they wait for could not start.
 CONCURRENT_LAUNCHES = 4
-RESIDENT_SIMULATED = 64  # blocks that the simulated device runs at once
+RESIDENT_SIMULATED = 1  # blocks that run at once in `simulated`, where none may wait for another
 
 
 class Geometry(NamedTuple):

@@ -1,8 +1,9 @@
 """A CUDA simulator for kernels whose blocks wait for each other, which looks for what a GPU would not show.
 
-Numba's own runs one block after the other. Here all resident blocks run at once, every thread a greenlet, and
-who runs next is drawn from a seeded generator; blocks begin in any order, and some are much slower than
-others. Threads are interrupted at barriers, fences, atomics, flags and sleep. In any order, these are errors:
+`numbabn.backends.cuda.simulated` runs one block after the other. Here all resident blocks run at once, every
+thread a greenlet, and who runs next is drawn from a seeded generator; blocks begin in any order, and some are
+much slower than others. Threads are interrupted at barriers, fences, atomics, flags and sleep. In any order,
+these are errors:
 
 - two threads of a block touch one address of shared memory without a barrier between, one of them writing;
 - shared memory is read that nobody has written, or an asynchronous copy that nobody has waited for;
@@ -23,12 +24,12 @@ from unittest import mock
 import numpy as np
 from greenlet import greenlet
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
-from numba.cuda.simulator.kernel import FakeCUDAKernel
 
-from numbabn.backends.cuda import gpu, memory_simulated, plan
+from numbabn.backends.cuda import gpu, memory_simulated, plan, simulated
 from tests.support.cuda.allocations import allocations
 from tests.support.cuda.weak_memory import Block, Dim3, Memory, SimulationError
 
+RESIDENT = 64  # blocks that the simulated device runs at once
 PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
 _clock = operator.attrgetter("clock")
 
@@ -170,16 +171,16 @@ class Machine(Memory):
 
 
 class Simulator:
-    """Launches of kernels in place of Numba's, with the seed, and how many there were."""
+    """Launches in place of those of `simulated`, with the seed, and how many there were."""
 
     def __init__(self):
         self.seed = 0
         self.launches = 0
-        self.machine = None
         self._lock = threading.Lock()
 
-    def launch(self, function, blocks, threads, arguments):
+    def launch(self, function, blocks, arguments):
         """Run a kernel."""
+        threads = plan.THREADS
         arguments = [np.float64(value) if type(value) is float else value for value in arguments]
         with self._lock:
             self.launches += 1
@@ -191,7 +192,7 @@ class Simulator:
             ]
             original = gpu.cuda
             scopes = [s for s in (*modules, function.__globals__) if s.get("cuda") is original]
-            plain, self.machine, memory_simulated.machine = memory_simulated.machine, machine, machine
+            plain, memory_simulated.machine = memory_simulated.machine, machine
             for scope in scopes:
                 scope["cuda"] = machine
             try:
@@ -204,11 +205,11 @@ class Simulator:
             finally:
                 for scope in scopes:
                     scope["cuda"] = original
-                self.machine, memory_simulated.machine = None, plain
+                memory_simulated.machine = plain
 
 
 simulator = Simulator()
-numbas_call = FakeCUDAKernel.__call__
+plain_launch = simulated.launch
 
 
 @contextlib.contextmanager
@@ -224,13 +225,7 @@ def seeded(seed):
 
 @contextlib.contextmanager
 def installed():
-    """Within the block, this simulator takes the place of Numba's."""
-
-    def call(kernel, *arguments):
-        if simulator.machine is not None:
-            return kernel.fn(*arguments)
-        (blocks, *_), (threads, *_) = kernel.grid_dim, kernel.block_dim
-        return simulator.launch(kernel.fn, blocks, threads, arguments)
+    """Within the block, this simulator takes the place of `simulated`."""
 
     def remembering(initialise):
         def remember(self, array, *arguments, **options):
@@ -241,7 +236,8 @@ def installed():
 
     with contextlib.ExitStack() as stack:
         for place, name, replacement in (
-            (FakeCUDAKernel, "__call__", call),
+            (simulated, "launch", simulator.launch),
+            (plan, "RESIDENT_SIMULATED", RESIDENT),
             (FakeCUDAArray, "__init__", remembering(FakeCUDAArray.__init__)),
             (gpu.Memory, "__init__", remembering(gpu.Memory.__init__)),
         ):

@@ -1,0 +1,125 @@
+"""Launches where CUDA is simulated (NUMBA_ENABLE_CUDASIM=1), and what kernels call ``cuda`` there.
+
+Arrays are those of Numba's simulator, but its launches are not used. It exchanges the global ``cuda`` of a
+module while a function of that module runs, without a lock in Numba itself, and allocates shared memory when
+the first thread asks for it, for several threads that ask at once several times: threads then have wrong
+numbers, or memory that is freed while they use it. And it has no threads left to wait for when a launch is
+interrupted, although they go on writing to arrays that nobody keeps.
+
+Blocks run one after the other here, so that no block may wait for another: see `plan.RESIDENT_SIMULATED`.
+The tests replace `launch` by a simulator that runs all blocks at the same time and checks every access.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numba.cuda
+import numpy as np
+
+from numbabn.backends.cuda import plan
+
+
+class Index(NamedTuple):
+    """A place in a grid or a block, or the size of one."""
+
+    x: int
+    y: int = 0
+    z: int = 0
+
+
+class Block:
+    """The threads of a launch: all blocks are made of the same ones, one block after the other."""
+
+    def __init__(self, function: Callable[..., None], blocks: int, arguments: tuple[Any, ...]) -> None:
+        self._kernel = function, arguments
+        self.blocks = blocks
+        self.barrier = threading.Barrier(plan.THREADS)
+        self.votes = [False] * plan.THREADS
+
+    def run(self) -> None:
+        """Run all blocks; raise what the first thread that fails has raised."""
+        with ThreadPoolExecutor(plan.THREADS) as pool:
+            try:
+                for ended in [pool.submit(self._run_thread, t) for t in range(plan.THREADS)]:
+                    ended.result()
+            finally:  # when interrupted, too: the pool waits for all threads before arrays can go
+                self.barrier.abort()
+
+    def _run_thread(self, number: int) -> None:
+        function, arguments = self._kernel
+        _here.block, _here.thread_index = self, Index(number)
+        try:
+            with np.errstate(all="ignore"):
+                for k in range(self.blocks):
+                    _here.block_index = Index(k)
+                    function(*arguments)
+                    self.barrier.wait()  # the next block has the same shared memory
+        except threading.BrokenBarrierError:  # another thread has failed, or the caller was interrupted
+            pass
+        except BaseException:
+            self.barrier.abort()
+            raise
+
+
+class _Here(threading.local):
+    """Which thread of which block runs here."""
+
+    block: Block
+    block_index: Index
+    thread_index: Index
+
+
+class Cuda:
+    """Numba's module ``cuda``; in a kernel also the place of the thread that asks, and its barriers."""
+
+    blockDim = Index(plan.THREADS, 1, 1)  # noqa: N815 - the names are CUDA's
+
+    @property
+    def gridDim(self) -> Index:  # noqa: N802
+        return Index(_here.block.blocks, 1, 1)
+
+    @property
+    def blockIdx(self) -> Index:  # noqa: N802
+        return _here.block_index
+
+    @property
+    def threadIdx(self) -> Index:  # noqa: N802
+        return _here.thread_index
+
+    def syncthreads(self) -> None:
+        """Wait for the block."""
+        _here.block.barrier.wait()
+
+    def syncthreads_or(self, vote: Any) -> int:
+        """Wait for the block; tell whether any vote is not 0."""
+        block = _here.block
+        block.votes[_here.thread_index.x] = vote != 0
+        block.barrier.wait()
+        found = any(block.votes)
+        block.barrier.wait()  # nobody votes again before all have counted
+        return int(found)
+
+    def threadfence(self) -> None:
+        """Do nothing: what a thread of Python writes all others see."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numba.cuda, name)
+
+
+_here = _Here()
+_launching = threading.Lock()
+cuda = Cuda()
+
+
+def launch(function: Callable[..., None], blocks: int, arguments: tuple[Any, ...]) -> None:
+    """Run a kernel; one launch at a time, since all launches have the same shared memory."""
+    scalars = tuple(np.float64(value) if type(value) is float else value for value in arguments)
+    with _launching:
+        Block(function, blocks, scalars).run()
+
+
+def device(function: Any) -> Any:
+    """Return a device function: as it is, so that it runs with the global ``cuda`` of its module."""
+    return function
