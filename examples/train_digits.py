@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import console
 import numpy as np
 from matplotlib.figure import Figure
 from minimal_nn import (
@@ -305,4 +306,5 @@ def main():
 
 
 if __name__ == "__main__":
+    console.set_up()
     main()

@@ -1,9 +1,12 @@
 """Every example runs from start to end, in its quick form, without a warning."""
 
+import signal
+
 import pytest
 
 from tests.support.examples import EXAMPLES, run_example, run_script
-from tests.support.processes import ROOT
+from tests.support.jit import needs_jit
+from tests.support.processes import ROOT, python
 
 STRICT_CUPY = ROOT / "tests" / "support" / "strict_cupy.py"
 NO_CUPY = (
@@ -94,3 +97,39 @@ def test_recalibrate(tmp_path):
     assert after < 1
     assert exact == 0
     assert not list(tmp_path.iterdir())
+
+
+# Ctrl-C while a kernel is compiled: in Numba, and where LLVM calls a function of Python, whose errors are lost.
+INTERRUPTED = {
+    "in Numba": "from numba.core.compiler import CompilerBase as owner; name = 'compile_extra'",
+    "in LLVM": "from llvmlite.binding import ExecutionEngine as owner; name = '_find_module_ptr'",
+}
+INTERRUPT = """
+import runpy, signal, sys
+function = getattr(owner, name)
+
+def interrupted(*arguments):
+    signal.raise_signal(signal.SIGINT)
+    return function(*arguments)
+
+setattr(owner, name, interrupted)
+sys.path.insert(0, sys.argv[1])
+runpy.run_path(sys.argv[1] + "/quickstart.py", run_name="__main__")
+"""
+
+
+@needs_jit
+@pytest.mark.parametrize("place", INTERRUPTED)
+def test_ctrl_c_while_a_kernel_is_compiled(place, tmp_path):
+    code = INTERRUPTED[place] + INTERRUPT
+    result = python("-c", code, EXAMPLES, cwd=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert result.returncode == -signal.SIGINT, result.stderr  # which shells show as 130
+    assert result.stderr.splitlines() == ["", "Interrupted."]
+
+
+@needs_jit
+def test_an_example_says_what_it_compiles(tmp_path):
+    script, cache = EXAMPLES / "quickstart.py", str(tmp_path / "cache")
+    first, second = (python(script, cwd=tmp_path, NUMBA_CACHE_DIR=cache) for _ in range(2))
+    assert "numbabn: compiled row_kernels.forward for float32" in first.stderr
+    assert not second.stderr
