@@ -1,5 +1,7 @@
 """Every example runs from start to end, in its quick form, without a warning."""
 
+import importlib
+import re
 import signal
 
 import pytest
@@ -60,6 +62,24 @@ def test_train_digits_options(tmp_path):
     assert is_png(figure)
 
 
+def test_train_digits_explains_its_figure(tmp_path, monkeypatch):
+    """Every panel has a title; the text below says why a higher training loss is not worse."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("train_digits")
+    figures = []
+    monkeypatch.setattr(example.Figure, "savefig", lambda self, *arguments, **options: figures.append(self))
+    runs = {model: [example.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
+    example.save_figure(tmp_path / "x.png", runs, {model: [0.9] for model in runs}, [0.1])
+    (figure,) = figures
+    assert len({axes.get_title() for axes in figure.axes} - {""}) == len(figure.axes) == 3
+    assert "a higher one is not worse" in figure.get_supxlabel()
+
+
+def test_the_figure_of_train_digits_is_not_committed():
+    default = re.search(r'Path\("(.*\.png)"\)', (EXAMPLES / "train_digits.py").read_text())[1]
+    assert default in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_train_digits_on_a_gpu(tmp_path):
     """The same script on arrays like CuPy's learns the same."""
     options = ["--quick", "--seed", "3"]
@@ -99,7 +119,7 @@ def test_recalibrate(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# Ctrl-C while a kernel is compiled: in Numba, and where LLVM calls a function of Python, whose errors are lost.
+# Ctrl-C while a kernel is compiled: in Numba, and where LLVM calls Python, which cannot raise.
 INTERRUPTED = {
     "in Numba": "from numba.core.compiler import CompilerBase as owner; name = 'compile_extra'",
     "in LLVM": "from llvmlite.binding import ExecutionEngine as owner; name = '_find_module_ptr'",
