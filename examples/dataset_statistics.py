@@ -102,7 +102,7 @@ def cluster(workers):
     except ImportError as error:
         raise SystemExit('--workers needs Dask: python -m pip install "numbabn[dask]"') from error
 
-    return Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+    return Client(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
 
 
 def load_state(path, identity):
