@@ -11,13 +11,17 @@ another thread can stay there, and every call then takes a multiple of the sched
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
+
+from tqdm import tqdm
 
 from benchmarks.libraries import LIBRARIES, Data
 from tests.support.cases import Case
@@ -79,7 +83,21 @@ class _Server:
         return burst(self.operations[operation], seconds, fewest)
 
 
+class _Relay(logging.Handler):
+    """Sends what numbabn logs, which is what it compiles, to the parent's side, before the answer."""
+
+    def __init__(self, connection: Connection):
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._connection.send(record.getMessage())
+
+
 def _serve(connection: Connection, library: str) -> None:
+    log = logging.getLogger("numbabn")
+    log.setLevel(logging.INFO)
+    log.addHandler(_Relay(connection))
     server = _Server(library)
     while (message := connection.recv()) is not None:
         verb, *arguments = message
@@ -107,8 +125,10 @@ class Worker:
         self._connection.send((verb, *arguments))
 
     def receive(self):
-        """Wait for the answer to the last ``send``."""
-        error, answer = self._connection.recv()
+        """Wait for the answer to the last ``send``; print what is logged meanwhile."""
+        while isinstance(message := self._connection.recv(), str):
+            tqdm.write(f"{self.library}: {message}", file=sys.stderr)  # above the progress bar
+        error, answer = message
         if error is not None:
             raise error
         return answer

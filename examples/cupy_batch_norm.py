@@ -1,5 +1,9 @@
 """Run batch normalisation forward and backward on CuPy arrays, which stay on the GPU."""
 
+import console
+
+console.set_up()
+
 try:
     import cupy
 

@@ -1,8 +1,11 @@
 """Batch normalisation with numbabn: forward, backward, inference and state."""
 
+import console
 import numpy as np
 
 import numbabn as nbn
+
+console.set_up()  # prints what numbabn compiles at the first run; not needed in your own code
 
 rng = np.random.default_rng(0)
 x = rng.normal(loc=3, scale=2, size=(32, 64, 14, 14)).astype(np.float32)  # (N, C, H, W)

@@ -12,6 +12,7 @@ import argparse
 from contextlib import ExitStack
 from copy import deepcopy
 
+import console
 import numpy as np
 from minimal_nn import SGD, softmax_cross_entropy
 from threadpoolctl import threadpool_limits
@@ -115,4 +116,5 @@ def main():
 
 
 if __name__ == "__main__":
+    console.set_up()
     main()

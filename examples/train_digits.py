@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import console
 import numpy as np
 from matplotlib.figure import Figure
 from minimal_nn import (
@@ -38,6 +39,14 @@ from tqdm import tqdm
 import numbabn as nbn
 
 TARGET = 0.97  # test accuracy in the column "epochs to 97%"
+# Measured after 20 epochs, means of 5 seeds: on training images the MLP with batch norm has a loss of 0.0063
+# by the statistics of each batch, and of 0.0010 by running statistics, as the MLP without has. On test images
+# their losses are 0.061 and 0.086.
+CAPTION = (
+    "Lines are means over the seeds, bands their range. In training, batch norm uses the statistics of each "
+    "batch, which vary from batch to batch.\nThe training loss includes this noise, and a higher one is not "
+    "worse: the noise works against overfitting, and test images are normalised by running statistics."
+)
 RATE_FACTORS = (1 / 10, 1 / 3, 1, 10 / 3, 10)  # the learning rates of the second part, relative to --lr
 
 
@@ -237,7 +246,7 @@ def print_summary(results, swept, rates, num_test):
 
 def save_figure(path, results, swept, rates):
     """Save a figure of loss and accuracy by epoch (mean, range over seeds) and accuracy by learning rate."""
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     loss_axes, accuracy_axes, sweep_axes = figure.subplots(1, 3)
     for model, runs in results.items():
         style = {"color": "C0" if "MLP" in model else "C1", "ls": "-" if "batch norm" in model else "--"}
@@ -251,11 +260,17 @@ def save_figure(path, results, swept, rates):
                 epochs, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12
             )
         sweep_axes.plot(rates, 100 * np.array(swept[model]), marker="o", label=model, **style)
-    loss_axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    accuracy_axes.set(xlabel="epoch", ylabel="test accuracy (%)", ylim=(85, 100))
+    loss_axes.set(title="Loss in training", xlabel="epoch", ylabel="training loss", yscale="log")
+    accuracy_axes.set(
+        title="Accuracy on images never seen", xlabel="epoch", ylabel="test accuracy (%)", ylim=(85, 100)
+    )
     accuracy_axes.axhline(100 * TARGET, color="grey", lw=0.8, ls=":")
-    sweep_axes.set(xlabel="learning rate", ylabel="final test accuracy (%)", xscale="log", ylim=(0, 102))
+    sweep_axes.set(
+        title="Which learning rates work", xlabel="learning rate", ylabel="final test accuracy (%)",
+        xscale="log", ylim=(0, 102),
+    )  # fmt: skip
     loss_axes.legend()
+    figure.supxlabel(CAPTION, fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
@@ -305,4 +320,5 @@ def main():
 
 
 if __name__ == "__main__":
+    console.set_up()
     main()

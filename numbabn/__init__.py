@@ -1,8 +1,10 @@
 """Batch normalisation for NumPy arrays at the speed of memory, exact to the last bits.
 
 Start with `BatchNorm`, or with `batch_norm_forward` and `batch_norm_backward`. Importing compiles nothing:
-kernels compile on first use and are cached on disk.
+kernels compile on first use, which the logger "numbabn" tells at the level INFO, and are cached on disk.
 """
+
+import logging
 
 from numbabn._config import show_config
 from numbabn.arrays.memory import set_pool_limit
@@ -21,6 +23,8 @@ from numbabn.norms.recalibrate import recalibrate
 from numbabn.statistics.moments import Moments
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is printed is the user's choice
 
 __all__ = [
     "BatchNorm",

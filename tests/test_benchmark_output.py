@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from benchmarks import accuracy, estimator, machine, moments, output, report
+from benchmarks import accuracy, estimator, machine, moments, output, report, workers
 from benchmarks.libraries import LIBRARIES, OPERATIONS
 from benchmarks.measure import Record
-from tests.support.cases import CASES
+from tests.support.cases import CASES, Case
+from tests.support.jit import needs_jit
 
 PAGE = output.Files("page", "# Page\n", {"number": 1}, lambda folder: (folder / "page.png").touch())
 WRITTEN = {"page.md", "page.json", "page.png"}
@@ -226,3 +227,21 @@ def test_a_library_that_drops_out(run, results, tmp_path, monkeypatch, capsys):
     run(report, "--onednn", "program", "--write")
     assert "left out JAX" in capsys.readouterr().out
     assert not names(results)
+
+
+# What workers compile ---------------------------------------------------------------------------------------
+
+
+@needs_jit
+def test_a_worker_passes_on_what_it_compiles(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(workers, "environment", lambda threads: {})  # it changes that of this process, too
+    worker = workers.Worker("numbabn", 1)
+    try:
+        assert set(worker.ask("prepare", Case((32, 64), "NC"))) == set(OPERATIONS)
+    finally:
+        worker.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("numbabn: compiled column_kernels.forward for float32") for line in lines), (
+        lines
+    )

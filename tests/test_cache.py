@@ -1,9 +1,10 @@
-"""The on-disk cache of kernels: filled once, never stale, and never the reason that anything fails.
+"""The on-disk cache of kernels: filled once, never stale, never the reason that anything fails, and logged.
 
 Every process here runs a copy of the package whose source a test may change.
 """
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
@@ -19,11 +20,15 @@ pytestmark = needs_jit
 # An array of 8 MB takes its parallel version.
 SMALL, LARGE = 7, 1 << 18
 MOMENTS = """
-    import gc
+    import gc, logging
     import numpy as np
     from numba.core.dispatcher import Dispatcher
     import numbabn as nbn
 
+    log = []
+    logging.Handler.emit = lambda self, record: log.append(f"{{record.levelname}} {{record.getMessage()}}")
+    logging.getLogger("numbabn").addHandler(logging.Handler())
+    logging.getLogger("numbabn").setLevel(logging.DEBUG)
     x = np.random.default_rng(0).standard_normal((1 << 18, 4))
     moments = {{rows: [v.tolist() for v in nbn.moments(x[:rows])[1:]] for rows in {rows}}}
     kernels = [
@@ -35,6 +40,7 @@ MOMENTS = """
         "package": nbn.__file__,
         "hits": sum(sum(kernel.stats.cache_hits.values()) for kernel in kernels),
         "misses": sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels),
+        "log": log,
         **moments,
     }})
 """
@@ -95,11 +101,28 @@ def test_first_run_fills_the_cache(filled):
     assert not list((installation.folder / "numbabn").rglob("*.nbi"))
 
 
+def test_what_is_compiled_is_logged(filled):
+    """One line a kernel, not one for every helper within."""
+    installation, found = filled
+    pattern = r"INFO compiled (\w+\.\w+) for float64( and several threads)? in \d+\.\d s, cached in (.*)"
+    lines = [re.fullmatch(pattern, line).groups() for line in found["log"]]
+    assert [line[:2] for line in lines] == [
+        ("column_kernels.moments", None),
+        ("welford.merge_chunks", None),
+        ("column_kernels.moments", " and several threads"),
+    ]
+    for _, _, folder in lines:
+        assert Path(folder).is_relative_to(installation.cache)
+        assert list(Path(folder).glob("*.nbc"))
+
+
 def test_second_run_loads_it(filled):
     installation, first = filled
     found = installation.moments((SMALL, LARGE))
     assert found["misses"] == 0
     assert found["hits"] >= 2
+    assert len(found["log"]) == found["hits"]
+    assert all(line.startswith("DEBUG loaded ") for line in found["log"])
     assert found[SMALL] == first[SMALL]
     assert found[LARGE] == first[LARGE]
 
@@ -188,6 +211,8 @@ def test_no_cache_folder_anywhere(upgradable, blocked):
     found = installation.moments(**nowhere)
     assert found[SMALL] == before[SMALL]
     assert found["hits"] == 0
+    assert found["log"]
+    assert all(line.endswith(", not cached: no folder can be written to") for line in found["log"])
     assert not list(installation.folder.joinpath("numbabn").rglob("*.nb?"))
     shown = installation.run("import numbabn; numbabn.show_config()", **nowhere)
     cache = next(line for line in shown.splitlines() if line.startswith("kernel cache"))
@@ -222,7 +247,10 @@ def test_cache_folder_lost_after_the_import(upgradable):
 def test_full_disk(upgradable):
     installation, before = upgradable
     shutil.rmtree(installation.cache)
-    assert installation.moments(before=FULL_DISK)[SMALL] == before[SMALL]
+    found = installation.moments(before=FULL_DISK)
+    assert found[SMALL] == before[SMALL]
+    assert found["log"]
+    assert all(re.search(r", not cached: \[Errno \d+\] No space left", line) for line in found["log"])
 
 
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])

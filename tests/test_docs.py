@@ -4,6 +4,8 @@ import doctest
 import importlib
 import pkgutil
 import re
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,34 @@ def run_blocks(path):
 def test_readme_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run_blocks(README) > 0
+
+
+def test_readme_names_what_exists():
+    """Extras, modules, scripts, files and headings that the README names."""
+    text = README.read_text(encoding="utf-8")
+    extras = set(",".join(re.findall(r'"\.\[([\w,]+)\]"', text)).split(","))
+    assert extras >= {"bench", "peers", "examples", "test", "cuda"}
+    assert extras <= set(project()["optional-dependencies"])
+    modules = set(re.findall(r"python -m ([\w.]+)", text)) - {"pip", "pytest", "mpi4py"}
+    assert modules >= {"numbabn", "benchmarks.report"}
+    for module in modules:
+        assert find_spec(module), module
+    for path in [*re.findall(r"python (\S+\.py)", text), *re.findall(r"\]\(([^)#:]+)\)", text)]:
+        assert path == "train.py" or (ROOT / path).exists(), path
+    headings = {line.strip("# ").lower().replace(" ", "-") for line in text.splitlines() if line[:1] == "#"}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_source_archives_hold_what_the_readme_links_to():
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
+    included = configured["build"]["targets"]["sdist"]["include"]
+    links = set(re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8")))
+    for path in {*links, "CHANGELOG.md", "tests", project()["readme"]}:
+        assert f"/{path.split('/')[0]}" in included, path
 
 
 @pytest.mark.skipif(not CHANGELOG.exists(), reason="no CHANGELOG.md")

@@ -5,6 +5,7 @@ import errno
 import gc
 import importlib
 import inspect
+import logging
 import mmap
 import os
 import re
@@ -73,6 +74,12 @@ def imported():
         }))
     """
     return ast.literal_eval(run_python(code).replace("null", "None"))
+
+
+def test_logging_is_left_to_the_user():
+    log = logging.getLogger("numbabn")
+    assert [type(handler) for handler in log.handlers] == [logging.NullHandler]
+    assert (log.level, log.propagate) == (logging.NOTSET, True)
 
 
 @needs_jit

@@ -1,9 +1,14 @@
 """Every example runs from start to end, in its quick form, without a warning."""
 
+import importlib
+import re
+import signal
+
 import pytest
 
 from tests.support.examples import EXAMPLES, run_example, run_script
-from tests.support.processes import ROOT
+from tests.support.jit import needs_jit
+from tests.support.processes import ROOT, python
 
 STRICT_CUPY = ROOT / "tests" / "support" / "strict_cupy.py"
 NO_CUPY = (
@@ -57,6 +62,24 @@ def test_train_digits_options(tmp_path):
     assert is_png(figure)
 
 
+def test_train_digits_explains_its_figure(tmp_path, monkeypatch):
+    """Every panel has a title; the text below says why a higher training loss is not worse."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("train_digits")
+    figures = []
+    monkeypatch.setattr(example.Figure, "savefig", lambda self, *arguments, **options: figures.append(self))
+    runs = {model: [example.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
+    example.save_figure(tmp_path / "x.png", runs, {model: [0.9] for model in runs}, [0.1])
+    (figure,) = figures
+    assert len({axes.get_title() for axes in figure.axes} - {""}) == len(figure.axes) == 3
+    assert "a higher one is not worse" in figure.get_supxlabel()
+
+
+def test_the_figure_of_train_digits_is_not_committed():
+    default = re.search(r'Path\("(.*\.png)"\)', (EXAMPLES / "train_digits.py").read_text())[1]
+    assert default in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_train_digits_on_a_gpu(tmp_path):
     """The same script on arrays like CuPy's learns the same."""
     options = ["--quick", "--seed", "3"]
@@ -94,3 +117,39 @@ def test_recalibrate(tmp_path):
     assert after < 1
     assert exact == 0
     assert not list(tmp_path.iterdir())
+
+
+# Ctrl-C while a kernel is compiled: in Numba, and where LLVM calls Python, which cannot raise.
+INTERRUPTED = {
+    "in Numba": "from numba.core.compiler import CompilerBase as owner; name = 'compile_extra'",
+    "in LLVM": "from llvmlite.binding import ExecutionEngine as owner; name = '_find_module_ptr'",
+}
+INTERRUPT = """
+import runpy, signal, sys
+function = getattr(owner, name)
+
+def interrupted(*arguments):
+    signal.raise_signal(signal.SIGINT)
+    return function(*arguments)
+
+setattr(owner, name, interrupted)
+sys.path.insert(0, sys.argv[1])
+runpy.run_path(sys.argv[1] + "/quickstart.py", run_name="__main__")
+"""
+
+
+@needs_jit
+@pytest.mark.parametrize("place", INTERRUPTED)
+def test_ctrl_c_while_a_kernel_is_compiled(place, tmp_path):
+    code = INTERRUPTED[place] + INTERRUPT
+    result = python("-c", code, EXAMPLES, cwd=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert result.returncode == -signal.SIGINT, result.stderr  # which shells show as 130
+    assert result.stderr.splitlines() == ["", "Interrupted."]
+
+
+@needs_jit
+def test_an_example_says_what_it_compiles(tmp_path):
+    script, cache = EXAMPLES / "quickstart.py", str(tmp_path / "cache")
+    first, second = (python(script, cwd=tmp_path, NUMBA_CACHE_DIR=cache) for _ in range(2))
+    assert "numbabn: compiled row_kernels.forward for float32" in first.stderr
+    assert not second.stderr

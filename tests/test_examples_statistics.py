@@ -1,14 +1,17 @@
-"""The example dataset_statistics.py: any data, a run that is killed and goes on, and what it refuses."""
+"""The example dataset_statistics.py: any data, a run that is killed and goes on, what it refuses or skips."""
 
 import gzip
 import importlib
+import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.preprocessing import StandardScaler
 
 from tests.support.examples import EXAMPLES, run_example, run_script
 
@@ -32,11 +35,11 @@ def statistics(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     example = importlib.import_module("dataset_statistics")
-    monkeypatch.setattr(example, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(importlib.import_module("dataset_files"), "CHUNK_BYTES", 1000)
 
     def run(*options):
         monkeypatch.setattr("sys.argv", ["dataset_statistics.py", *options])
-        example.main()
+        example.main(example.parse_args())
         return capsys.readouterr().out
 
     return run
@@ -69,7 +72,7 @@ def write_npz(path, x):
 FILES = [
     ("nhwc.npy", np.save, (20, 4, 5, 3), 3),
     ("nchw.npy", np.save, (20, 3, 4, 5), 1),
-    ("table.npz", write_npz, (50, 4), 1),
+    ("floats.npz", write_npz, (20, 3, 4, 5), 1),
     ("images-idx3-ubyte", lambda path, x: path.write_bytes(idx(x)), (20, 6, 7), None),
     ("images-idx3-ubyte.gz", lambda path, x: path.write_bytes(gzip.compress(idx(x))), (20, 6, 7), None),
 ]
@@ -77,13 +80,104 @@ FILES = [
 
 @pytest.mark.parametrize(("name", "write", "shape", "axis"), FILES, ids=[row[0] for row in FILES])
 def test_statistics_of_a_file(name, write, shape, axis, tmp_path, statistics):
-    x = np.random.default_rng(0).integers(0, 256, shape).astype("f8" if name == "table.npz" else "u1")
+    x = np.random.default_rng(0).integers(0, 256, shape).astype("f8" if "floats" in name else "u1")
     write(tmp_path / name, x)
     output = statistics("--data", name)
     others = tuple(i for i in range(x.ndim) if i != axis)
     scale = 255 if x.dtype == np.uint8 else 1
     mean, std = (np.atleast_1d(value) / scale for value in (x.mean(axis=others), x.std(axis=others)))
     assert line_to_paste(mean, std) in output.splitlines()
+
+
+def numbers(line):
+    """The numbers in a line like ``mean_ = [1, 2]``."""
+    return np.array(line.partition("= ")[2].strip("[]").split(", "), float)
+
+
+@pytest.mark.parametrize("features", [4, 10])
+def test_statistics_of_a_feature_matrix(features, statistics):
+    x = np.random.default_rng(0).normal(3, 2, (50, features))
+    x[:, 1] = 7
+    np.save("features.npy", x)
+    lines = statistics("--data", "features.npy").splitlines()
+    assert not [line for line in lines if "transforms" in line or "keras" in line or "channel " in line]
+    assert [line for line in lines if line.startswith("feature  ")]
+    scaler = StandardScaler().fit(x)
+    for name in ("n_samples_seen_", "mean_", "var_", "scale_"):
+        (line,) = [line for line in lines if line.startswith(f"{name} = ")]
+        # Eight digits are printed.
+        np.testing.assert_allclose(numbers(line), getattr(scaler, name), rtol=1e-7, atol=1e-12)
+
+
+def test_statistics_of_many_features_are_in_the_output_file(statistics):
+    x = np.random.default_rng(0).normal(3, 2, (50, 11))
+    np.save("features.npy", x)
+    lines = statistics("--data", "features.npy", "--output", "features.json").splitlines()
+    assert lines[-1] == "and 1 more; --output FILE writes all of them"
+    assert len(json.loads(Path("features.json").read_text())["mean"]) == 11
+
+
+def save_each(folder, arrays):
+    folder.mkdir()
+    for i, array in enumerate(arrays):
+        np.save(folder / f"{i}.npy", array)
+
+
+def images_of(shape, number=40):
+    """Images whose sides that are None in the shape vary."""
+    rng = np.random.default_rng(0)
+    return [
+        rng.integers(0, 256, [n or rng.integers(1, 9) for n in shape], np.uint8).astype("u1")
+        for _ in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "axis"),
+    [
+        ((None, None, 3), (), 2),
+        ((3, None, None), (), 0),
+        ((None, 3, 6, 5), (), 1),
+        ((None, 6, 5, 3), (), 3),
+        ((None, 4, 5), ("--axis", "1"), 1),
+        ((None, None, 5), (), None),
+        ((None, 4, 3), ("--axis", "none"), None),
+    ],
+)
+def test_statistics_of_a_folder_of_arrays(shape, options, axis, tmp_path, statistics):
+    arrays = images_of(shape)
+    save_each(tmp_path / "arrays", arrays)
+    output = statistics("--data", "arrays", *options)
+    assert f"arrays: {len(arrays)} .npy files of uint8" in output
+    if axis is None:
+        arrays, axis = [array[..., None] for array in arrays], -1
+    values = [np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]) for array in arrays]
+    values = np.concatenate(values).astype(np.float64)
+    assert line_to_paste(values.mean(axis=0) / 255, values.std(axis=0) / 255) in output.splitlines()
+
+
+@pytest.mark.parametrize("shape", [(5,), (None, 5)])
+def test_statistics_of_a_folder_of_features(shape, tmp_path, statistics):
+    arrays = [array.astype(np.float32) for array in images_of(shape)]
+    save_each(tmp_path / "arrays", arrays)
+    lines = statistics("--data", "arrays").splitlines()
+    (line,) = [line for line in lines if line.startswith("mean_ = ")]
+    expected = np.concatenate([array.reshape(-1, 5) for array in arrays]).mean(axis=0, dtype=float)
+    np.testing.assert_allclose(numbers(line), expected, rtol=1e-7)  # eight digits are printed
+
+
+def test_statistics_of_installed_images(tmp_path, monkeypatch, statistics):
+    """The names of Fashion-MNIST stand for the files where Debian's package puts them."""
+    files = importlib.import_module("dataset_files")
+    assert {path.parent for path in files.INSTALLED.values()} == {Path("/usr/share/datasets/fashion-mnist")}
+    x = np.random.default_rng(0).integers(0, 256, (20, 6, 7))
+    for name, path in files.INSTALLED.items():
+        monkeypatch.setitem(files.INSTALLED, name, tmp_path / path.name)
+        with pytest.raises(SystemExit, match=rf"{path.name}; Debian's package dataset-fashion-mnist"):
+            statistics("--data", name)
+        (tmp_path / path.name).write_bytes(gzip.compress(idx(x)))
+        assert line_to_paste([x.mean() / 255], [x.std() / 255]) in statistics("--data", name).splitlines()
+    assert statistics().startswith("train-images-idx3-ubyte.gz: uint8 (20, 6, 7), no channels")
 
 
 @pytest.mark.parametrize("name", ["digits", "sample-images"])
@@ -98,7 +192,7 @@ import os, sys
 from pathlib import Path
 
 sys.path.insert(0, {str(EXAMPLES)!r})
-import dataset_statistics
+import dataset_files, dataset_statistics
 
 replace, writes = Path.replace, []
 
@@ -109,8 +203,8 @@ def replace_or_die(self, target):
     return replace(self, target)
 
 Path.replace = replace_or_die
-dataset_statistics.CHUNK_BYTES = 1000
-dataset_statistics.main()
+dataset_files.CHUNK_BYTES = 1000
+dataset_statistics.main(dataset_statistics.parse_args())
 """
 
 
@@ -211,7 +305,7 @@ def test_statistics_refuses_images_of_more_than_8_bits(image, tmp_path, statisti
 
 UNUSABLE = {
     "x.bin": (lambda path: path.write_bytes(b"what is this"), "cannot use .*x.bin: it is neither"),
-    "empty": (lambda path: path.mkdir(), "empty has no images"),
+    "empty": (lambda path: path.mkdir(), "cannot use .*empty: it has no .npy files and no images"),
     "gone": (lambda path: None, "there is no gone"),
     "rows.npy": (lambda path: np.save(path, np.zeros((0, 3))), r"rows.npy: it has no rows .*\(0, 3\)"),
     "rows.npz": (lambda path: np.savez(path, np.zeros((0, 3))), r"rows.npz: it has no rows .*\(0, 3\)"),
@@ -294,3 +388,153 @@ def test_statistics_name_an_unreadable_image_of_a_worker(tmp_path):
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("photos: cannot use ")
     assert "bad.png" in result.stderr.splitlines()[-1]
+
+
+# Files that are skipped -------------------------------------------------------------------------------------
+
+
+def break_files(folder):
+    """Put files between those of a folder that cannot be used; return their names."""
+    (folder / "10x.png").write_bytes(b"no image")
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(folder / "deep.tif")
+    (folder / "more" / "zz.jpg").write_bytes(b"")
+    return ["10x.png", "deep.tif", "zz.jpg"]
+
+
+def test_statistics_skip_broken_images(tmp_path, statistics):
+    mean, std = photos(tmp_path / "photos")
+    names = break_files(tmp_path / "photos")
+    output = statistics("--data", "photos", "--skip-broken", "--output", "photos.json")
+    assert "\n3 files skipped:\n" in output
+    assert line_to_paste(mean / 255, std / 255) in output.splitlines()
+    skipped = json.loads(Path("photos.json").read_text())["skipped"]
+    assert len(skipped) == 3
+    for name, line, printed in zip(names, skipped, output.splitlines()[-3:], strict=True):
+        assert line == printed
+        assert line.startswith("cannot use ")
+        assert name in line
+
+
+def test_statistics_skip_arrays_of_another_kind(tmp_path, statistics):
+    """What does not go with the first file is named; it would not be known which of them is wrong."""
+    arrays = images_of((None, None, 3), number=20)
+    save_each(tmp_path / "arrays", arrays)
+    for name, array in (("5x", arrays[0][..., :1]), ("6x", arrays[0].astype("f4")), ("7x", arrays[0][0])):
+        np.save(f"arrays/{name}.npy", array)
+    whole = Path("arrays/8.npy").read_bytes()
+    Path("arrays/0.npy").write_bytes(whole[: len(whole) // 2])  # the first of all
+    with pytest.raises(SystemExit, match=r"arrays: cannot use .*0.npy"):
+        statistics("--data", "arrays")
+    lines = statistics("--data", "arrays", "--skip-broken").splitlines()
+    values = np.concatenate([array.reshape(-1, 3) for array in arrays[1:]]).astype(float)
+    assert line_to_paste(values.mean(axis=0) / 255, values.std(axis=0) / 255) in lines
+    assert lines[-5] == "4 files skipped:"
+    for name, line in zip(("0", "5x", "6x", "7x"), lines[-4:], strict=True):
+        assert f"{name}.npy: " in line
+    assert lines[-1].endswith("and does not go with 1.npy, which is uint8 of 3 axes with 3 channels")
+
+
+def test_statistics_of_broken_files_alone(tmp_path, statistics):
+    for name, message in (
+        ("x.png", "all 1 files are broken, the first: cannot use .*x.png"),
+        ("x.npy", "none of its 1 .npy files can be read, not even x.npy: "),
+    ):
+        folder = tmp_path / name.replace(".", "")
+        folder.mkdir()
+        (folder / name).write_bytes(b"what is this")
+        with pytest.raises(SystemExit, match=message):
+            statistics("--data", str(folder), "--skip-broken")
+
+
+def test_statistics_of_a_mixed_folder(tmp_path, statistics):
+    photos(tmp_path / "photos", number=2)
+    np.save("photos/x.npy", np.zeros(3))
+    with pytest.raises(
+        SystemExit, match=r"cannot use .*photos: it has 2 images and 1 .npy files; name a folder of"
+    ):
+        statistics("--data", "photos")
+
+
+def test_statistics_know_what_was_skipped_before_a_kill(tmp_path, statistics):
+    photos(tmp_path / "photos")
+    break_files(tmp_path / "photos")
+    options = "--data", "photos", "--skip-broken", "--save-every", "0", "--state"
+    expected = statistics(*options, "whole.npz")
+    assert run_script("-c", KILLED, *options, "killed.npz", cwd=tmp_path).returncode == 9
+    assert statistics(*options, "killed.npz").splitlines()[1:] == expected.splitlines()[1:]
+    assert_same_states("killed.npz", "whole.npz")
+
+
+def test_statistics_by_workers_skip_broken_images(tmp_path):
+    pytest.importorskip("dask.distributed")
+    photos(tmp_path / "photos", number=20)
+    break_files(tmp_path / "photos")
+    options = "--data", "photos", "--workers", "1", "--skip-broken"
+    assert "\n3 files skipped:\n" in run_example("dataset_statistics.py", *options, cwd=tmp_path)
+
+
+# The output file --------------------------------------------------------------------------------------------
+
+
+def test_statistics_in_a_file(tmp_path, statistics):
+    x = np.random.default_rng(0).normal(3, 2, (20, 3, 4, 5))
+    x[0, 1, 0, 0] = np.nan
+    np.save("x.npy", x)
+    statistics("--data", "x.npy", "--output", "x.json")
+    found = json.loads(Path("x.json").read_text())
+    assert found["data"] == "x.npy: float64 (20, 3, 4, 5), channel axis 1"
+    assert found["count"] == [400] * 3
+    assert found["skipped"] == []
+    for name, of in (("mean", np.mean), ("std", np.std), ("var", np.var), ("min", np.min), ("max", np.max)):
+        assert found[name][1] is None, "NaN is no JSON"
+        expected = [of(x[:, 0]), of(x[:, 2])]
+        np.testing.assert_allclose(found[name][::2], expected, rtol=1e-13)  # NumPy's roundings
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "x.json"}
+
+
+def test_statistics_with_an_output_in_no_folder(statistics):
+    with pytest.raises(SystemExit, match="there is no folder gone for the output file"):
+        statistics("--data", "no data are looked for", "--output", "gone/x.json")
+
+
+# Ctrl-C -----------------------------------------------------------------------------------------------------
+
+# The example as a user starts it, with Ctrl-C at its third chunk.
+INTERRUPTED = f"""
+import runpy, signal, sys
+
+sys.path.insert(0, {str(EXAMPLES)!r})
+import dataset_files
+
+arrays, chunks = dataset_files.ArrayData.arrays, []
+
+def arrays_or_interrupt(self, i):
+    chunks.append(i)
+    if len(chunks) == 3:
+        signal.raise_signal(signal.SIGINT)
+    return arrays(self, i)
+
+dataset_files.ArrayData.arrays = arrays_or_interrupt
+dataset_files.CHUNK_BYTES = 1000
+sys.argv[0] = {str(EXAMPLES / "dataset_statistics.py")!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--state", "state.npz"), "run the same command to go on"),
+        ((), "nothing is kept without --state FILE"),
+    ],
+)
+def test_statistics_after_ctrl_c(options, text, tmp_path, statistics):
+    floats_and_break(tmp_path / "floats.npy")
+    expected = statistics("--data", "floats.npy").splitlines()[1:]
+    options = ["--data", "floats.npy", "--save-every", "0", *options]
+    result = run_script("-c", INTERRUPTED, *options, cwd=tmp_path)
+    assert result.returncode == -signal.SIGINT, result.stderr  # which shells show as 130
+    assert result.stderr.splitlines()[-1] == f"Interrupted; {text}."
+    assert "Traceback" not in result.stderr
+    assert not result.stdout
+    assert statistics(*options).splitlines()[1:] == expected

@@ -8,10 +8,13 @@ import functools
 import hashlib
 import os
 from pathlib import Path
+from time import perf_counter
 
 import numba
-from numba import config, njit
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba import config, njit, types
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+
+from numbabn.backends.compilation import LOGGER, Compilation
 
 # contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
@@ -43,10 +46,10 @@ class _PackageCache(FunctionCache):
     or a file cut short, a kernel can still be compiled.
     """
 
-    def __init__(self, function, variant):
+    def __init__(self, function, parallel):
         super().__init__(function)
         stamp = _package_stamp()
-        name = f"{self._impl.filename_base}-{variant}-{stamp[:16]}"
+        name = f"{self._impl.filename_base}-{'parallel' if parallel else 'serial'}-{stamp[:16]}"
         self._cache_file = IndexDataCacheFile(self.cache_path, name, stamp)
 
     def load_overload(self, sig, target_context):
@@ -57,9 +60,48 @@ class _PackageCache(FunctionCache):
                 self.flush()  # a damaged index would refuse what is compiled now
             return None
 
+
+class _LoggedCache(NullCache):
+    """A cache that logs what is compiled.
+
+    Numba looks into the cache of a function before it compiles, and saves afterwards, both under one lock. A
+    call of a kernel that is compiled already does not come here.
+    """
+
+    def __init__(self, function, parallel, cache):
+        self._kernel = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+        self._parallel = parallel
+        self._cache = cache
+        self._start = 0.0
+
+    @property
+    def cache_path(self):
+        return self._cache.cache_path
+
+    def flush(self):
+        self._cache.flush()
+
+    def load_overload(self, sig, target_context):
+        found = self._cache.load_overload(sig, target_context)
+        if found is not None:
+            LOGGER.debug("loaded %s for %s from %s", self._kernel, _dtype(sig), self.cache_path)
+        self._start = perf_counter()
+        return found
+
     def save_overload(self, sig, data):
-        with contextlib.suppress(Exception):
-            super().save_overload(sig, data)
+        seconds = perf_counter() - self._start
+        folder, reason = self.cache_path, "no folder can be written to"
+        try:
+            self._cache.save_overload(sig, data)
+        except Exception as error:
+            folder, reason = None, str(error)
+        LOGGER.info(Compilation(self._kernel, _dtype(sig), seconds, self._parallel, folder, reason))
+
+
+def _dtype(signature):
+    """Return the name of the narrowest dtype among the arrays: that of x, or float64 where there is no x."""
+    dtypes = (argument.dtype for argument in signature if isinstance(argument, types.Array))
+    return str(min(dtypes, key=lambda dtype: dtype.bitwidth))
 
 
 def helper(function):
@@ -75,8 +117,8 @@ class Kernel:
     """
 
     def __init__(self, function):
-        self.serial = _cached(njit(**_OPTIONS)(function), "serial")
-        self.parallel = _cached(njit(parallel=True, **_OPTIONS)(function), "parallel")
+        self.serial = _compiled(function, parallel=False)
+        self.parallel = _compiled(function, parallel=True)
 
     def __call__(self, nbytes, *arguments):
         (self.parallel if use_threads(nbytes) else self.serial)(*arguments)
@@ -84,14 +126,17 @@ class Kernel:
 
 def small_kernel(function):
     """Compile a function for work that is never worth a second thread."""
-    return _cached(njit(**_OPTIONS)(function), "serial")
+    return _compiled(function, parallel=False)
 
 
-def _cached(dispatcher, variant):
+def _compiled(function, parallel):
+    dispatcher = njit(parallel=parallel, **_OPTIONS)(function)
     if not config.DISABLE_JIT:
         # Where no cache folder can be written to: compile in every process rather than fail the import.
+        cache = NullCache()
         with contextlib.suppress(RuntimeError):
-            dispatcher._cache = _PackageCache(dispatcher.py_func, variant)
+            cache = _PackageCache(function, parallel)
+        dispatcher._cache = _LoggedCache(function, parallel, cache)
     return dispatcher
 
 

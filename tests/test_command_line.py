@@ -1,0 +1,179 @@
+"""The commands ``info`` and ``warm-up`` of ``python -m numbabn``: what they print, do and return."""
+
+import inspect
+import logging
+import re
+import signal
+import sys
+
+import numba
+import pytest
+
+import numbabn as nbn
+from numbabn import __main__ as command
+from numbabn._warm_up import DTYPES, OPERATIONS, SHAPES, Step, steps
+from numbabn.backends.compilation import LOGGER, Compilation
+from tests.support.jit import needs_jit
+from tests.support.processes import python, run_python
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a command in this process and return its exit status; afterwards Ctrl-C does what it did before."""
+    handler = signal.getsignal(signal.SIGINT)
+
+    def main(*arguments):
+        try:
+            return command.main(arguments)
+        except SystemExit as end:
+            return end.code
+
+    yield main
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_info_is_show_config(run, capsys):
+    nbn.show_config()
+    expected = capsys.readouterr().out
+    assert run("info") == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["warm-up", "--help"]])
+def test_help(arguments, run, capsys):
+    assert run(*arguments) == 0
+    text = capsys.readouterr().out
+    for word in [*SHAPES, *DTYPES, *OPERATIONS, "exit status"] if len(arguments) > 1 else ["info", "warm-up"]:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["warmup"], "invalid choice: 'warmup'"),
+        (["warm-up", "--layouts", "NCWH"], "invalid choice: 'NCWH'"),
+        (["warm-up", "--dtypes"], "expected at least one argument"),
+        (["warm-up", "--dtypes", "uint8", "--operations", "training"], "uint8 has statistics only"),
+    ],
+)
+def test_wrong_options(arguments, message, run, capsys):
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_steps_of_every_choice():
+    every = steps(SHAPES, DTYPES, OPERATIONS)
+    assert {step.layout for step in every} == set(SHAPES)
+    assert {(step.dtype, step.operation) for step in every} == {
+        *((dtype, operation) for dtype in ("float32", "float64") for operation in OPERATIONS),
+        ("uint8", "statistics"),
+    }
+
+
+@pytest.mark.parametrize("step", steps(["NC"], ["float32", "uint8"], OPERATIONS)[::2], ids=str)
+@needs_jit
+def test_steps_run(step):
+    step.run()
+
+
+# What a real warm-up is good for ----------------------------------------------------------------------------
+
+REAL_CALLS = """
+    import logging, sys
+    logging.basicConfig(stream=sys.stdout, format="%(name)s: %(message)s")
+    logging.getLogger("numbabn").setLevel(logging.DEBUG)
+    import numpy as np
+    import numbabn as nbn
+
+    for shape in ((32, 64), (8192, 512)):
+        nbn.BatchNorm(shape[1]).eval()(np.zeros(shape, np.float32))
+"""
+
+
+@needs_jit
+def test_after_a_warm_up_nothing_is_compiled(tmp_path):
+    options = "--layouts", "NC", "--dtypes", "float32", "--operations", "inference"
+    result = python("-m", "numbabn", "warm-up", *options, NUMBA_CACHE_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("numbabn: compiled ")]
+    number = int(re.match(r"(\d+) kernels compiled in \d+ s, cache: ", result.stdout)[1])
+    assert len(lines) == number > 0
+    assert str(tmp_path) in result.stdout
+    calls = run_python(REAL_CALLS, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert calls
+    assert all(line.startswith("numbabn: loaded ") for line in calls), calls
+
+
+@needs_jit
+def test_ctrl_c_ends_a_warm_up(tmp_path):
+    code = """
+        import runpy, signal, sys
+        from numbabn._warm_up import Step
+        Step.run = lambda self: signal.raise_signal(signal.SIGINT)
+        sys.argv = ["numbabn", "warm-up"]
+        runpy.run_module("numbabn", run_name="__main__")
+    """
+    result = python("-c", inspect.cleandoc(code), NUMBA_CACHE_DIR=str(tmp_path))
+    assert result.returncode == -signal.SIGINT
+    text = "Interrupted. What is compiled is kept: run the same command to go on."
+    assert result.stderr.split("\n") == ["", text, ""]
+
+
+# Warm-ups of nothing ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """Let a warm-up make one call, which logs what it is given; no kernel is compiled."""
+
+    def compiles(*found):
+        monkeypatch.setattr(command, "steps", lambda *_: [Step("NC", (1, 1), "float32", "training")])
+        monkeypatch.setattr(Step, "run", lambda self: [LOGGER.info(compilation) for compilation in found])
+
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
+    return compiles
+
+
+KEPT = Compilation("rows.forward", "float32", 2.0, folder="/cache")
+LOST = Compilation("rows.backward", "float32", 2.0, reason="No space left on device")
+
+
+def test_a_kernel_that_is_not_cached_is_a_failure(run, compiling, capsys):
+    compiling(KEPT)
+    assert run("warm-up") == 0
+    compiling(KEPT, LOST)
+    assert run("warm-up") == 1
+    printed = capsys.readouterr()
+    assert "2 kernels compiled in 0 s" in printed.out
+    assert "1 kernels are not cached: No space left on device" in printed.err
+    assert (LOGGER.level, [type(handler) for handler in LOGGER.handlers]) == (0, [logging.NullHandler])
+
+
+def test_a_warm_up_shows_a_progress_bar(run, compiling, monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    compiling(KEPT)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("warm-up") == 0
+    assert "100%" in capsys.readouterr().err
+
+
+def test_a_warm_up_needs_no_tqdm(run, compiling, monkeypatch):
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(sys.modules, name, None)
+    compiling(KEPT)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run("warm-up") == 0
+
+
+def test_a_warm_up_with_one_thread_says_what_is_missing(run, compiling, monkeypatch, capsys):
+    compiling(KEPT)
+    monkeypatch.setattr(command, "use_threads", lambda nbytes: False)
+    assert run("warm-up") == 0
+    assert "Kernels for several threads are left out" in capsys.readouterr().err
+
+
+def test_a_warm_up_without_the_jit_is_a_failure(run, monkeypatch, capsys):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert run("warm-up") == 1
+    assert "NUMBA_DISABLE_JIT" in capsys.readouterr().err
