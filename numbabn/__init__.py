@@ -1,4 +1,4 @@
-"""Batch normalisation for NumPy arrays at the speed of memory, exact to the last bits.
+"""Normalisation for arrays at the speed of memory, exact to the last bits.
 
 Start with `BatchNorm`, or with `batch_norm_forward` and `batch_norm_backward`. Importing compiles nothing:
 kernels compile on first use, which the logger "numbabn" tells at the level INFO, and are cached on disk.

@@ -216,7 +216,7 @@ REFUSED = [
     (lambda m: m.update(X, weights=np.ones((1, 2, 3))), ValueError, "does not broadcast"),
     (lambda m: m.update(X, weights=np.ones(3, bool)), TypeError, "pass where="),
     (lambda m: m.update(X, weights=np.ones(3, complex)), TypeError, "weights has dtype complex"),
-    (lambda m: m.update(X, weights=[1, 2, 3]), TypeError, "weights must be a NumPy array"),
+    (lambda m: m.update(X, weights=2.0), TypeError, "weights must be a NumPy array"),
     (lambda m: m.update(X, weights=np.array([1, -1, 1])), ValueError, r"weights\[1\] is -1"),
     (lambda m: m.update(X, weights=np.array([1, 1, np.nan])), ValueError, r"weights\[2\] is nan"),
     (lambda m: m.update(X, weights=np.array([[np.inf], [1]])), ValueError, r"weights\[0, 0\] is inf"),

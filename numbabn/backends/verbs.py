@@ -68,15 +68,21 @@ class Affine:
     A class with slots, which is made in half the time of a named tuple.
     """
 
-    __slots__ = ("centered", "eps", "given", "parameters")
+    __slots__ = ("along", "centered", "eps", "given", "parameters")
 
     def __init__(
-        self, parameters: Pair, eps: float, given: tuple[Any, Any] = (None, None), centered: bool = True
+        self,
+        parameters: Pair,
+        eps: float,
+        given: tuple[Any, Any] = (None, None),
+        along: bool = False,
+        centered: bool = True,
     ) -> None:
         self.parameters = parameters
         self.eps = eps
-        self.centered = centered  # without, the mean is 0 by definition, as in RMS norm
         self.given = given  # gamma and beta as they were passed: their gradients are made like them
+        self.along = along  # whether gamma and beta vary along the values of one statistic, as in layer norm
+        self.centered = centered  # whether the mean is subtracted; in RMS norm it is 0 by definition
 
 
 class Population(NamedTuple):

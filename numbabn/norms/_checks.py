@@ -10,12 +10,6 @@ from numbabn.arrays import AnyArray, library_of, of_library, values_beside
 from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
 
 
-def data(x: AnyArray, name: str) -> None:
-    """Raise unless the array is floating point."""
-    if x.dtype not in COMPUTED:
-        dtype(x, name)
-
-
 def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
     """Return the dtype in which integers are normalised, ``wanted``, or None for x of this dtype itself."""
     result = result_dtype(wanted)
@@ -26,7 +20,7 @@ def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
                 f"pass {library_of(x).cast_text(name, result.name)}"
             )
         return result
-    data(x, name)
+    dtype(x, name)
     if x.dtype.newbyteorder("=") != result:
         raise TypeError(
             f"dtype is {result}, but {name} has dtype {x.dtype}; dtype is for integers of 8 and 16 bits: "

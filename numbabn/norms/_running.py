@@ -63,8 +63,6 @@ class Running(NamedTuple):
         }
         return cls.from_state(state, place)
 
-    # Statistics that overflow are infinite; a warning turned into an error would leave y without its update.
-    @np.errstate(all="ignore")
     def after(self, batch: Pair, count: int, momentum: float | None) -> Self:
         """Return what they are after one more batch, of ``count`` values and with these statistics.
 

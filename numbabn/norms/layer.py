@@ -68,7 +68,7 @@ class _Call(Call):
             np.ones(self.count, dtype) if given_gamma is None else _in_dtype(given_gamma, dtype),
             np.zeros(self.count, dtype) if given_beta is None else _in_dtype(given_beta, dtype),
         )
-        return Affine(parameters, number, (given_gamma, given_beta), centered)
+        return Affine(parameters, number, (given_gamma, given_beta), True, centered)
 
 
 def _in_dtype(parameter: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
@@ -227,11 +227,13 @@ def rms_norm_forward(
 
     Parameters
     ----------
-    x, gamma, axis, out
+    x, gamma, axis
         As `layer_norm_forward`.
     eps : float, optional
         Added to the mean of the squares; not negative. The machine epsilon of the dtype of x unless given, as
         in PyTorch.
+    out
+        As `layer_norm_forward`.
 
     Returns
     -------

@@ -9,6 +9,7 @@ import numpy as np
 
 from numbabn.backends.cpu import along, columns, plan, rows, running
 from numbabn.backends.cpu.affine import fill_gradient_all, fill_normalize_all
+from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.cpu.welford import merge_chunks
 from numbabn.backends.verbs import Affine, Array, Pair, View
 
@@ -40,7 +41,7 @@ def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) 
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
-    if plan.runs_along(view) or not affine.centered:
+    if affine.along:
         return along.forward(x, view, affine, y)
     statistics = np.empty((2, view.groups))
     if not _family(view).forward(x, view, affine, statistics, y):
@@ -51,11 +52,13 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     return statistics
 
 
+@np.errstate(all="ignore")
 def backward_reduce(dy: Array, x: Array, view: View, statistics: Pair, eps: float, gradients: Pair) -> Array:
     """Return the pair (sum of dy, sum of dy * xhat), and write it to the gradients (dgamma, dbeta)."""
     if plan.runs_along(view):
         ones = np.ones(view.members, x.dtype)
-        sums: Array = along.backward(dy, x, view, statistics, Affine((ones, ones), eps), None)
+        affine = Affine((ones, ones), eps, along=True)
+        sums: Array = along.backward(dy, x, view, statistics, affine, None)
         _fill(_flat(gradients), sums)
         return sums
     sums = _family(view).products(dy, x, view, statistics[0]).sum(axis=1)
@@ -81,7 +84,13 @@ def backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> None:
     """Write dx and the gradients of the training forward."""
-    if plan.runs_along(view) or not affine.centered:
+    quiet().run(_backward, dy, x, view, statistics, affine, dx, gradients)
+
+
+def _backward(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
+) -> None:
+    if affine.along:
         _fill(_flat(gradients), along.backward(dy, x, view, statistics, affine, dx))
         return
     sums = np.empty((2, view.groups))
@@ -92,6 +101,7 @@ def backward(
         backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
+@np.errstate(all="ignore")
 def backward_known(dy: Array, view: View, statistics: Pair, affine: Affine, dx: Array) -> None:
     """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
     coefficients = np.zeros((4, view.groups), dy.dtype)

@@ -1,8 +1,12 @@
-"""What a batch does to running statistics: new arrays, so that other threads see the old ones or the new."""
+"""What a batch does to running statistics: new arrays, so that other threads see the old ones or the new.
+
+Statistics that overflow are infinite. A warning turned into an error would leave y without its update.
+"""
 
 import numpy as np
 
 from numbabn.backends.arithmetic import merge_means
+from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.verbs import Pair, Population
 
 
@@ -12,6 +16,10 @@ def average(running: Pair, batch: Pair, momentum: float, correction: float) -> P
     The variance of the batch is multiplied by ``correction``. Computed in float64, and rounded to the dtypes
     of the running mean and variance.
     """
+    return quiet().run(_average, running, batch, momentum, correction)
+
+
+def _average(running: Pair, batch: Pair, momentum: float, correction: float) -> Pair:
     mean, var = running
     if momentum == 0.0:  # nothing of a batch that may be infinite
         return mean.copy(), var.copy()
@@ -30,6 +38,10 @@ def pool(running: Pair, population: Population, batch: Pair, count: int) -> tupl
     The population is float64. The statistics are its mean and its unbiased variance, rounded to the dtypes of
     the running ones.
     """
+    return quiet().run(_pool, running, population, batch, count)
+
+
+def _pool(running: Pair, population: Population, batch: Pair, count: int) -> tuple[Pair, Population]:
     (mean, m2), (batch_mean, batch_var) = population.moments, batch
     total, mean, between = merge_means(population.seen, mean, count, batch_mean)
     m2 = m2 + batch_var * count + between
