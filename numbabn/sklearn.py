@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from numbabn.arrays.dtypes import beyond_float32
 from numbabn.arrays.overlap import overlaps_itself
 from numbabn.backends.verbs import Array
 from numbabn.norms.batch import batch_norm_inference
@@ -230,7 +231,7 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         if x.dtype == np.float16:  # kernels do not take it, and float32 rounds less
             return self._affine(x.astype(np.float32), center, scale, shift, False).astype(np.float16)
         in_place = not (self.copy if copy is None else copy) and x.flags.writeable and not overlaps_itself(x)
-        if x.dtype == np.float32 and scale is not None and _beyond_float32(scale):
+        if x.dtype == np.float32 and scale is not None and beyond_float32(scale):
             wide = self._affine(x.astype(np.float64), center, scale, shift, False)
             return np.positive(wide, out=x if in_place else np.empty_like(x), casting="same_kind")
         ones = np.ones(x.shape[1])
@@ -277,12 +278,6 @@ def _refuse_infinity(moments: Moments, dtype: np.dtype[Any]) -> None:
             f"Input X contains infinity or a value too large for {dtype!r}, "
             f"the first in feature {np.argmax(infinite)}"
         )
-
-
-def _beyond_float32(scale: Array) -> bool:
-    """Whether a factor would be infinite in float32, or lose digits there."""
-    span = np.finfo(np.float32)
-    return bool(((scale < span.tiny) | (scale > span.max)).any())
 
 
 def _scale(count: Array, mean: Array, var: Array) -> Array:

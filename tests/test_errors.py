@@ -78,7 +78,7 @@ FORWARD_ROWS = [
     ),
     bad("gamma too long", lambda w: forward(w.x, np.ones(4)), ValueError, "gamma | (4,) | (3,)"),
     bad("gamma of rank 2", lambda w: forward(w.x, np.ones((1, 3))), ValueError, "gamma | (1, 3) | (3,)"),
-    bad("gamma number", lambda w: forward(w.x, 2.0), TypeError, "gamma | 2.0 | one value per channel | list"),
+    bad("gamma number", lambda w: forward(w.x, 2.0), TypeError, "gamma | 2.0 | single number | list"),
     bad("gamma int", lambda w: forward(w.x, np.ones(3, int)), TypeError, "gamma | int64 | floating point"),
     bad("gamma complex", lambda w: forward(w.x, np.ones(3, "c8")), TypeError, "gamma | complex64 | floating"),
     bad("gamma str", lambda w: forward(w.x, "relu"), TypeError, "gamma | NumPy array | str"),

@@ -216,6 +216,22 @@ def test_moments_normalize_with_weights():
     np.testing.assert_allclose(moments.normalize(x, dtype=np.float64), [[-(3**-0.5)], [3**0.5]], rtol=1e-15)
 
 
+@pytest.mark.parametrize("scale", [1e-42, 1e-39, 1e-20, 1e20, 1e38])
+def test_moments_normalize_at_the_ends_of_the_range(scale):
+    """1 / std may be beyond float32."""
+    x = (np.float64(scale) * np.array([[0.0], [2.0], [1.0]])).astype(np.float32)
+    moments = nbn.Moments().update(x)
+    # x itself is rounded to few digits where it is subnormal.
+    np.testing.assert_allclose(moments.normalize(x), standardised(x, -1), atol=1e-6)
+
+
+def test_moments_normalize_never_warns():
+    x = np.array([[1e-60], [-1e-60], [1e150], [-1e150]])
+    with np.errstate(all="raise" if JIT else "ignore"):
+        y = nbn.Moments().update(x).normalize(x)
+    np.testing.assert_allclose(y, standardised(x, -1), atol=1e-6)
+
+
 def test_moments_normalize_refuses():
     x = np.ones((4, 3))
     with pytest.raises(ValueError, match=r"^nothing was seen yet"):

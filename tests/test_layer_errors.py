@@ -44,7 +44,7 @@ BACKWARD_ROWS = [
         "layer before forward",
         lambda w: w.fresh.backward(w.dy),
         RuntimeError,
-        "backward | forward | y = bn(x)",
+        "backward | forward | y = layer(x)",
     ),
     bad("copied layer", lambda w: copy.deepcopy(w.layer).backward(w.dy), RuntimeError, "backward | forward"),
     bad(
@@ -123,8 +123,15 @@ SPEAKING_ROWS = [
     bad("attribute gamma", lambda w: w.layer.gamma, AttributeError, 'gamma | params["gamma"]'),
     bad("attribute bias", lambda w: w.layer.bias, AttributeError, 'bias | params["beta"]'),
     bad("attribute moving_mean", lambda w: w.layer.moving_mean, AttributeError, "moving_mean | running_mean"),
-    bad("method forward", lambda w: w.layer.forward(w.x), AttributeError, "forward | y = bn(x)"),
+    bad("method forward", lambda w: w.layer.forward(w.x), AttributeError, "forward | y = layer(x)"),
     bad("method cuda", lambda w: w.layer.cuda(), AttributeError, 'cuda | to("cuda")'),
+    bad(
+        "attribute gamma without one",
+        lambda w: nbn.BatchNorm(3, scale=False).gamma,
+        AttributeError,
+        "gamma | made without gamma",
+    ),
+    bad("decay", lambda w: nbn.BatchNorm(3, decay=0.9), TypeError, "decay | momentum | 1 minus"),
     bad("attribute of nobody", lambda w: w.layer.wibble, AttributeError, "'BatchNorm' | 'wibble'"),
     bad("layer, one sample", lambda w: w.layer(w.x[:1]), ValueError, "x | (1, 3) | one value | bn.eval()"),
     bad(
@@ -357,7 +364,8 @@ def test_foreign_names_are_nothing_else():
     """A layer has none of the attributes whose names are known to be missing, and answers hasattr."""
     layer = nbn.BatchNorm(3)
     assert not hasattr(layer, "weight")
-    assert not [name for name in _foreign._ATTRIBUTES if name in dir(layer)]
+    foreign = {*_foreign._ATTRIBUTES, *_foreign._OTHERS, *_foreign._GAMMA, *_foreign._BETA}
+    assert not foreign & set(dir(layer))
     options = inspect.signature(nbn.BatchNorm).parameters
     assert "num_channels" in options
     assert not _foreign._OPTIONS.keys() & options.keys()

@@ -233,6 +233,19 @@ def test_parameters(norm):
     assert_close(y, samples.forward(x, None, None, (-1,), 1e-5, norm.centered), 1e-13, "y")
 
 
+@needs_jit
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_signalling_nan_among_parameters(dtype):
+    """It is a NaN in its place, without a warning."""
+    gamma = np.array([0x7FA00000, 0x3F800000], np.uint32).view(np.float32)
+    x, dy, _, _ = problem((3, 2), (-1,), dtype)
+    with np.errstate(all="raise"):
+        y, saved = nbn.layer_norm_forward(x, gamma, gamma)
+        nbn.layer_norm_backward(dy, saved)
+    assert np.isnan(y[:, 0]).all()
+    assert np.isfinite(y[:, 1]).all()
+
+
 def test_parameters_beyond_the_dtype_of_x():
     """They become infinity and 0 there, and nobody is warned, whatever numpy.seterr says."""
     x, dy, _, _ = problem((3, 4), (-1,))
@@ -384,7 +397,7 @@ def test_sums_over_samples_are_exact_enough():
     _, dgamma, dbeta = nbn.layer_norm_backward(dy, saved)
     assert dbeta.tolist() == [rows, rows]
     assert dgamma.tolist() == [-rows, rows]
-    assert rows > along.SUMS_ROWS
+    assert rows > along.MOST_ROWS
 
 
 # Errors -----------------------------------------------------------------------------------------------------
@@ -393,6 +406,7 @@ X = np.ones((4, 3), np.float32)
 REFUSED = [
     ({"x": np.ones((4, 3), int)}, TypeError, "^x has dtype int64, which is not floating point"),
     ({"x": [[1.0]]}, TypeError, "^x must be a NumPy array, not builtins.list"),
+    ({"x": np.array(1.0)}, ValueError, r"^x must have an axis to be normalised, but has shape \(\)"),
     ({"x": np.float32(1)}, TypeError, "^x must be a NumPy array"),
     ({"axis": 2}, ValueError, "^axis must be from -2 to 1 for an array of rank 2, not 2"),
     ({"axis": (0, -2)}, ValueError, r"^axis must name one axis or more, each of them once, not \(0, -2\)"),
@@ -414,6 +428,25 @@ def test_refused(norm, wrong, error, message):
     arrays = [a for a in arguments.values() if isinstance(a, np.ndarray)]
     with unchanged(*arrays), pytest.raises(error, match=message):
         norm.forward(arguments.pop("x"), arguments.pop("gamma", None), None, **arguments)
+
+
+def test_saved_of_another_norm():
+    """Its gradients are others, and would be silently wrong."""
+    dy = np.ones_like(X)
+    saved = {
+        "batch": nbn.batch_norm_forward(X)[1],
+        "layer": nbn.layer_norm_forward(X)[1],
+        "rms": nbn.rms_norm_forward(X)[1],
+    }
+    backward = {
+        "batch": nbn.batch_norm_backward, "layer": nbn.layer_norm_backward, "rms": nbn.rms_norm_backward,
+    }  # fmt: skip
+    for (one, function), (other, remembered) in itertools.product(backward.items(), saved.items()):
+        if one == other:
+            function(dy, remembered)
+        else:
+            with pytest.raises(ValueError, match=rf"^saved is not from {one}_norm_forward"):
+                function(dy, remembered)
 
 
 @both_norms
@@ -481,6 +514,17 @@ LAYER_REFUSED = [
     (lambda: nbn.LayerNorm(3, eps=-1.0), ValueError, "^eps must be a finite number"),
     (lambda: nbn.RMSNorm(3, eps=np.nan), ValueError, "^eps must be a finite number"),
     (lambda: nbn.LayerNorm(3, elementwise_affine=False), TypeError, "elementwise_affine.* scale and center"),
+    (
+        lambda: nbn.LayerNorm((2, 3), axis=(2, 1)),
+        ValueError,
+        r"^axis must name .* in ascending order, not \(2, 1\)",
+    ),
+    (lambda: nbn.LayerNorm((2, 3), axis=(-1, 1)), ValueError, "^axis must name .* in ascending order"),
+    (lambda: nbn.LayerNorm(num_features=3), TypeError, "num_features.* normalized_shape"),
+    (lambda: nbn.RMSNorm(3, elementwise_affine=False), TypeError, "here it is scale: see"),
+    (lambda: nbn.RMSNorm(3, bias=False), TypeError, "unexpected keyword argument 'bias'"),
+    (lambda: nbn.RMSNorm(3).bias, AttributeError, "made without beta"),
+    (lambda: nbn.LayerNorm(3).moving_mean, AttributeError, "'moving_mean'$"),
     (lambda: nbn.LayerNorm(3).weight, AttributeError, r'params\["gamma"\]'),
     (lambda: nbn.LayerNorm(4)(X), ValueError, r"^x has shape \(4, 3\), \(3,\) on the axes \(-1,\), .*\(4,\)"),
     (lambda: nbn.LayerNorm(3).backward(X), RuntimeError, "^backward needs a forward call first"),

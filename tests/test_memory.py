@@ -154,23 +154,24 @@ def test_bad_limits(nbytes, error, message):
         nbn.set_pool_limit(nbytes)
 
 
-def test_kept_memory_is_given_back_before_there_is_too_little():
+@pytest.mark.parametrize("dtype", ["np.float32", "np.uint8"])
+def test_kept_memory_is_given_back_before_there_is_too_little(dtype):
     """Address space for three blocks: two kept ones make room for a larger one; then MemoryError, and on."""
-    code = """
+    code = f"""
         import resource
         import numpy as np
         import numbabn as nbn
 
         x = np.ones((1 << 14, 1024), np.float32)  # 64 MiB
-        large = np.ones((1 << 15, 1024), np.float32)
+        large = np.ones((1 << 15, 1024), {dtype})
         mean, var = np.zeros(1024), np.ones(1024)
-        nbn.batch_norm_inference(large, mean, var, out=large)
+        nbn.batch_norm_inference(large, mean, var, out=np.empty(large.shape, np.float32), dtype=np.float32)
         results = [nbn.batch_norm_inference(x, mean, var) for _ in range(2)]
         del results
         with open("/proc/self/statm") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
-        print(nbn.batch_norm_inference(large, mean, var).sum())
+        print(nbn.batch_norm_inference(large, mean, var, dtype=np.float32).sum())
         mean, var = np.zeros(3), np.ones(3)
         try:
             nbn.batch_norm_inference(np.broadcast_to(np.float32(1), (1 << 30, 3)), mean, var)

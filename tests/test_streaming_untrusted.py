@@ -73,6 +73,11 @@ VALUES = {
     "negative weight": ("real_moments", (0, 1), -1.0, "moments of channel 1"),
     "NaN weight": ("real_moments", (0, 1), np.nan, "moments of channel 1"),
     "infinite weight": ("real_moments", (0, 1), np.inf, "moments of channel 1"),
+    "infinite low part": ("real_moments", (1, 1), np.inf, "moments of channel 1"),
+    "NaN low part": ("real_moments", (1, 1), np.nan, "moments of channel 1"),
+    "negative low part": ("real_moments", (1, 1), -5.0, "moments of channel 1"),
+    "large low part": ("real_moments", (1, 1), 2.0**62, "moments of channel 1"),
+    "least above greatest": ("min", 1, 1e30, "a range of channel 1"),
     "negative m2": ("real_moments", (4, 2), -1.0, "moments of channel 2"),
     "exponent too large": ("real_exponent", 2, 1 << 40, "moments of channel 2"),
     "exponent too small": ("real_exponent", 2, np.iinfo(np.int64).min, "moments of channel 2"),
@@ -95,9 +100,10 @@ def test_axes():
         nbn.Moments.from_dict(given | {"shape": np.array([-2, -3])})
 
 
-def test_a_count_with_a_fraction_has_weights():
+@pytest.mark.parametrize("count", [1.5, 2.0**63, 2.0**70])
+def test_what_is_no_count_has_weights(count):
     given = nbn.Moments().update(np.ones((2, 1))).to_dict()
-    given["real_moments"][0] = 1.5
+    given["real_moments"][0] = count
     with pytest.raises(ValueError, match="moments of channel 0"):
         nbn.Moments.from_dict(given)
 

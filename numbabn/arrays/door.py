@@ -93,7 +93,7 @@ def values_beside(values: object, name: str, x: AnyArray) -> AnyArray:
     """Return an array as `beside` does; a list or tuple of numbers becomes one of float64, where x is."""
     if isinstance(values, Number):
         raise TypeError(
-            f"{name} is {values!r}, but must have one value per channel; pass a NumPy array or a list"
+            f"{name} is {values!r}, a single number; pass a NumPy array or a list with all of its values"
         )
     if not isinstance(values, (list, tuple)):
         return beside(values, name, x)

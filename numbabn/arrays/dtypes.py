@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from numbabn.backends.verbs import Array
+
 COMPUTED = tuple(map(np.dtype, (np.float32, np.float64)))
 CONVERTED = tuple(map(np.dtype, (np.uint8, np.int8, np.uint16, np.int16)))  # exact in float32
 
@@ -17,3 +19,9 @@ def result_dtype(value: Any) -> np.dtype[Any]:
     if dtype is None or dtype not in COMPUTED:
         raise TypeError(f"dtype must be numpy.float32 or numpy.float64, not {value!r}")
     return dtype
+
+
+def beyond_float32(factors: Array) -> bool:
+    """Whether one of the factors would be infinite in float32, or lose digits there."""
+    span = np.finfo(np.float32)
+    return bool(((factors < span.tiny) | (factors > span.max)).any())

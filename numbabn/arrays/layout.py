@@ -29,9 +29,8 @@ class Layout(NamedTuple):
 
     order: tuple[int, ...] | None  # axes from the slowest to the fastest; None is C order
     view: View
-    batch: tuple[int, ...] | None = (
-        None  # lengths of the slowest axes, if each of their values has statistics
-    )
+    # Lengths of the slowest axes, where every sample has statistics of its own; None in batch norm.
+    batch: tuple[int, ...] | None = None
 
     def matches(self, array: AnyArray) -> bool:
         """Whether an array of the right shape has this memory order, so that ``flat`` is a view."""

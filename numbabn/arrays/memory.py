@@ -38,16 +38,14 @@ def empty_like(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
     MemoryError
         If there is no memory, even after all kept blocks were given back.
     """
-    if dtype is not None:
-        array = np.empty_like(array, dtype)  # large ones have no pages before somebody writes to them
-    small = array.nbytes <= SMALLEST_BLOCK
+    small = array.size * (dtype or array.dtype).itemsize <= SMALLEST_BLOCK
     try:
-        return np.empty_like(array) if small else _large(array)
+        return np.empty_like(array, dtype) if small else _large(array, dtype or array.dtype)
     except MemoryError:
         pass
     # After the except clause, because the error's traceback would hold on to some of the blocks.
     _pool.clear()
-    return np.empty_like(array) if small else _large(array)
+    return np.empty_like(array, dtype) if small else _large(array, dtype or array.dtype)
 
 
 def set_pool_limit(nbytes: int) -> None:
@@ -85,11 +83,11 @@ def set_pool_limit(nbytes: int) -> None:
     _pool.set_limit(number)
 
 
-def _large(array: Array) -> Array:
+def _large(array: Array, dtype: np.dtype[Any]) -> Array:
     if not _SUPPORTED or not _pool.limit:
-        return np.empty_like(array)
-    owner = _pool.take(-(-array.nbytes // _PAGE) * _PAGE)
-    return np.asarray(owner.of(array))
+        return np.empty_like(array, dtype)
+    owner = _pool.take(-(-array.size * dtype.itemsize // _PAGE) * _PAGE)
+    return np.asarray(owner.of(array, dtype))
 
 
 class _Owner:
@@ -101,13 +99,13 @@ class _Owner:
         self._block = block
         self._address = int(np.frombuffer(block, np.uint8).ctypes.data)
 
-    def of(self, like: Array) -> "_Owner":
-        """Return this object, as the memory of an array like this one."""
+    def of(self, like: Array, dtype: np.dtype[Any]) -> "_Owner":
+        """Return this object, as the memory of an array of this dtype in the order of one that is dense."""
         self.__array_interface__ = {
             "data": (self._address, False),
             "shape": like.shape,
-            "strides": like.strides,
-            "typestr": like.dtype.str,
+            "strides": tuple(step // like.itemsize * dtype.itemsize for step in like.strides),
+            "typestr": dtype.str,
             "version": 3,
         }
         return self

@@ -158,5 +158,5 @@ class Layer:
     def _saved_for_backward(self) -> Saved:
         """Return what the last forward call left."""
         if self._saved is None:
-            raise RuntimeError("backward needs a forward call first: y = bn(x), then bn.backward(dy)")
+            raise RuntimeError("backward needs a forward call first: y = layer(x), then layer.backward(dy)")
         return self._saved

@@ -8,12 +8,13 @@ import numpy as np
 from numbabn._numbers import real
 from numbabn.arrays import AnyArray, library_of, of_library, values_beside
 from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
+from numbabn.norms._saved import Saved
 
 
 def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
     """Return the dtype in which integers are normalised, ``wanted``, or None for x of this dtype itself."""
     result = result_dtype(wanted)
-    if x.dtype.newbyteorder("=") in CONVERTED:
+    if x.dtype.kind in "iu" and x.dtype.newbyteorder("=") in CONVERTED:
         if not library_of(x).on_host:
             raise TypeError(
                 f"{name} has dtype {x.dtype}, which is converted on the CPU only; "
@@ -47,6 +48,8 @@ def dtype(x: AnyArray, name: str) -> None:
         raise TypeError(f"{name} has dtype {kind}; float32 and float64 are supported: {advice}")
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
+    if kind.kind in "iu" and kind.newbyteorder("=") in CONVERTED:
+        advice += ", or to batch_norm_inference dtype=numpy.float32"
     raise TypeError(f"{name} has dtype {kind}, which is not floating point; {advice}")
 
 
@@ -104,6 +107,12 @@ def variance(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
         c = int(np.argmax(values < 0))
         raise ValueError(f"{name} must not be negative, but {name}[{c}] is {values[c]}")
     return values
+
+
+def norm(saved: object, forward: str, along: bool, centered: bool) -> None:
+    """Raise if saved is from the forward function of another norm than the one named."""
+    if isinstance(saved, Saved) and (saved._affine.along, saved._affine.centered) != (along, centered):
+        raise ValueError(f"saved is not from {forward}; pass it to the backward function of its own norm")
 
 
 def gradient(dy: object, x: AnyArray) -> AnyArray:

@@ -59,6 +59,9 @@ def axes(value: object, number: int) -> tuple[int, ...]:
     result = tuple(integer(each, "axis") for each in given)
     if len(result) != number:
         raise ValueError(f"axis is {value!r}, but normalized_shape has {number} lengths; name as many axes")
+    # Axes from the end come after those from the front, whatever the rank of x.
+    if list(result) != sorted(result, key=lambda axis: (axis < 0, axis)):
+        raise ValueError(f"axis must name the axes of normalized_shape in ascending order, not {value!r}")
     return result
 
 

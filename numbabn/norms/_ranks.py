@@ -87,8 +87,8 @@ class Message:
     """One call's message: sent within the block, or, if the block raises before, one that says so.
 
     So every rank that enters the block sends exactly one message, and none waits for one that raised there.
-    All messages of a layer are of one size, so that calls that do not belong together can be told from each
-    other: (kind, count, 2 * channels values) in float64.
+    All messages of a layer but the first, which `Ranks.agree` sends, are of one size, so that calls that do
+    not belong together can be told from each other: (kind, count, 2 * channels values) in float64.
     """
 
     __slots__ = ("_channels", "_comm", "_kind", "_ranks", "_sent")

@@ -245,6 +245,7 @@ def batch_norm_backward(
     >>> dx.sum().round(12), dbeta
     (np.float64(0.0), array([1.]))
     """
+    _checks.norm(saved, "batch_norm_forward", False, True)
     return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
 
 

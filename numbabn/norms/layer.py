@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 from numbabn.arrays import AnyArray, location_text
 from numbabn.arrays.layout import Layout, axis_number, rows_layout
 from numbabn.arrays.library import HOST, Place
+from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
 from numbabn.norms._base import Layer
@@ -28,6 +29,8 @@ class _Call(Call):
         if not self.library.on_host:
             raise TypeError(f"x is {location_text(x)}; layer norm and RMS norm work on NumPy arrays so far")
         shape = x.shape
+        if not shape:
+            raise ValueError("x must have an axis to be normalised, but has shape ()")
         axes: tuple[int, ...]
         if type(axis) is tuple and len(axis) == 1:
             (axis,) = axis
@@ -73,10 +76,7 @@ class _Call(Call):
 
 def _in_dtype(parameter: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
     """Return a parameter flat in this dtype; what is beyond its range becomes infinity, without a warning."""
-    if parameter.dtype.itemsize <= dtype.itemsize:
-        return parameter.astype(dtype).ravel()
-    with np.errstate(all="ignore"):
-        return parameter.astype(dtype).ravel()
+    return quiet().run(parameter.astype, dtype).ravel()
 
 
 def _axes(axis: object, ndim: int) -> tuple[int, ...]:
@@ -208,6 +208,7 @@ def layer_norm_backward(
     >>> dx.sum().round(12), dbeta
     (np.float64(0.0), array([1., 0., 0.]))
     """
+    _checks.norm(saved, "layer_norm_forward", True, True)
     return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
 
 
@@ -304,6 +305,7 @@ def rms_norm_backward(
     >>> dgamma
     array([0.2, 0. ])
     """
+    _checks.norm(saved, "rms_norm_forward", True, False)
     dx, dgamma, _ = backward(dy, saved, out, need_dx, need_dgamma, False, None)
     return dx, dgamma
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from numbabn.arrays import library_of, memory
-from numbabn.arrays.dtypes import COMPUTED, CONVERTED
+from numbabn.arrays.dtypes import COMPUTED, CONVERTED, beyond_float32
 from numbabn.arrays.layout import Layout
 from numbabn.backends import cpu
 from numbabn.backends.strides import memory_order
@@ -25,17 +25,20 @@ class Standard:
         self.mean = mean
         self.var = np.where(var == 0, 1.0, var)
 
+    @np.errstate(all="ignore")  # values that leave a range become infinity or 0, without a warning
     def write(self, x: Array, y: Array | None, dtype: np.dtype[Any]) -> Array:
         """Return (x - mean) / sqrt(var) in this dtype; in y, unless it is None.
 
         The arithmetic has the dtype of the result where x has integers of 8 or 16 bits, that of x where it is
-        float32 or float64, and else it is float64.
+        float32 or float64, and else it is float64; and so it is where 1 / sqrt(var) is beyond float32.
         """
         kind = x.dtype.newbyteorder("=")
-        if kind not in CONVERTED and kind not in COMPUTED:
+        single = dtype if kind in CONVERTED else kind
+        wide = single == np.float32 and beyond_float32(1 / np.sqrt(self.var))
+        if wide or (kind not in CONVERTED and kind not in COMPUTED):
             x = x.astype(np.float64, order="K")
         source = library_of(x).dense(x)
-        computed = dtype if kind in CONVERTED else source.dtype
+        computed = dtype if source.dtype in CONVERTED else source.dtype
         layout, axes = self._layout(source)
         fits = y is not None and y.dtype == computed and layout.matches(y)
         result = y if y is not None and fits else memory.empty_like(source, computed)
@@ -46,8 +49,7 @@ class Standard:
         if result is y or (y is None and computed == dtype):
             return result
         y = memory.empty_like(source, dtype) if y is None else y
-        with np.errstate(over="ignore"):  # what is beyond the range of float32 becomes infinity
-            y[...] = result
+        y[...] = result
         return y
 
     def _layout(self, x: Array) -> tuple[Layout, Sequence[int]]:

@@ -26,6 +26,7 @@ _DTYPES = {  # kernels write to these arrays: nothing but the exact dtype, in na
     "real_exponent": _INT64,
 }  # fmt: skip
 _MOST_EXPONENT = 1074  # of the least float64 above 0
+_MOST_COUNT = 2.0**63  # of values: what counts is an int64
 _ALWAYS = {"format", "axis", "nan_policy"}
 _AFTER_AN_UPDATE = {"shape", "weighted", "min", "max"}
 _EXACT, _REAL = ({name for name in _DTYPES if name.startswith(part)} for part in ("exact", "real"))
@@ -97,14 +98,21 @@ def _check_values(values: dict[str, Array]) -> None:
         fine &= np.array(n * q >= s * s, np.bool_)
         _refuse_channel(fine, "exact sums")
     if real is not None:
-        weight, m2 = real[0], real[4]
+        weight, low, m2 = real[0], real[1], real[4]
         exponent = values["real_exponent"]
         fine = np.isfinite(weight) & (weight >= 0) & ~(m2 < 0)
+        fine &= np.abs(low) <= np.spacing(np.where(np.isfinite(weight), weight, 0.0))  # False for NaN
         fine &= (exponent >= -_MOST_EXPONENT) & (exponent <= _MOST_EXPONENT)
         if not values["weighted"]:
             fine &= exponent == 0
-            fine &= (weight == np.floor(weight)) & (real[1] == np.floor(real[1]))
+            fine &= (weight == np.floor(weight)) & (low == np.floor(low))
+            exact = np.zeros(weight.shape, np.int64) if count is None else count
+            fine &= weight < _MOST_COUNT - exact.astype(np.float64)
         _refuse_channel(fine, "moments")
+    if "min" in values:
+        low, high = values["min"], values["max"]
+        nothing = (low == np.inf) & (high == -np.inf)
+        _refuse_channel((low <= high) | nothing | np.isnan(low) | np.isnan(high), "a range")
 
 
 def _refuse_channel(fine: Array, what: str) -> None:

@@ -425,7 +425,7 @@ REFUSALS = {
         lambda b: trained(b).backward(b.put(ONE[:3].copy())), ValueError, "dy | (3, 3) | (4, 3) | returned",
     ),
     "layer's gamma": (lambda b: layer(b).gamma, AttributeError, 'params["gamma"]'),
-    "layer before forward": (lambda b: b.call(layer(b).backward, ONE), RuntimeError, "forward | y = bn(x)"),
+    "layer before forward": (lambda b: b.call(layer(b).backward, ONE), RuntimeError, "y = layer(x)"),
 }  # fmt: skip
 
 

@@ -9,7 +9,9 @@ from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
 
 TASK_BYTES = 64 << 10  # of x in a task of the forward pass
-SUMS_ROWS = 32  # rows of a task of the backward pass at least: its sums take an eighth of what it reads then
+# Rows of a task of the backward pass. Its sums take 2 / rows of the bytes of x and dy in float32, so that 32
+# rows are enough; fewer where there would not be 64 tasks, to keep many cores busy with some large images.
+MOST_ROWS, LEAST_ROWS, TASKS = 32, 4, 64
 GROUP_BYTES = 256 << 10  # of x and dy in a group of rows, which is read twice, from the second-level cache
 
 
@@ -25,7 +27,7 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
 def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array | None) -> Array:
     """Write dx unless it is None; return the sums of dy and dy * xhat over all rows, [2, members]."""
     row = view.members * x.itemsize
-    rows = max(SUMS_ROWS, TASK_BYTES // row)
+    rows = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // row)
     group = max(1, min(kernels.GROUP, GROUP_BYTES // (2 * row)))
     streaming = 0 if dx is None else _streams(plan.touched(dy, x, dx), row, dx)
     sums = np.empty((-(-view.batch // rows), 2, view.members + LANES))

@@ -32,6 +32,9 @@ from numbabn.backends.cpu.simd import (
 )
 from numbabn.backends.cpu.welford import merge_means, moments_of_sums
 
+# Helpers here take up to eleven arguments: a tuple with an array in it counts references, atomically, which
+# is too much for every vector.
+
 GROUP = 8  # rows whose sums for gamma and beta are added up before they are stored
 
 
@@ -168,7 +171,7 @@ def forward(x, cut, gamma, beta, eps, statistics, y):
 def fill_row(n, row, products, statistics, eps, centered, coefficients):
     """Coefficients of a row, as number n of a group, in the dtype of x.
 
-    They are center, scale and shift of xhat, and scale, weight and shift of dx; see `arithmetic`.
+    They are center, scale and shift of xhat, and scale, shift and weight of dx; see `arithmetic`.
     ``products`` are the row's ``sums`` with dy, and its length.
     """
     (s, q, length), mean, std = products, statistics[0, row], np.sqrt(statistics[1, row] + eps)
@@ -181,8 +184,8 @@ def fill_row(n, row, products, statistics, eps, centered, coefficients):
     coefficients[1, n] = a
     coefficients[2, n] = b
     coefficients[3, n] = scale
-    coefficients[4, n] = weight
-    coefficients[5, n] = shift
+    coefficients[4, n] = shift
+    coefficients[5, n] = weight
 
 
 @helper
@@ -204,7 +207,7 @@ def backward_column(dy, x, i, count, j, n, gamma, coefficients, streaming, added
         t, u = add(t, e), fma(e, fma(d, splat(coefficients[1, r]), splat(coefficients[2, r])), u)
         if dx is not None:
             value = fma(d, splat(coefficients[3, r]), fma(e, g, none))
-            value = fma(value, splat(coefficients[4, r]), splat(coefficients[5, r]))
+            value = fma(value, splat(coefficients[5, r]), splat(coefficients[4, r]))
             if n >= LANES:
                 put(value, i, streaming, dx)
             else:
