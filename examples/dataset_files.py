@@ -92,11 +92,13 @@ class ImageFolder(Folder):
 
     axis, dtype, images = -1, np.dtype(np.uint8), True
 
+    def __init__(self, folder, files):
+        super().__init__(folder, files)
+        self.open_image = image_opener()
+
     def read_file(self, path):
         """Return the RGB pixels of an image file, in the shape (pixels, 3)."""
-        from PIL import Image
-
-        with Image.open(path) as image:
+        with self.open_image(path) as image:
             if image.mode[0] in "IF":  # these have more than 8 bits, and convert() would clip them to 255
                 raise ValueError(f"its pixels, of mode {image.mode}, have more than 8 bits; use a .npy file")
             return np.asarray(image.convert("RGB")).reshape(-1, 3)
@@ -135,6 +137,15 @@ class NpyFolder(Folder):
 
     def __str__(self):
         return f"{self.name}: {len(self.files)} .npy files of {self.dtype}, {axis_text(self)}"
+
+
+def image_opener():
+    """Return Pillow's function that opens an image; exit if Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise SystemExit('images need Pillow: python -m pip install "numbabn[examples]"') from error
+    return Image.open
 
 
 def first_readable(files):

@@ -37,7 +37,8 @@ def statistics(data, args):
     """Return the moments of the data, computed in one pass, and what was wrong with files that were skipped.
 
     With a path ``args.state``, the pass goes on from the state file there, if it exists, and writes that file
-    at the end and whenever at least ``args.save_every`` seconds have passed since the last time.
+    at the end and whenever at least ``args.save_every`` seconds have passed since the last time, but not
+    before a file could be read: if all of them fail, the cause may be a codec that is missing.
     ``args.workers`` is the number of Dask's processes; with 0 this process does the work.
     """
     state, workers = args.state, args.workers
@@ -61,7 +62,8 @@ def statistics(data, args):
                 skipped += broken
             progress.update(data.edges[end] - data.edges[done])
             done = end
-            if state and (done == chunks or time.monotonic() - last >= args.save_every):
+            due = done == chunks or time.monotonic() - last >= args.save_every
+            if state and due and moments.shape is not None:
                 save_state(state, identity, moments, skipped, done)
                 last = time.monotonic()
     return moments, skipped

@@ -24,7 +24,11 @@ are not cached.
 """
 WARM_UP_END = """\
 NC and NHWC share their kernels, with NLC and NDHWC; NCHW has those of NCL and NCDHW, but maps of fewer than
-16 values use those of NHWC. The exit status is 0 if everything is cached, 1 if not, 2 after a wrong option.
+16 values use those of NHWC. Arrays in Fortran order have the kernels of NCHW or NHWC. The layout rows stands
+for LayerNorm and RMSNorm, which share theirs, and has no statistics and no uint8. Of uint8, inference is
+batch_norm_inference to float32, and there is no training. Statistics are those of moments and Moments, with
+Moments.normalize. Left out are the kernels for read-only arrays, for weights= and for nan_policy="omit". The
+exit status is 0 if everything is cached, 1 if not, 2 after a wrong option.
 """
 
 
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     wanted = steps(options.layouts, options.dtypes, options.operations)
     if not wanted:
-        warm_up.error("uint8 has statistics only: choose this operation, too, or another dtype")
+        warm_up.error("nothing to compile: uint8 has no training, and rows have neither uint8 nor statistics")
     if numba.config.DISABLE_JIT:
         print("NUMBA_DISABLE_JIT is set: nothing is compiled.", file=sys.stderr)
         return 1

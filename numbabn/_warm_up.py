@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 
 from numbabn.backends.compilation import LOGGER, Compilation
-from numbabn.norms.batch import BatchNorm
+from numbabn.norms.batch import BatchNorm, batch_norm_inference
+from numbabn.norms.layer import LayerNorm
 from numbabn.norms.moments import moments
 from numbabn.statistics.moments import Moments
 
 # Shapes whose calls together reach all kernels of a layout: an array for one thread, one for several, and in
-# NCHW one with so few channels that several threads share a channel.
+# NCHW one with so few channels that several threads share a channel. Rows are samples, each normalised by
+# itself, as by layer norm and RMS norm; layouts with a C have channels.
+ROWS = "rows"
 SHAPES = {
     "NC": ((64, 32), (4096, 128)),
     "NCHW": ((2, 4, 32, 32), (8, 64, 32, 32), (8, 3, 128, 128)),
     "NHWC": ((4, 8, 8, 32), (8, 32, 32, 64)),
+    ROWS: ((64, 256), (4096, 256)),
 }
 
 
@@ -34,7 +38,11 @@ def _training(x: Any, axis: int) -> None:
 
 
 def _inference(x: Any, axis: int) -> None:
-    BatchNorm(x.shape[axis], axis=axis).eval()(x)
+    if x.dtype.kind == "f":
+        BatchNorm(x.shape[axis], axis=axis).eval()(x)
+    else:
+        channels = x.shape[axis]
+        batch_norm_inference(x, np.zeros(channels), np.ones(channels), axis=axis, dtype=np.float32)
 
 
 def _statistics(x: Any, axis: int) -> None:
@@ -42,11 +50,22 @@ def _statistics(x: Any, axis: int) -> None:
         moments(x, axis=axis)
     seen = Moments(axis=axis).update(x)
     seen.merge(seen.copy())
+    seen.normalize(x)
+
+
+def _training_of_rows(x: Any) -> None:
+    layer = LayerNorm(x.shape[-1])
+    layer.backward(layer(x))
+
+
+def _inference_of_rows(x: Any) -> None:
+    LayerNorm(x.shape[-1]).eval()(x)
 
 
 OPERATIONS = {"training": _training, "inference": _inference, "statistics": _statistics}
-NORMALISED = ("float32", "float64")
-DTYPES = (*NORMALISED, "uint8")  # images are not normalised as they are, but have statistics
+OF_ROWS = {"training": _training_of_rows, "inference": _inference_of_rows}  # RMS norm has the same kernels
+FLOATS = ("float32", "float64")
+DTYPES = (*FLOATS, "uint8")  # the last one for images
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,17 @@ class Step:
 
     def run(self) -> None:
         """Make the call on zeros."""
-        OPERATIONS[self.operation](np.zeros(self.shape, self.dtype), self.layout.index("C"))
+        x = np.zeros(self.shape, self.dtype)
+        if self.layout == ROWS:
+            OF_ROWS[self.operation](x)
+        else:
+            OPERATIONS[self.operation](x, self.layout.index("C"))
+
+
+def _exists(layout: str, dtype: str, operation: str) -> bool:
+    if layout == ROWS:
+        return dtype in FLOATS and operation in OF_ROWS
+    return dtype in FLOATS or operation != "training"
 
 
 def steps(layouts: Iterable[str], dtypes: Iterable[str], operations: Iterable[str]) -> list[Step]:
@@ -70,7 +99,7 @@ def steps(layouts: Iterable[str], dtypes: Iterable[str], operations: Iterable[st
         for layout in layouts
         for dtype in dtypes
         for operation in operations
-        if dtype in NORMALISED or operation == "statistics"
+        if _exists(layout, dtype, operation)
         for shape in SHAPES[layout]
     ]
 

@@ -43,7 +43,11 @@ def test_info_is_show_config(run, capsys):
 def test_help(arguments, run, capsys):
     assert run(*arguments) == 0
     text = capsys.readouterr().out
-    for word in [*SHAPES, *DTYPES, *OPERATIONS, "exit status"] if len(arguments) > 1 else ["info", "warm-up"]:
+    for word in (
+        [*SHAPES, *DTYPES, *OPERATIONS, "Left out", "exit status"]
+        if len(arguments) > 1
+        else ["info", "warm-up"]
+    ):
         assert word in text
 
 
@@ -54,7 +58,9 @@ def test_help(arguments, run, capsys):
         (["warmup"], "invalid choice: 'warmup'"),
         (["warm-up", "--layouts", "NCWH"], "invalid choice: 'NCWH'"),
         (["warm-up", "--dtypes"], "expected at least one argument"),
-        (["warm-up", "--dtypes", "uint8", "--operations", "training"], "uint8 has statistics only"),
+        (["warm-up", "--dtypes", "uint8", "--operations", "training"], "uint8 has no training"),
+        (["warm-up", "--layouts", "rows", "--dtypes", "uint8"], "rows have neither uint8 nor statistics"),
+        (["warm-up", "--layouts", "rows", "--operations", "statistics"], "rows have neither uint8 nor"),
     ],
 )
 def test_wrong_options(arguments, message, run, capsys):
@@ -65,13 +71,15 @@ def test_wrong_options(arguments, message, run, capsys):
 def test_steps_of_every_choice():
     every = steps(SHAPES, DTYPES, OPERATIONS)
     assert {step.layout for step in every} == set(SHAPES)
-    assert {(step.dtype, step.operation) for step in every} == {
-        *((dtype, operation) for dtype in ("float32", "float64") for operation in OPERATIONS),
-        ("uint8", "statistics"),
-    }
+    for layout in SHAPES:
+        floats = ("training", "inference") if layout == "rows" else OPERATIONS
+        assert {(step.dtype, step.operation) for step in every if step.layout == layout} == {
+            *((dtype, operation) for dtype in ("float32", "float64") for operation in floats),
+            *(("uint8", operation) for operation in ("inference", "statistics") if layout != "rows"),
+        }
 
 
-@pytest.mark.parametrize("step", steps(["NC"], ["float32", "uint8"], OPERATIONS)[::2], ids=str)
+@pytest.mark.parametrize("step", steps(["NC", "rows"], ["float32", "uint8"], OPERATIONS)[::2], ids=str)
 @needs_jit
 def test_steps_run(step):
     step.run()
@@ -86,23 +94,44 @@ REAL_CALLS = """
     import numpy as np
     import numbabn as nbn
 
-    for shape in ((32, 64), (8192, 512)):
-        nbn.BatchNorm(shape[1]).eval()(np.zeros(shape, np.float32))
+    def features():
+        for shape in ((32, 64), (8192, 512)):
+            nbn.BatchNorm(shape[1]).eval()(np.zeros(shape, np.float32))
+
+    def rows():
+        for layer in (nbn.LayerNorm, nbn.RMSNorm):
+            for shape in ((32, 64), (3, 5, 7), (8, 128, 512), (2, 200_000)):
+                norm = layer(shape[-1])
+                norm.backward(norm(np.zeros(shape, np.float32)))
+
+    def images():
+        for shape in ((2, 8, 8, 3), (8, 64, 64, 3), (2, 8, 8, 64)):
+            x = np.zeros(shape, np.uint8)
+            channels = shape[-1]
+            nbn.batch_norm_inference(x, [0.5] * channels, [1.0] * channels, axis=-1, dtype=np.float32)
+            nbn.Moments(axis=-1).update(x).normalize(x)
 """
 
 
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        (("--layouts", "NC", "--dtypes", "float32", "--operations", "inference"), "features"),
+        (("--layouts", "rows"), "rows"),
+        (("--layouts", "NHWC", "--dtypes", "uint8"), "images"),
+    ],
+)
 @needs_jit
-def test_after_a_warm_up_nothing_is_compiled(tmp_path):
-    options = "--layouts", "NC", "--dtypes", "float32", "--operations", "inference"
+def test_after_a_warm_up_nothing_is_compiled(options, calls, tmp_path):
     result = python("-m", "numbabn", "warm-up", *options, NUMBA_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("numbabn: compiled ")]
     number = int(re.match(r"(\d+) kernels compiled in \d+ s, cache: ", result.stdout)[1])
     assert len(lines) == number > 0
     assert str(tmp_path) in result.stdout
-    calls = run_python(REAL_CALLS, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    assert calls
-    assert all(line.startswith("numbabn: loaded ") for line in calls), calls
+    lines = run_python(f"{REAL_CALLS}\n    {calls}()", NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert lines
+    assert all(line.startswith("numbabn: loaded ") for line in lines), lines
 
 
 @needs_jit

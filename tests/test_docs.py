@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import numbabn as nbn
+from tests.support.processes import python
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -130,3 +132,24 @@ def test_no_paths_of_one_machine():
         where = path.relative_to(ROOT)
         found += [f"{where}:{i}: {line}" for i, line in enumerate(lines, 1) if pattern.search(line)]
     assert not found, "\n".join(found)
+
+
+# The extras -------------------------------------------------------------------------------------------------
+
+# Plugins are named, since pytest would otherwise load that of hypothesis.
+COLLECTED = """
+    import sys
+    sys.modules |= dict.fromkeys(("dask", "greenlet", "hypothesis", "mpi4py", "pandas"))
+    import pytest
+    plugin = "-p", "pytest_benchmark.plugin"
+    sys.exit(pytest.main(["benchmarks", "--collect-only", "-q", "-p", "no:cacheprovider", *plugin]))
+"""
+
+
+def test_benchmarks_need_the_extra_bench_only():
+    """They share helpers with the tests, but no package that only the extra ``test`` installs."""
+    pytest.importorskip("pytest_benchmark")
+    code = inspect.cleandoc(COLLECTED)
+    result = python("-c", code, cwd=ROOT, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "tests collected" in result.stdout

@@ -446,6 +446,32 @@ def test_statistics_of_broken_files_alone(tmp_path, statistics):
             statistics("--data", str(folder), "--skip-broken")
 
 
+def test_statistics_of_images_without_pillow(tmp_path):
+    """It is not the images that are broken: none is skipped, and no state says that they were read."""
+    photos(tmp_path / "photos", number=2)
+    path = str(EXAMPLES / "dataset_statistics.py")
+    code = f"""if True:
+        import runpy, sys
+        sys.modules["PIL"] = None
+        sys.path.insert(0, {str(EXAMPLES)!r})
+        sys.argv[0] = {path!r}
+        runpy.run_path({path!r}, run_name="__main__")
+    """
+    options = "--data", "photos", "--skip-broken", "--state", "state.npz"
+    result = run_script("-c", code, *options, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.strip() == 'images need Pillow: python -m pip install "numbabn[examples]"'
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_statistics_of_broken_files_only_leave_no_state(tmp_path, statistics):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"what is this")
+    with pytest.raises(SystemExit, match=r"all 1 files are broken, the first: cannot use .*a\.png"):
+        statistics("--data", "photos", "--skip-broken", "--save-every", "0", "--state", "state.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_statistics_of_a_mixed_folder(tmp_path, statistics):
     photos(tmp_path / "photos", number=2)
     np.save("photos/x.npy", np.zeros(3))

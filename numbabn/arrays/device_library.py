@@ -6,6 +6,7 @@ import sys
 from typing import Any, Protocol
 
 import numpy as np
+from numba import config
 
 from numbabn.arrays.device import BFLOAT16, Description, DeviceArray, Owner, dense_strides
 from numbabn.arrays.library import AnyArray, Library, Place, type_name
@@ -26,6 +27,7 @@ class DeviceLibrary(Library, Owner, Protocol):
     """
 
     on_host: bool = False
+    simulated: bool = False  # whether its arrays are in host memory, as the CUDA simulator needs them
     module: str  # where the type of its arrays is defined
     kind: str  # the name of that type
 
@@ -63,9 +65,15 @@ class DeviceLibrary(Library, Owner, Protocol):
         Raises
         ------
         TypeError, ValueError
-            If it is not on a GPU, or has a dtype or addresses that kernels cannot read.
+            If it is not on a GPU, or has a dtype or addresses that kernels cannot read, or if CUDA is
+            simulated and the array is on a real GPU.
         """
         description = self.describe(native, name)
+        if config.ENABLE_CUDASIM and not self.simulated:
+            raise TypeError(
+                f"{name} is a {type_name(native)} on a GPU, but CUDA is simulated in this process, because "
+                "NUMBA_ENABLE_CUDASIM is set; unset it, or pass numba.cuda.to_device of a NumPy array"
+            )
         _, shape, strides, dtype, _ = description
         if not _has_readable_dtype(dtype):
             raise TypeError(f"{name} has dtype {dtype}, which GPUs cannot read; pass float32")

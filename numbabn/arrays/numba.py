@@ -60,6 +60,7 @@ class Simulated(Numba):
     """The arrays of Numba's CUDA simulator, in the memory of the host."""
 
     name, kind = "simulator", "FakeCUDAArray"
+    simulated = True
 
     def describe(self, native: Any, name: str) -> Description:
         array = native._ary

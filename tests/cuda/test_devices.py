@@ -24,7 +24,7 @@ from tests.support.cuda.kinds import Kind, normal
 
 
 @pytest.fixture
-def hardware(monkeypatch):
+def hardware(monkeypatch, in_host_memory):
     """A machine with GPUs that Numba can use."""
     gpu = SimpleNamespace(SIMULATED=False, cuda=libraries.numba())
     for module in (door, numba_adapter):

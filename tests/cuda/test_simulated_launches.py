@@ -90,3 +90,59 @@ FAILURES = """
 def test_no_thread_goes_on_after_its_launch():
     """It would write to memory that nobody keeps, for example after Ctrl-C."""
     run_python(FAILURES, NUMBA_ENABLE_CUDASIM="1")
+
+
+REAL_GPU = """
+    import sys
+    from types import ModuleType, SimpleNamespace
+
+    import numpy as np
+
+    import numbabn as nbn
+
+    NOWHERE = 1 << 50  # an address that no process can read
+
+
+    class ndarray:
+        __module__ = "cupy"
+        dtype, data = np.dtype(np.float32), SimpleNamespace(ptr=NOWHERE, device_id=0)
+
+        def __init__(self, *shape):
+            self.shape, self.strides = shape, np.empty(shape, np.float32).strides
+
+
+    class Tensor:
+        __module__ = "torch"
+        dtype, layout, requires_grad = "torch.float32", "strided", False
+        device = SimpleNamespace(type="cuda", index=0)
+        data_ptr, element_size, is_neg = lambda self: NOWHERE, lambda self: 4, lambda self: False
+
+        def __init__(self, *shape):
+            self.shape, self.stride = shape, lambda: tuple(n // 4 for n in np.empty(shape, "f4").strides)
+
+
+    sys.modules["torch"] = ModuleType("torch")
+    sys.modules["torch"].strided = "strided"
+    for kind in (ndarray, Tensor):
+        x, mean, var = kind(4, 3), kind(3), kind(3)
+        for call in (
+            lambda: nbn.batch_norm_inference(x, mean, var, out=x),
+            lambda: nbn.batch_norm_forward(x),
+            lambda: nbn.moments(x),
+            lambda: nbn.BatchNorm(3, device="cuda")(x),
+        ):
+            try:
+                call()
+            except TypeError as error:
+                text = str(error)
+            else:
+                raise AssertionError("it was not refused")
+            name = f"{kind.__module__}.{kind.__name__}"
+            assert text.startswith(f"x is a {name} on a GPU, but CUDA is simulated in this process"), text
+            assert "NUMBA_ENABLE_CUDASIM is set; unset it, or pass numba.cuda.to_device" in text
+"""
+
+
+def test_arrays_on_a_real_gpu_are_refused():
+    """The simulator would take the address of their memory, which is the device's, for one of the host."""
+    run_python(REAL_GPU, NUMBA_ENABLE_CUDASIM="1")
