@@ -21,8 +21,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
 
-from tqdm import tqdm
-
 from benchmarks.libraries import LIBRARIES, Data
 from tests.support.cases import Case
 
@@ -127,7 +125,7 @@ class Worker:
     def receive(self):
         """Wait for the answer to the last ``send``; print what is logged meanwhile."""
         while isinstance(message := self._connection.recv(), str):
-            tqdm.write(f"{self.library}: {message}", file=sys.stderr)  # above the progress bar
+            _show(f"{self.library}: {message}")
         error, answer = message
         if error is not None:
             raise error
@@ -143,3 +141,12 @@ class Worker:
         with suppress(OSError):  # the process may have ended already
             self._connection.send(None)
         self._process.join()
+
+
+def _show(line: str) -> None:
+    """Print a line: above the progress bar in a program that has one. GPU machines may have no tqdm."""
+    bars = sys.modules.get("tqdm")
+    if bars is None:
+        print(line, file=sys.stderr)
+    else:
+        bars.tqdm.write(line, file=sys.stderr)

@@ -8,9 +8,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numba
 import pytest
 
 import numbabn as nbn
+from numbabn.backends.cpu import jit
 from tests.support.jit import needs_jit
 from tests.support.processes import run_python
 
@@ -114,6 +116,14 @@ def test_what_is_compiled_is_logged(filled):
     for _, _, folder in lines:
         assert Path(folder).is_relative_to(installation.cache)
         assert list(Path(folder).glob("*.nbc"))
+
+
+def test_a_mask_of_bools_is_not_the_dtype_of_the_data():
+    """The line is about x; a kernel may see nothing but bools, too."""
+    array = numba.types.Array
+    x, mask = array(numba.float32, 1, "C"), array(numba.boolean, 1, "C")
+    assert jit._dtype((numba.float64, mask, x, array(numba.float64, 2, "C"))) == "float32"
+    assert jit._dtype((numba.float64, mask)) == "bool"
 
 
 def test_second_run_loads_it(filled):

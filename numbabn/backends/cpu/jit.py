@@ -99,9 +99,13 @@ class _LoggedCache(NullCache):
 
 
 def _dtype(signature):
-    """Return the name of the narrowest dtype among the arrays: that of x, or float64 where there is no x."""
-    dtypes = (argument.dtype for argument in signature if isinstance(argument, types.Array))
-    return str(min(dtypes, key=lambda dtype: dtype.bitwidth))
+    """Return the name of the narrowest dtype among the arrays: that of x, or float64 where there is no x.
+
+    Bools are left out, which are masks beside x.
+    """
+    dtypes = [argument.dtype for argument in signature if isinstance(argument, types.Array)]
+    numbers = [dtype for dtype in dtypes if isinstance(dtype, types.Number)]
+    return str(min(numbers, key=lambda dtype: dtype.bitwidth)) if numbers else "bool"
 
 
 def helper(function):
