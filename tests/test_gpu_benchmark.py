@@ -101,8 +101,10 @@ def test_flow_in_the_simulator():
 
 
 @pytest.mark.skipif(not JIT or SIMULATED, reason="the other runs of CI do it")
-def test_checks_on_the_cpu():
-    """The same sections on NumPy's arrays: they pass, and a row that fails is told."""
+def test_checks_on_the_cpu(monkeypatch):
+    """The same sections on NumPy's arrays pass; of the table every fourth row, since `test_table` runs all."""
+    rows = table.rows(large=False)[::4]
+    monkeypatch.setattr(table, "rows", lambda large: rows)
     outcomes = [*runner.shared_table(("cpu",), large=False), *runner.whole_cases([NHWC], ("cpu",))]
     outcomes += runner.repeat([NC], ("cpu",))
     assert [outcome.name for outcome in outcomes] == [
