@@ -20,6 +20,12 @@ def integer(value: object, name: str) -> int:
         raise TypeError(f"{name} must be an integer, not {value!r}") from None
 
 
+def integers(value: object, name: str) -> tuple[int, ...]:
+    """Return one integer, or a tuple or list of them, as a tuple of ints."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(integer(each, name) for each in given)
+
+
 def real(value: object, name: str) -> float:
     """Return a real number of any kind as a float; infinity where it is too large for one."""
     if type(value) is float:  # isinstance with an abstract class takes longer than a kernel's launch

@@ -1,7 +1,7 @@
 """What all layers are: parameters and their gradients on a device, a mode, and a state that can be saved."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,8 +12,10 @@ from numbabn.arrays.library import HOST, Place
 from numbabn.arrays.place import place, put
 from numbabn.backends.verbs import Array
 from numbabn.norms import _checks, _options
+from numbabn.norms._call import Reduce, backward
 from numbabn.norms._foreign import missing_attribute
 from numbabn.norms._saved import Saved
+from numbabn.norms._types import A
 
 
 class Layer:
@@ -154,6 +156,47 @@ class Layer:
         self.__dict__ |= {**state, "_place": HOST}
         if state["_place"] != HOST:
             self.__dict__ |= self._moved(state["_place"])
+
+    @overload
+    def backward(self, dy: A, *, out: A | None = None, need_dx: Literal[True] = True) -> A: ...
+    @overload
+    def backward(self, dy: A, *, out: A | None = None, need_dx: bool) -> A | None: ...
+    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
+        """Gradient of the last call: return dx, and put dgamma and dbeta into `grads`.
+
+        Parameters
+        ----------
+        dy : array
+            Gradient with respect to the last result: shape and dtype of that x.
+        out : array, optional
+            Write dx here; may be dy itself.
+        need_dx : bool, default True
+            Without, only the gradients of the parameters are computed.
+
+        Returns
+        -------
+        dx : array or None
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not called before.
+        """
+        return self._backward(dy, out, need_dx)
+
+    def _backward(self, dy: A, out: A | None, need_dx: bool) -> A | None:
+        """`backward` of this process alone."""
+        return self._gradients(dy, out, need_dx, None)
+
+    def _gradients(self, dy: A, out: A | None, need_dx: bool, reduce: Reduce | None) -> A | None:
+        """Return dx, and put the gradients of the parameters that the layer has into `grads`."""
+        dx: A | None
+        dx, dgamma, dbeta = backward(dy, self._saved_for_backward(), out, need_dx, True, True, reduce)
+        if dgamma is not None:
+            self.grads["gamma"] = dgamma
+        if dbeta is not None:
+            self.grads["beta"] = dbeta
+        return dx
 
     def _saved_for_backward(self) -> Saved:
         """Return what the last forward call left."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from numbabn._numbers import integer, real
+from numbabn._numbers import integer, integers, real
 from numbabn.arrays import AnyArray, library_of, location_text, to_numpy
 from numbabn.arrays.library import Place
 from numbabn.backends.verbs import Array
@@ -46,8 +46,7 @@ def channels(value: object) -> int:
 
 def normalized_shape(value: object) -> tuple[int, ...]:
     """Return the lengths of the axes that a layer normalises, all of them positive."""
-    given = value if isinstance(value, (tuple, list)) else (value,)
-    shape = tuple(integer(each, "normalized_shape") for each in given)
+    shape = integers(value, "normalized_shape")
     if not shape or min(shape) < 1:
         raise ValueError(f"normalized_shape must have one length or more, all at least 1, not {value!r}")
     return shape
@@ -55,8 +54,7 @@ def normalized_shape(value: object) -> tuple[int, ...]:
 
 def axes(value: object, number: int) -> tuple[int, ...]:
     """Return the axes that a layer normalises: as many as its normalized_shape has lengths."""
-    given = value if isinstance(value, (tuple, list)) else (value,)
-    result = tuple(integer(each, "axis") for each in given)
+    result = integers(value, "axis")
     if len(result) != number:
         raise ValueError(f"axis is {value!r}, but normalized_shape has {number} lengths; name as many axes")
     # Axes from the end come after those from the front, whatever the rank of x.

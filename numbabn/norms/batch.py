@@ -448,46 +448,13 @@ class BatchNorm(Layer):
         self._saved = saved
         return y
 
-    @overload
-    def backward(self, dy: A, *, out: A | None = None, need_dx: Literal[True] = True) -> A: ...
-    @overload
-    def backward(self, dy: A, *, out: A | None = None, need_dx: bool) -> A | None: ...
-    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
-        """Gradient of the last call: return dx, and put dgamma and dbeta into `grads`.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient with respect to the last result: shape and dtype of that x.
-        out : array, optional
-            Write dx here; may be dy itself.
-        need_dx : bool, default True
-            Without, only the gradients of the parameters are computed.
-
-        Returns
-        -------
-        dx : array or None
-
-        Raises
-        ------
-        RuntimeError
-            If the layer was not called before.
-        """
+    def _backward(self, dy: A, out: A | None, need_dx: bool) -> A | None:
         saved = self._saved
         together = self.training if saved is None else saved._reduced
         if self._ranks is None or not together:
-            return self._backward(dy, out, need_dx, None)
+            return self._gradients(dy, out, need_dx, None)
         with self._ranks.message(_ranks.BACKWARD, self.num_channels) as message:
-            return self._backward(dy, out, need_dx, message)
-
-    def _backward(self, dy: A, out: A | None, need_dx: bool, reduce: Reduce | None) -> A | None:
-        dx: A | None
-        dx, dgamma, dbeta = backward(dy, self._saved_for_backward(), out, need_dx, True, True, reduce)
-        if dgamma is not None:
-            self.grads["gamma"] = dgamma
-        if dbeta is not None:
-            self.grads["beta"] = dbeta
-        return dx
+            return self._gradients(dy, out, need_dx, message)
 
     @contextmanager
     def frozen_stats(self) -> Iterator[Self]:

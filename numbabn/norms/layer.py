@@ -361,34 +361,6 @@ class _SampleLayer(Layer):
         y, self._saved = call.normalize(affine, None, None)
         return y
 
-    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
-        """Gradient of the last call: return dx, and put the gradients of the parameters into `grads`.
-
-        Parameters
-        ----------
-        dy : array
-            Gradient with respect to the last result: shape and dtype of that x.
-        out : array, optional
-            Write dx here; may be dy itself.
-        need_dx : bool, default True
-            Without, only the gradients of the parameters are computed.
-
-        Returns
-        -------
-        dx : array or None
-
-        Raises
-        ------
-        RuntimeError
-            If the layer was not called before.
-        """
-        dx, *gradients = backward(dy, self._saved_for_backward(), out, need_dx, True, True, None)
-        self.grads |= {
-            name: value for name, value in zip(("gamma", "beta"), gradients, strict=True) if value is not None
-        }
-        result: A | None = dx
-        return result
-
     def __repr__(self) -> str:
         ndim = len(self.normalized_shape)
         options = f"{self.normalized_shape}" if ndim > 1 else f"{self.normalized_shape[0]}"

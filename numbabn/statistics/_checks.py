@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from numbabn._numbers import integer, real, sequence
+from numbabn._numbers import integers, real, sequence
 from numbabn.arrays import library_of, location_text, of, on_host
 from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
@@ -14,9 +14,7 @@ _NAN_POLICIES = ("propagate", "omit", "raise")
 
 def kept_axes(value: object) -> tuple[int, ...]:
     """Return channel axes as a tuple of ints, negative where they were given so."""
-    if isinstance(value, (tuple, list)):
-        return tuple(integer(each, "axis") for each in value)
-    return (integer(value, "axis"),)
+    return integers(value, "axis")
 
 
 def kept_axes_of(values: tuple[int, ...], ndim: int) -> tuple[int, ...]:
