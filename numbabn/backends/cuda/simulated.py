@@ -34,6 +34,7 @@ class Block:
 
     def __init__(self, function: Callable[..., None], blocks: int, arguments: tuple[Any, ...]) -> None:
         self._kernel = function, arguments
+        self._started = threading.Event()
         self.blocks = blocks
         self.barrier = threading.Barrier(plan.THREADS)
         self.votes = [False] * plan.THREADS
@@ -42,14 +43,20 @@ class Block:
         """Run all blocks; raise what the first thread that fails has raised."""
         with ThreadPoolExecutor(plan.THREADS) as pool:
             try:
-                for ended in [pool.submit(self._run_thread, t) for t in range(plan.THREADS)]:
+                threads = [pool.submit(self._run_thread, t) for t in range(plan.THREADS)]
+                self._started.set()
+                for ended in threads:
                     ended.result()
             finally:  # when interrupted, too: the pool waits for all threads before arrays can go
                 self.barrier.abort()
+                self._started.set()
 
     def _run_thread(self, number: int) -> None:
         function, arguments = self._kernel
         _here.block, _here.thread_index = self, Index(number)
+        self._started.wait()  # a pool that is interrupted while it starts a thread does not wait for that one
+        if self.barrier.broken:
+            return
         try:
             with np.errstate(all="ignore"):
                 for k in range(self.blocks):
