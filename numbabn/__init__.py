@@ -10,6 +10,8 @@ from numbabn._config import show_config
 from numbabn.arrays.memory import set_pool_limit
 from numbabn.norms._saved import Saved
 from numbabn.norms.batch import BatchNorm, batch_norm_backward, batch_norm_forward, batch_norm_inference
+from numbabn.norms.group import GroupNorm, group_norm_backward, group_norm_forward
+from numbabn.norms.instance import InstanceNorm, instance_norm_backward, instance_norm_forward
 from numbabn.norms.layer import (
     LayerNorm,
     RMSNorm,
@@ -28,6 +30,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # what is printed
 
 __all__ = [
     "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
     "LayerNorm",
     "Moments",
     "RMSNorm",
@@ -36,6 +40,10 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",
+    "group_norm_backward",
+    "group_norm_forward",
+    "instance_norm_backward",
+    "instance_norm_forward",
     "layer_norm_backward",
     "layer_norm_forward",
     "moments",

@@ -343,7 +343,7 @@ def test_saved_can_be_pickled():
         restored = pickle.loads(pickle.dumps(saved))
         for name, a, b in zip(NAMES, nbn.layer_norm_backward(gradient, restored), expected, strict=True):
             assert_same_bits(a, b, name)
-        assert repr(saved) == f"Saved(samples={array.size // 3}, count=3, training=True)"
+        assert repr(saved) == f"Saved(layer_norm, statistics={array.shape[::2]}, count=3, training=True)"
 
 
 # Bits -------------------------------------------------------------------------------------------------------
@@ -445,7 +445,7 @@ def test_saved_of_another_norm():
         if one == other:
             function(dy, remembered)
         else:
-            with pytest.raises(ValueError, match=rf"^saved is not from {one}_norm_forward"):
+            with pytest.raises(ValueError, match=rf"^saved is from {other}_norm_forward; pass it to {other}_norm_backward"):
                 function(dy, remembered)
 
 

@@ -122,7 +122,9 @@ class DeviceLibrary(Library, Owner, Protocol):
             array.fill(value)
         return arrays
 
-    def pair(self, first: AnyArray, second: AnyArray, count: int) -> tuple[AnyArray, AnyArray]:
+    def pair(
+        self, first: AnyArray, second: AnyArray, count: int, dtype: Any = None
+    ) -> tuple[AnyArray, AnyArray]:
         return tuple(None if array is None else array.library.dense(array) for array in (first, second))  # type: ignore[return-value]
 
     def assign(self, target: DeviceArray, source: DeviceArray) -> None:

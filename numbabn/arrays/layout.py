@@ -29,7 +29,7 @@ class Layout(NamedTuple):
 
     order: tuple[int, ...] | None  # axes from the slowest to the fastest; None is C order
     view: View
-    # Lengths of the slowest axes, where every sample has statistics of its own; None in batch norm.
+    # Shape of the statistics, the slowest axes first, where every sample has its own; None in batch norm.
     batch: tuple[int, ...] | None = None
 
     def matches(self, array: AnyArray) -> bool:
@@ -78,6 +78,27 @@ def _channels_layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axis
     if channels == 1:
         return Layout(order, View(1, 1, 1, 1, math.prod(shape)))
     return Layout(order, View(1, math.prod(shape[:axis]), channels, 1, math.prod(shape[axis + 1 :])))
+
+
+def samples_layout(x: AnyArray, axis: int, groups: int) -> Layout:
+    """Layout whose statistics are over the channels of a group, of every sample by itself.
+
+    Samples are on axis 0 and channels on ``axis`` > 0. The samples are one after the other, and the other
+    axes in their order in the memory of x. If that is not how x is laid out, it must be copied.
+    """
+    if x.flags.c_contiguous:
+        return _samples_layout(None, x.shape, axis, groups)
+    order = (0, *(i for i in memory_order(x.strides) if i != 0))
+    return _samples_layout(order, tuple(x.shape[i] for i in order), order.index(axis), groups)
+
+
+@functools.lru_cache(1024)
+def _samples_layout(order: tuple[int, ...] | None, shape: tuple[int, ...], axis: int, groups: int) -> Layout:
+    outer, inner = math.prod(shape[1:axis]), math.prod(shape[axis + 1 :])
+    if shape[axis] == 1:
+        outer, inner = 1, outer * inner
+    members = shape[axis] // groups if groups else 1
+    return Layout(order, View(shape[0], outer, groups, members, inner), (shape[0], groups))
 
 
 def rows_layout(x: AnyArray, axes: tuple[int, ...]) -> Layout:

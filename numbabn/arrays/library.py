@@ -57,8 +57,11 @@ class Library(Protocol):
     def constants(self, beside: AnyArray, count: int, values: tuple[float, float]) -> Pair:
         """Return a pair of ``count`` equal values each, in float64, where the array is."""
 
-    def pair(self, first: AnyArray | None, second: AnyArray | None, count: int) -> Pair:
-        """Return two arrays of ``count`` values as the backend takes them; None is all 1, and all 0."""
+    def pair(self, first: AnyArray | None, second: AnyArray | None, count: int, dtype: Any = ...) -> Pair:
+        """Return two arrays of ``count`` values as the backend takes them; None is all 1, and all 0.
+
+        They have this dtype on the CPU, float64 unless given, and their own one on a GPU.
+        """
 
     def assign(self, target: AnyArray, source: AnyArray) -> None:
         """Copy the elements of one array to another of the same shape, whatever their strides."""

@@ -1,5 +1,7 @@
 """NumPy: arrays in the memory of the host, and the CPU backend that works on them."""
 
+from typing import Any
+
 import numpy as np
 
 from numbabn.arrays import memory
@@ -48,8 +50,11 @@ class NumPy(Library):
         pair[0], pair[1] = values
         return pair
 
-    def pair(self, first: Array | None, second: Array | None, count: int) -> tuple[Array, Array]:
-        return quiet().run(_pair, first, second, count)  # float32 may have a signalling NaN
+    def pair(
+        self, first: Array | None, second: Array | None, count: int, dtype: np.dtype[Any] = _FLOAT64
+    ) -> tuple[Array, Array]:
+        # A signalling NaN warns, and so does what is beyond the dtype, which becomes infinity.
+        return quiet().run(_pair, first, second, count, dtype)
 
     def assign(self, target: Array, source: Array) -> None:
         target[...] = source
@@ -68,8 +73,8 @@ class NumPy(Library):
         return f"{name}.astype(numpy.{dtype})"
 
 
-def _pair(first: Array | None, second: Array | None, count: int) -> tuple[Array, Array]:
+def _pair(first: Array | None, second: Array | None, count: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     return (
-        np.ones(count) if first is None else first.astype(_FLOAT64),
-        np.zeros(count) if second is None else second.astype(_FLOAT64),
+        np.ones(count, dtype) if first is None else first.astype(dtype),
+        np.zeros(count, dtype) if second is None else second.astype(dtype),
     )

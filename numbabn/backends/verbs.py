@@ -2,8 +2,9 @@
 
 A norm is one reading of dense memory: five lengths in memory order, `View`. Statistics are taken per (batch,
 group), over outer, members and inner; gamma and beta have one value per (group, member). Batch normalisation
-has batch = members = 1, and its groups are the channels. Layer and RMS norm have one group, and outer =
-inner = 1: a sample's members lie side by side. Backends know these cases so far, the GPU the first alone.
+has batch = members = 1, and its groups are the channels. Instance norm has a batch of samples and members =
+1, group norm the channels of a group as members. Layer and RMS norm have one group, and outer = inner = 1: a
+sample's members lie side by side.
 
 Arrays are flat and contiguous: NumPy's on the CPU, `DeviceMemory` on the GPU. A backend checks nothing, and
 writes to nothing but its results, which come last among the arguments. Running statistics on a GPU are the
@@ -68,20 +69,18 @@ class Affine:
     A class with slots, which is made in half the time of a named tuple.
     """
 
-    __slots__ = ("along", "centered", "eps", "given", "parameters")
+    __slots__ = ("centered", "eps", "given", "parameters")
 
     def __init__(
         self,
         parameters: Pair,
         eps: float,
         given: tuple[Any, Any] = (None, None),
-        along: bool = False,
         centered: bool = True,
     ) -> None:
         self.parameters = parameters
         self.eps = eps
         self.given = given  # gamma and beta as they were passed: their gradients are made like them
-        self.along = along  # whether gamma and beta vary along the values of one statistic, as in layer norm
         self.centered = centered  # whether the mean is subtracted; in RMS norm it is 0 by definition
 
 

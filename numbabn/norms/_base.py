@@ -1,5 +1,6 @@
 """What all layers are: parameters and their gradients on a device, a mode, and a state that can be saved."""
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -197,6 +198,20 @@ class Layer:
         if dbeta is not None:
             self.grads["beta"] = dbeta
         return dx
+
+    def _chosen(self) -> dict[str, bool]:
+        """Return the options of this layer that are on or off, by their names in ``__init__``."""
+        return {"scale": "gamma" in self.params, "center": "beta" in self.params}
+
+    def _text(self, options: str) -> str:
+        """Return how this layer is made: ``options``, and those of all layers that are not the defaults."""
+        known = inspect.signature(type(self)).parameters
+        for name, chosen in self._chosen().items():
+            if name in known and chosen is not known[name].default:
+                options += f", {name}={chosen}"
+        options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
+        options += "" if self._place == HOST else f", device='{self._place}'"
+        return f"{type(self).__name__}({options})"
 
     def _saved_for_backward(self) -> Saved:
         """Return what the last forward call left."""

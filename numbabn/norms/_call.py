@@ -11,7 +11,7 @@ from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
 from numbabn.arrays.overlap import output, same_memory
 from numbabn.backends.verbs import Affine, Array, Pair
 from numbabn.norms import _checks
-from numbabn.norms._saved import Saved
+from numbabn.norms._saved import Origin, Saved
 
 
 class Reduce(Protocol):
@@ -32,7 +32,10 @@ class Call:
     is read and what parameters must be.
     """
 
-    __slots__ = ("axis", "converted", "count", "groups", "library", "out", "overwrites", "target", "x")
+    __slots__ = (
+        "axis", "channels", "converted", "count", "groups", "library", "out", "overwrites", "target", "x",
+    )  # fmt: skip
+    norm = "batch_norm"  # what the functions are called before "_forward"
 
     def __init__(self, x: object, axis: object, out: object = None, dtype: object = None) -> None:
         # NumPy's arrays and good dtypes are told apart here: two calls are 2 % of one with a small array.
@@ -53,12 +56,13 @@ class Call:
         self._read(axis)
 
     def _read(self, axis: object) -> None:
-        """Set ``axis``, the number of ``groups``, and ``count``, the number of values of each."""
+        """Set ``axis``, the numbers of ``channels`` and ``groups``, and ``count``, the values of a group."""
         x = self.x
         if x.ndim < 2:
             raise _checks.rank(x, "x")
         self.axis: Any = axis_number(axis, x.ndim)
-        self.groups: int = x.shape[self.axis]
+        self.channels: int = x.shape[self.axis]
+        self.groups = self.channels
         self.count: int = x.size // self.groups if self.groups else 0
 
     def _arranged(self) -> tuple[AnyArray, Layout]:
@@ -68,7 +72,7 @@ class Call:
 
     def affine(self, gamma: object, beta: object, eps: object) -> Affine:
         """Return gamma, beta and eps as backends take them."""
-        x, channels, number = self.x, self.groups, _checks.eps(eps)
+        x, channels, number = self.x, self.channels, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_channel(gamma, "gamma", channels, x)
         given_beta = None if beta is None else _checks.per_channel(beta, "beta", channels, x)
         parameters = self.library.pair(given_gamma, given_beta, channels)
@@ -82,9 +86,9 @@ class Call:
                 f"{present} is given without {missing}; pass both to use known statistics, or none"
             )
         return self.library.pair(
-            _checks.per_channel(mean, "mean", self.groups, self.x),
-            _checks.variance(var, "var", self.groups, self.x),
-            self.groups,
+            _checks.per_channel(mean, "mean", self.channels, self.x),
+            _checks.variance(var, "var", self.channels, self.x),
+            self.channels,
         )
 
     def moments(self) -> tuple[int, Pair]:
@@ -102,12 +106,14 @@ class Call:
         Statistics are those ``known``, or with ``reduce`` those of all ranks, or else those of x.
         """
         source, layout = self._arranged()
-        library, target, count, training = self.library, self.target, self.count, known is None
+        library, target, count = self.library, self.target, self.count
+        origin: Origin = "x" if known is None else "given"
         if target is not None and layout.matches(target):
             y = target
         else:
             y = library.empty_like(source, self.converted)
         if reduce is not None:
+            origin = "ranks"
             count, known = reduce.statistics(*self._moments(source, layout))
         if source.size == 0:
             nothing = np.nan, np.nan
@@ -118,8 +124,34 @@ class Call:
             statistics = known
             library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
         x = None if self.overwrites else source
-        saved = Saved(x, layout, affine, statistics, count, training, reduce is not None)
+        saved = Saved(self.norm, x, layout, affine, statistics, count, origin)
         return native(y) if target is None else _deliver(y, target, self.out), saved
+
+
+class SampleCall(Call):
+    """A call in which every sample has statistics of its own, so that samples lie one after the other."""
+
+    __slots__ = ()
+
+    def _layout(self, source: AnyArray) -> Layout:
+        """Return how kernels read an array of the shape of x, which need not lie so."""
+        raise NotImplementedError
+
+    def _arranged(self) -> tuple[AnyArray, Layout]:
+        """Return x, or if it lies otherwise in memory a copy, and the layout that reads it.
+
+        A copy is in another order of memory than x, so that y, if it is new, is one more copy.
+        """
+        library = self.library
+        source = library.dense(self.x)
+        layout = self._layout(source)
+        if layout.matches(source):
+            return source, layout
+        if self.target is None:
+            self.out = self.target = library.empty_like(source)
+        copy = layout.restored(np.empty(source.size, source.dtype), source.shape)
+        library.assign(copy, source)
+        return copy, layout
 
 
 def backward(
@@ -160,7 +192,7 @@ def backward(
         dx = target if fits else library.empty_like(x)
     if reduce is not None:
         _reduced_backward(source, saved, reduce, dx, (dgamma, dbeta))
-    elif x.size and dx is not None and saved._training:
+    elif x.size and dx is not None and saved.training:
         backend, flat, affine = library.backend, layout.flat, saved._affine
         backend.backward(
             flat(source), flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta)

@@ -109,10 +109,10 @@ def variance(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
     return values
 
 
-def norm(saved: object, forward: str, along: bool, centered: bool) -> None:
+def norm(saved: object, name: str) -> None:
     """Raise if saved is from the forward function of another norm than the one named."""
-    if isinstance(saved, Saved) and (saved._affine.along, saved._affine.centered) != (along, centered):
-        raise ValueError(f"saved is not from {forward}; pass it to the backward function of its own norm")
+    if isinstance(saved, Saved) and saved._norm != name:
+        raise ValueError(f"saved is from {saved._norm}_forward; pass it to {saved._norm}_backward")
 
 
 def gradient(dy: object, x: AnyArray) -> AnyArray:

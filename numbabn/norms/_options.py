@@ -44,6 +44,14 @@ def channels(value: object) -> int:
     return number
 
 
+def groups(value: object) -> int:
+    """Return num_groups as a positive integer."""
+    number = integer(value, "num_groups")
+    if number < 1:
+        raise ValueError(f"num_groups must be at least 1, not {number}")
+    return number
+
+
 def normalized_shape(value: object) -> tuple[int, ...]:
     """Return the lengths of the axes that a layer normalises, all of them positive."""
     shape = integers(value, "normalized_shape")
@@ -85,7 +93,7 @@ def layer_input(x: AnyArray, axis: int, num_channels: int, place: Place) -> None
     if str(library_of(x).place(x)) != str(place):
         raise TypeError(
             f"x is {location_text(x)}, but the layer is on {place}; "
-            "pass an x there, or move the layer: bn.to(x)"
+            "pass an x there, or move the layer: layer.to(x)"
         )
 
 
@@ -93,7 +101,7 @@ def _other_axis(x: AnyArray, num_channels: int) -> str:
     """Say how the layer is made for channels on the axis of x that has so many values, if one has."""
     for axis in (-1, *range(1, x.ndim - 1)):
         if x.shape[axis] == num_channels:
-            return f"make the layer for them on axis {axis}: BatchNorm({num_channels}, axis={axis})"
+            return f"make the layer with axis={axis}, where x has so many"
     return "set the layer's axis"
 
 

@@ -1,10 +1,13 @@
 """What a forward call leaves for its backward call."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.layout import Layout
 from numbabn.backends.verbs import Affine, Pair
+
+# Whose the statistics are: those of x, those of all ranks of a synchronised layer, or given as constants.
+Origin: TypeAlias = Literal["x", "ranks", "given"]
 
 
 class Saved:
@@ -12,35 +15,36 @@ class Saved:
 
     Attributes
     ----------
-    mean, var : array, shape (C,)
+    mean, var : array
         Mean and biased variance that x was normalised with, in float64; arrays that were given on a GPU are
-        these arrays themselves. Layer norm has one for every sample, shaped as the axes of x that it does not
-        normalise; RMS norm's mean is 0, and its variance the mean of the squares.
+        these arrays themselves. Batch norm has one per channel, shape (C,); group norm one per sample and
+        group, (N, G); instance norm (N, C). Layer norm has one per sample, shaped as the axes of x that it
+        does not normalise; RMS norm's mean is 0, and its variance the mean of the squares.
     count : int
         Number of values of each mean.
     training : bool
         Whether they are the statistics of x itself, through which gradients flow, or were given.
     """
 
-    __slots__ = ("_affine", "_count", "_layout", "_reduced", "_statistics", "_training", "_x")
+    __slots__ = ("_affine", "_count", "_layout", "_norm", "_origin", "_statistics", "_x")
 
     def __init__(
         self,
+        norm: str,  # what its functions are called before "_forward"
         x: AnyArray | None,  # dense, or None where y was written over it
         layout: Layout,
         affine: Affine,
         statistics: Pair,
         count: int,
-        training: bool,
-        reduced: bool,  # whether statistics and count are those of all ranks
+        origin: Origin,
     ) -> None:
+        self._norm = norm
         self._x = x
         self._layout = layout
         self._affine = affine
         self._statistics = statistics
         self._count = count
-        self._training = training
-        self._reduced = reduced
+        self._origin = origin
 
     @property
     def mean(self) -> Any:
@@ -56,7 +60,7 @@ class Saved:
 
     @property
     def training(self) -> bool:
-        return self._training
+        return self._origin != "given"
 
     def __copy__(self) -> Self:
         return self  # which never changes
@@ -70,14 +74,16 @@ class Saved:
             )
         # Pickle brings an array of any other order of its axes to C order. Here memory order is what counts.
         flat, shape = (None, ()) if x is None else (self._layout.flat(x), x.shape)
-        rest = (self._affine, self._statistics, self._count, self._training, self._reduced)
-        return _restored, (flat, shape, self._layout, rest)
+        rest = (self._affine, self._statistics, self._count, self._origin)
+        return _restored, (self._norm, flat, shape, self._layout, rest)
 
     def __repr__(self) -> str:
-        name = "channels" if self._layout.batch is None else "samples"
-        groups = self._statistics[0].shape[0]
-        return f"Saved({name}={groups}, count={self.count}, training={self.training})"
+        return (
+            f"Saved({self._norm}, statistics={self.mean.shape}, count={self.count}, training={self.training})"
+        )
 
 
-def _restored(flat: AnyArray | None, shape: tuple[int, ...], layout: Layout, rest: tuple[Any, ...]) -> Saved:
-    return Saved(None if flat is None else layout.restored(flat, shape), layout, *rest)
+def _restored(
+    norm: str, flat: AnyArray | None, shape: tuple[int, ...], layout: Layout, rest: tuple[Any, ...]
+) -> Saved:
+    return Saved(norm, None if flat is None else layout.restored(flat, shape), layout, *rest)

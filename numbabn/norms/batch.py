@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbabn import _numbers
-from numbabn.arrays import native
-from numbabn.arrays.library import HOST, Place
-from numbabn.backends.verbs import Array
+from numbabn.arrays.library import Place
 from numbabn.norms import _checks, _options, _ranks
-from numbabn.norms._base import Layer
 from numbabn.norms._call import Call, Reduce, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._running import Running
 from numbabn.norms._saved import Saved
+from numbabn.norms._tracking import TrackingLayer
 from numbabn.norms._types import A
 
 
@@ -245,11 +242,11 @@ def batch_norm_backward(
     >>> dx.sum().round(12), dbeta
     (np.float64(0.0), array([1.]))
     """
-    _checks.norm(saved, "batch_norm_forward", False, True)
+    _checks.norm(saved, "batch_norm")
     return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
 
 
-class BatchNorm(Layer):
+class BatchNorm(TrackingLayer):
     r"""Batch normalisation with learned scale and shift, and running statistics for inference.
 
     In training mode every channel is normalised with the statistics of the batch,
@@ -370,32 +367,10 @@ class BatchNorm(Layer):
         device: Any = "cpu",
         comm: Any = None,
     ) -> None:
-        self.num_channels = _options.channels(num_channels)
-        self.axis = _numbers.integer(axis, "axis")
         self.momentum = _options.momentum(momentum)
-        super().__init__(
-            (self.num_channels,), eps=eps, scale=scale, center=center, dtype=dtype, device=device
-        )
+        options = {"eps": eps, "scale": scale, "center": center, "dtype": dtype, "device": device}
+        super().__init__(num_channels, axis, track_running_stats, **options)
         self._ranks = _ranks.ranks(comm, self._place)
-        self._running: Running | None = None
-        if track_running_stats:
-            self._running = Running.initial(self.num_channels, self.dtype, self._place)
-        self._frozen = 0
-
-    @property
-    def running_mean(self) -> Array | Any:
-        """Running mean, or None without tracking."""
-        return None if self._running is None else native(self._running.mean)
-
-    @property
-    def running_var(self) -> Array | Any:
-        """Running unbiased variance, or None without tracking."""
-        return None if self._running is None else native(self._running.var)
-
-    @property
-    def num_batches_tracked(self) -> int:
-        """Number of training batches in the running statistics."""
-        return 0 if self._running is None else self._running.batches
 
     @property
     def comm(self) -> Any:
@@ -433,9 +408,7 @@ class BatchNorm(Layer):
             return self._forward(x, out, message)
 
     def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
-        call = Call(x, self.axis, out)
-        if call.groups != self.num_channels or call.library.place(call.x) != self._place:
-            _options.layer_input(call.x, self.axis, self.num_channels, self._place)
+        call = self._opened(Call, x, out)
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         running, training = self._running, self.training
         known = None if training or running is None else call.known(running.mean, running.var)
@@ -450,59 +423,15 @@ class BatchNorm(Layer):
 
     def _backward(self, dy: A, out: A | None, need_dx: bool) -> A | None:
         saved = self._saved
-        together = self.training if saved is None else saved._reduced
+        together = self.training if saved is None else saved._origin == "ranks"
         if self._ranks is None or not together:
             return self._gradients(dy, out, need_dx, None)
         with self._ranks.message(_ranks.BACKWARD, self.num_channels) as message:
             return self._gradients(dy, out, need_dx, message)
 
-    @contextmanager
-    def frozen_stats(self) -> Iterator[Self]:
-        """Within the block no call updates the running statistics; what a call returns is the same.
-
-        For recomputation of activations, and for looking at training-mode output in the middle of training.
-
-        Examples
-        --------
-        >>> import numpy as np, numbabn as nbn
-        >>> bn = nbn.BatchNorm(1)
-        >>> with bn.frozen_stats():
-        ...     y = bn(np.array([[1.0], [3.0]]))
-        >>> bn.num_batches_tracked
-        0
-        """
-        self._frozen += 1
-        try:
-            yield self
-        finally:
-            self._frozen -= 1
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.
-
-        Keys: gamma, beta, running_mean, running_var, num_batches_tracked, as far as the layer has them; with
-        ``momentum=None`` also population_count, population_mean and population_m2 in full precision.
-        Counts beyond 2**63 - 1 are written as 2**63 - 1.
-        """
-        state = super().state_dict()
-        if self._running is not None:
-            state |= self._running.state(population=self.momentum is None)
-        return state
-
-    def _loaded(self, state: dict[str, Array]) -> dict[str, Any]:
-        if self._running is None:
-            return {}
-        return {"_running": self._running.loaded(Running.from_state(state, self._place))}
-
     def _moved(self, to: Place) -> dict[str, Any]:
         _ranks.ranks(self.comm, to)  # refuses a GPU
-        running = self._running
-        if running is not None:
-            running = Running.from_state(running.state(population=True), to)
-        return {**super()._moved(to), "_running": running}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_frozen": 0}
+        return super()._moved(to)
 
     # For `recalibrate`.
 
@@ -531,14 +460,5 @@ class BatchNorm(Layer):
         self._running = running.loaded(collected)
 
     def __repr__(self) -> str:
-        options = f"axis={self.axis}, eps={self.eps}, momentum={self.momentum}"
-        for name, present in (
-            ("scale", "gamma" in self.params),
-            ("center", "beta" in self.params),
-            ("track_running_stats", self._running is not None),
-        ):
-            options += "" if present else f", {name}=False"
-        options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
-        options += "" if self._place == HOST else f", device='{self._place}'"
-        options += "" if self._ranks is None else f", comm={self.comm!r}"
-        return f"BatchNorm({self.num_channels}, {options})"
+        text = self._text(f"{self.num_channels}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}")
+        return text if self._ranks is None else f"{text[:-1]}, comm={self.comm!r})"

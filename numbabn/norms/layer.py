@@ -9,20 +9,20 @@ from numpy.typing import DTypeLike
 from numbabn.arrays import AnyArray, location_text
 from numbabn.arrays.layout import Layout, axis_number, rows_layout
 from numbabn.arrays.library import HOST, Place
-from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
 from numbabn.norms._base import Layer
-from numbabn.norms._call import Call, backward
+from numbabn.norms._call import SampleCall, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._types import A
 
 
-class _Call(Call):
-    """A call whose groups are the samples: ``axis`` are the axes that are normalised together."""
+class _Call(SampleCall):
+    """A call with one statistic per sample: ``axis`` are the axes that are normalised together."""
 
     __slots__ = ("shape",)
+    norm = "layer_norm"
 
     def _read(self, axis: object) -> None:
         x = self.x
@@ -42,41 +42,30 @@ class _Call(Call):
             rest = tuple([n for i, n in enumerate(shape) if i not in axes])
         self.axis = axes
         self.shape = tuple([shape[i] for i in axes])
-        self.count = math.prod(self.shape)
+        self.count = self.channels = math.prod(self.shape)
         self.groups = math.prod(rest)
 
-    def _arranged(self) -> tuple[AnyArray, Layout]:
-        """Return x as rows side by side, and the layout that reads them; if x is otherwise, a copy.
+    def _layout(self, source: AnyArray) -> Layout:
+        return rows_layout(source, self.axis)
 
-        A copy is in another order of memory than x, so that y, if it is new, is one more copy.
-        """
-        library = self.library
-        source = library.dense(self.x)
-        layout = rows_layout(source, self.axis)
-        if layout.matches(source):
-            return source, layout
-        if self.target is None:
-            self.out = self.target = library.empty_like(source)
-        copy = layout.restored(np.empty(source.size, source.dtype), source.shape)
-        library.assign(copy, source)
-        return copy, layout
-
-    def along(self, gamma: object, beta: object, eps: object, centered: bool) -> Affine:
-        """Return gamma, beta and eps as backends take them; with ``centered`` for layer norm."""
+    def affine(self, gamma: object, beta: object, eps: object) -> Affine:
         x, number = self.x, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
         dtype = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
-        parameters = (
-            np.ones(self.count, dtype) if given_gamma is None else _in_dtype(given_gamma, dtype),
-            np.zeros(self.count, dtype) if given_beta is None else _in_dtype(given_beta, dtype),
-        )
-        return Affine(parameters, number, (given_gamma, given_beta), True, centered)
+        parameters = self.library.pair(_flat(given_gamma), _flat(given_beta), self.count, dtype)
+        return Affine(parameters, number, (given_gamma, given_beta), self.norm == "layer_norm")
 
 
-def _in_dtype(parameter: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
-    """Return a parameter flat in this dtype; what is beyond its range becomes infinity, without a warning."""
-    return quiet().run(parameter.astype, dtype).ravel()
+class _RMSCall(_Call):
+    """A call of RMS norm."""
+
+    __slots__ = ()
+    norm = "rms_norm"
+
+
+def _flat(parameter: AnyArray | None) -> AnyArray | None:
+    return parameter if parameter is None or parameter.ndim == 1 else parameter.ravel()
 
 
 def _axes(axis: object, ndim: int) -> tuple[int, ...]:
@@ -155,7 +144,7 @@ def layer_norm_forward(
     array([ 2., 20.])
     """
     call = _Call(x, axis, out)
-    return call.normalize(call.along(gamma, beta, eps, centered=True), None, None)
+    return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 
 def layer_norm_backward(
@@ -208,7 +197,7 @@ def layer_norm_backward(
     >>> dx.sum().round(12), dbeta
     (np.float64(0.0), array([1., 0., 0.]))
     """
-    _checks.norm(saved, "layer_norm_forward", True, True)
+    _checks.norm(saved, "layer_norm")
     return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
 
 
@@ -260,9 +249,8 @@ def rms_norm_forward(
     >>> y
     array([[0.2, 1.4]])
     """
-    call = _Call(x, axis, out)
-    affine = call.along(gamma, None, _or_machine_eps(eps, call), centered=False)
-    return call.normalize(affine, None, None)
+    call = _RMSCall(x, axis, out)
+    return call.normalize(call.affine(gamma, None, _or_machine_eps(eps, call)), None, None)
 
 
 def rms_norm_backward(
@@ -305,7 +293,7 @@ def rms_norm_backward(
     >>> dgamma
     array([0.2, 0. ])
     """
-    _checks.norm(saved, "rms_norm_forward", True, False)
+    _checks.norm(saved, "rms_norm")
     dx, dgamma, _ = backward(dy, saved, out, need_dx, need_dgamma, False, None)
     return dx, dgamma
 
@@ -313,7 +301,7 @@ def rms_norm_backward(
 class _SampleLayer(Layer):
     """What `LayerNorm` and `RMSNorm` share: axes that they normalise, and no statistics that they keep."""
 
-    _centered: bool  # whether the mean is subtracted
+    _open: type[_Call]  # its calls
     eps: float | None  # type: ignore[assignment]
 
     def __init__(
@@ -349,14 +337,14 @@ class _SampleLayer(Layer):
         y : array
             Shape and dtype of x; ``out`` if given.
         """
-        call = _Call(x, self.axis, out)
+        call = self._open(x, self.axis, out)
         if call.shape != self.normalized_shape:
             raise ValueError(
                 f"x has shape {call.x.shape}, {call.shape} on the axes {self.axis}, but the layer has "
                 f"normalized_shape={self.normalized_shape}; pass an x with that there, or set the axis"
             )
         gamma, beta = self.params.get("gamma"), self.params.get("beta")
-        affine = call.along(gamma, beta, _or_machine_eps(self.eps, call), self._centered)
+        affine = call.affine(gamma, beta, _or_machine_eps(self.eps, call))
         y: A
         y, self._saved = call.normalize(affine, None, None)
         return y
@@ -366,10 +354,7 @@ class _SampleLayer(Layer):
         options = f"{self.normalized_shape}" if ndim > 1 else f"{self.normalized_shape[0]}"
         options += "" if self.axis == tuple(range(-ndim, 0)) else f", axis={self.axis}"
         options += f", eps={self.eps}"
-        options += "" if "gamma" in self.params else ", scale=False"
-        options += ", center=False" if self._centered and "beta" not in self.params else ""
-        options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
-        return f"{type(self).__name__}({options})"
+        return self._text(options)
 
 
 class LayerNorm(_SampleLayer):
@@ -420,7 +405,7 @@ class LayerNorm(_SampleLayer):
            [-1.,  1.]], dtype=float32)
     """
 
-    _centered = True
+    _open = _Call
 
     @advised
     def __init__(
@@ -484,7 +469,7 @@ class RMSNorm(_SampleLayer):
     array([[0.2, 1.4]], dtype=float32)
     """
 
-    _centered = False
+    _open = _RMSCall
 
     @advised
     def __init__(

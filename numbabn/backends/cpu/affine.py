@@ -4,6 +4,10 @@ With a dy, it is out = ((x - center) * scale + dy) * weight + shift. Normalisati
 are these maps; only the coefficients differ. They are arrays [4, channels] in the order center, scale, shift,
 weight and in the dtype of the result, to which x is converted as it is read where it has integers.
 
+Where several channels share one statistic, as in group norm, dy is multiplied by gamma first, which is called
+``gain`` then: dx has terms that a gamma of 0 in the weight would lose. Elsewhere gain is None, and the
+multiplication is not compiled.
+
 The mean stays wide: center is the mean rounded to the dtype of x, and what the rounding lost goes into the
 shift, where it costs no operation per element. x - center is exact near the mean, so a constant channel
 gives exactly beta.
@@ -13,7 +17,7 @@ import numpy as np
 
 from numbabn.backends import arithmetic
 from numbabn.backends.cpu.jit import helper, small_kernel
-from numbabn.backends.cpu.simd import convert, fma, load, load_part, store, store_part, stream, sub
+from numbabn.backends.cpu.simd import convert, fma, load, load_part, mul, store, store_part, stream, sub
 
 normalize_coefficients = helper(arithmetic.normalize_coefficients)
 gradient_coefficients = helper(arithmetic.gradient_coefficients)
@@ -21,9 +25,9 @@ gradient_coefficients = helper(arithmetic.gradient_coefficients)
 
 @helper
 def fill_normalize(c, mean, var, gamma, beta, eps, coefficients):
-    """Coefficients of channel c for y = (x - mean) / sqrt(var + eps) * gamma + beta."""
-    center = convert(mean[c], coefficients[0, c])
-    scale, shift = normalize_coefficients(mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], center)
+    """Coefficients of channel c for y = (x - mean) / sqrt(var + eps) * gamma + beta, of scalars."""
+    center = convert(mean, coefficients[0, c])
+    scale, shift = normalize_coefficients(mean, np.sqrt(var + eps), gamma, beta, center)
     coefficients[0, c] = center
     coefficients[1, c] = scale
     coefficients[2, c] = shift
@@ -31,61 +35,93 @@ def fill_normalize(c, mean, var, gamma, beta, eps, coefficients):
 
 
 @helper
-def fill_gradient(c, statistics, gamma, eps, count, sums, coefficients):
-    """Coefficients of channel c for dx = gamma * invstd * (dy - mean(dy) - xhat * mean(dy * xhat)).
+def fill_gradient(c, mean, std, gamma, means, coefficients):
+    """Coefficients of channel c for dx = gamma / std * (dy - mean(dy) - xhat * mean(dy * xhat)).
 
-    statistics[2, channels] are mean and variance, sums[2, channels] those of dy and of dy * xhat; ``count``
-    is their number of values per channel.
+    ``means`` are the pair mean(dy) and mean(dy * xhat).
     """
-    mean, var = statistics[0, c], statistics[1, c]
     center = convert(mean, coefficients[0, c])
-    scale, shift, weight = gradient_coefficients(
-        mean, np.sqrt(var + eps), gamma[c], sums[0, c] / count, sums[1, c] / count, center
-    )
+    mean_dy, mean_dy_xhat = means
+    scale, shift, weight = gradient_coefficients(mean, std, gamma, mean_dy, mean_dy_xhat, center)
     coefficients[0, c] = center
     coefficients[1, c] = scale
     coefficients[2, c] = shift
     coefficients[3, c] = weight
 
 
+@helper
+def fill_group_gradient(first, members, mean, std, gain, count, sums, coefficients):
+    """Coefficients of the channels of a group: of ``members`` channels from ``first`` on.
+
+    dx = (gain * dy - mean(gain * dy) - xhat * mean(gain * dy * xhat)) / std, with means over the group.
+    sums[2, channels] are those of dy and dy * xhat over ``count`` values of each channel. ``gain`` has one
+    value for each channel of one sample.
+    """
+    mean_dy = mean_dy_xhat = 0.0
+    p = first % len(gain)
+    for m in range(members):
+        mean_dy += gain[p + m] * sums[0, first + m]
+        mean_dy_xhat += gain[p + m] * sums[1, first + m]
+    means = mean_dy / (count * members), mean_dy_xhat / (count * members)
+    for m in range(members):
+        fill_gradient(first + m, mean, std, 1.0, means, coefficients)
+
+
 @small_kernel
 def fill_normalize_all(mean, var, gamma, beta, eps, coefficients):
     """``fill_normalize`` for every channel."""
     for c in range(len(mean)):
-        fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
+        fill_normalize(c, mean[c], var[c], gamma[c], beta[c], eps, coefficients)
 
 
 @small_kernel
 def fill_gradient_all(statistics, gamma, eps, count, sums, coefficients):
-    """``fill_gradient`` for every channel."""
+    """``fill_gradient`` for every channel.
+
+    statistics[2, channels] are mean and variance, sums[2, channels] those of dy and of dy * xhat; ``count``
+    is their number of values per channel.
+    """
     for c in range(len(gamma)):
-        fill_gradient(c, statistics, gamma, eps, count, sums, coefficients)
+        means = sums[0, c] / count, sums[1, c] / count
+        std = np.sqrt(statistics[1, c] + eps)
+        fill_gradient(c, statistics[0, c], std, gamma[c], means, coefficients)
+
+
+# A function cannot return a vector or None: vectors are five, of which the gain is used unless gain is None.
 
 
 @helper
-def affine(dy, x, i, like, k, a, b, w):
-    """(x - k) * a + b for the sixteen values from i on, or ((x - k) * a + dy) * w + b if dy is not None.
+def affine(dy, x, i, like, vectors, gain):
+    """The map of the sixteen values from i on.
 
-    Values are read in the dtype of ``like``, which the other vectors have; x may be integers.
+    ``vectors`` are center, scale, shift, weight and gain; dy is multiplied by the last one unless ``gain`` is
+    None. Values are read in the dtype of ``like``, which the vectors have; x may be integers.
     """
+    k, a, b, w, _ = vectors
     d = sub(load(x, i, like), k)
     if dy is None:
         return fma(d, a, b)
-    return fma(fma(d, a, load(dy, i, like)), w, b)
+    return fma(fma(d, a, times_gain(load(dy, i, like), vectors, gain)), w, b)
 
 
 @helper
-def put_part(dy, x, i, count, coefficients, out):
-    """Write ``affine`` of ``count`` < 16 values from i on; the other lanes are neither read nor written.
-
-    ``coefficients`` are four vectors: center, scale, shift and weight.
-    """
-    k, a, b, w = coefficients
+def put_part(dy, x, i, count, vectors, gain, out):
+    """Write ``affine`` of ``count`` < 16 values from i on; the other lanes are neither read nor written."""
+    k, a, b, w, _ = vectors
     d = sub(load_part(x, i, count, k), k)
     if dy is None:
         store_part(out, i, count, fma(d, a, b))
     else:
-        store_part(out, i, count, fma(fma(d, a, load_part(dy, i, count, k)), w, b))
+        e = times_gain(load_part(dy, i, count, k), vectors, gain)
+        store_part(out, i, count, fma(fma(d, a, e), w, b))
+
+
+@helper
+def times_gain(vector, vectors, gain):
+    """Return the vector, times the last of ``vectors`` unless ``gain`` is None."""
+    if gain is None:
+        return vector
+    return mul(vector, vectors[4])
 
 
 @helper

@@ -1,41 +1,53 @@
-"""The verbs for one statistic per row, with parameters along it: `along_kernels`, their work cut up here."""
+"""The verbs for one statistic per row, with parameters along it: `along_kernels`, cut up here.
+
+A sample is ``groups`` rows, one after the other, and a row has ``members * inner`` values.
+"""
 
 import numpy as np
 
 from numbabn.backends.cpu import along_kernels as kernels
 from numbabn.backends.cpu import plan
-from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
 
 TASK_BYTES = 64 << 10  # of x in a task of the forward pass
-# Rows of a task of the backward pass. Its sums take 2 / rows of the bytes of x and dy in float32, so that 32
-# rows are enough; fewer where there would not be 64 tasks, to keep many cores busy with some large images.
+# Samples of a task of the backward pass. Its sums take 2 / samples of the bytes of x and dy in float32, so
+# that 32 samples are enough; fewer where there would not be 64 tasks, to keep many cores busy with some large
+# images.
 MOST_ROWS, LEAST_ROWS, TASKS = 32, 4, 64
-GROUP_BYTES = 256 << 10  # of x and dy in a group of rows, which is read twice, from the second-level cache
+GROUP_BYTES = 256 << 10  # of x and dy in rows done together: they are read twice, the second time from L2
 
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """Write y; return the pair (mean, biased variance), and of RMS norm (0, mean square)."""
-    statistics = np.empty((2, view.batch))
-    row = view.members * x.itemsize
-    cut = max(1, TASK_BYTES // row), int(affine.centered), _streams(plan.touched(None, x, y), row, y)
-    kernels.forward(x.nbytes, x, cut, *affine.parameters, affine.eps, statistics, y)
+    statistics = np.empty((2, view.batch * view.groups))
+    row = view.values * x.itemsize
+    streaming = _streams(plan.touched(None, x, y), row, y)
+    cut = view.groups, max(1, TASK_BYTES // row), int(affine.centered), streaming
+    gamma, beta = (_in_places(values, view, x) for values in affine.parameters)
+    kernels.forward(x.nbytes, x, cut, gamma, beta, affine.eps, statistics, y)
     return statistics
 
 
 def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array | None) -> Array:
-    """Write dx unless it is None; return the sums of dy and dy * xhat over all rows, [2, members]."""
-    row = view.members * x.itemsize
-    rows = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // row)
-    group = max(1, min(kernels.GROUP, GROUP_BYTES // (2 * row)))
+    """Write dx unless it is None; return the sums of dy and dy * xhat over all samples, [2, parameters]."""
+    row, width = view.values * x.itemsize, view.groups * view.values
+    sample = width * x.itemsize
+    samples = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // sample)
+    together = max(1, min(kernels.GROUP, GROUP_BYTES // (2 * row)))
     streaming = 0 if dx is None else _streams(plan.touched(dy, x, dx), row, dx)
-    sums = np.empty((-(-view.batch // rows), 2, view.members + LANES))
-    gamma, _ = affine.parameters
-    cut = rows, group, int(affine.centered), streaming
+    sums = np.empty((-(-view.batch // samples), 2, width))
+    gamma = _in_places(affine.parameters[0], view, x)
+    cut = view.groups, samples, together, int(affine.centered), streaming
     kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, sums, dx)
-    total: Array = sums[:, :, : view.members].sum(axis=0)
-    return total
+    total: Array = sums.sum(axis=0)
+    return total if view.inner == 1 else total.reshape(2, -1, view.inner).sum(axis=2)
+
+
+def _in_places(parameter: Array, view: View, x: Array) -> Array:
+    """Return a parameter in the dtype of x, with one value for each place in a sample."""
+    values = parameter if parameter.dtype == x.dtype else parameter.astype(x.dtype)
+    return values if view.inner == 1 else np.repeat(values, view.inner)
 
 
 def _streams(nbytes: int, row: int, out: Array) -> int:

@@ -1,8 +1,9 @@
-"""Kernels for one statistic per row, with parameters that vary along it: layer norm and RMS norm.
+"""Kernels for one statistic per row, with parameters that vary along it.
 
-x is flat rows of ``len(gamma)`` values side by side; gamma and beta have the dtype of x. A row's statistics
-and its result are computed while it is in cache. What a row gives depends on nothing but the row: not on how
-many others there are, and not on its place among them.
+They are for layer norm, RMS norm, and group norm of small maps. A sample is ``groups`` rows side by side, one
+in layer norm and RMS norm, and x is flat samples of ``len(gamma)`` values; gamma and beta have the dtype of
+x. A row's statistics and its result are computed while it is in cache. What a row gives depends on nothing
+but the row: not on how many others there are, and not on its place among them.
 
 ``centered`` is 1 for layer norm, and 0 for RMS norm, whose mean is 0 by definition and whose variance is the
 mean of the squares.
@@ -22,6 +23,7 @@ from numbabn.backends.cpu.simd import (
     fma,
     load,
     load_part,
+    mul,
     splat,
     store,
     store_part,
@@ -35,19 +37,19 @@ from numbabn.backends.cpu.welford import merge_means, moments_of_sums
 # Helpers here take up to eleven arguments: a tuple with an array in it counts references, atomically, which
 # is too much for every vector.
 
-GROUP = 8  # rows whose sums for gamma and beta are added up before they are stored
+GROUP = 8  # samples whose sums for gamma and beta are added up before they are stored
 
 
 @helper
 def add_values(dy, x, i, gamma, j, k, like, s, q):
     """(s + e, q + e * d) for the sixteen values from i on: d = x - k, and e = dy * gamma, or d without a dy.
 
-    j is the place along the row, where gamma is read.
+    j is the place in the sample, where gamma is read.
     """
     d = sub(load(x, i, like), k)
     e = d
     if dy is not None:
-        e = fma(load(dy, i, like), load(gamma, j, like), zeros(like))
+        e = mul(load(dy, i, like), load(gamma, j, like))
     return add(s, e), fma(e, d, q)
 
 
@@ -58,13 +60,13 @@ def add_part(dy, x, i, gamma, j, n, k, like, s, q):
     d = sub(load_part(x, i, n, k), k)
     e = d
     if dy is not None:
-        e = fma(load_part(dy, i, n, none), load_part(gamma, j, n, none), none)
+        e = mul(load_part(dy, i, n, none), load_part(gamma, j, n, none))
     return add(s, e), fma(e, d, q)
 
 
 @helper
 def sums(dy, x, first, gamma, lo, hi, shift):
-    """(sum of e, sum of e * d) over the places lo..hi of the row that begins at first; d = x - shift.
+    """(sum of e, sum of e * d) over the places lo..hi of the sample that begins at first; d = x - shift.
 
     e = dy * gamma, or d where dy is None. Sums of a segment have the dtype of ``shift``, as in
     ``row_kernels.sums``, which says why segments are short; they are added up in float64.
@@ -126,15 +128,18 @@ def row_moments(x, first, length, centered, like):
 
 
 @helper
-def forward_row(x, row, gamma, beta, k, a, b, streaming, y):
-    """Write y = ((x - k) * a + b) * gamma + beta of a row; k, a and b are vectors."""
-    length, like = len(gamma), y[0]
-    first = row * length
-    body = length // LANES * LANES
-    for j in range(0, body, LANES):
+def forward_row(x, first, gamma, beta, lo, hi, vectors, streaming, y):
+    """Write y = ((x - k) * a + b) * gamma + beta of the places lo..hi of the sample that begins at first.
+
+    ``vectors`` are k, a and b.
+    """
+    k, a, b = vectors
+    like = y[0]
+    body = lo + (hi - lo) // LANES * LANES
+    for j in range(lo, body, LANES):
         xhat = fma(sub(load(x, first + j, like), k), a, b)
         put(fma(xhat, load(gamma, j, like), load(beta, j, like)), first + j, streaming, y)
-    n = length - body
+    n = hi - body
     if n > 0:
         xhat = fma(sub(load_part(x, first + body, n, k), k), a, b)
         value = fma(xhat, load_part(gamma, body, n, k), load_part(beta, body, n, k))
@@ -143,16 +148,18 @@ def forward_row(x, row, gamma, beta, k, a, b, streaming, y):
 
 @helper
 def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
-    """Normalise the rows of task t; ``cut`` is (rows of a task, centered, streaming)."""
-    rows, centered, streaming = cut
+    """Normalise the rows of task t; ``cut`` is (groups, rows of a task, centered, streaming)."""
+    groups, rows, centered, streaming = cut
     mean, var = statistics[0], statistics[1]
-    length, like = len(gamma), y[0]
+    length, like = len(gamma) // groups, y[0]
+    lo = t * rows % groups * length
     for row in range(t * rows, min((t + 1) * rows, len(mean))):
         mean[row], var[row] = row_moments(x, row * length, length, centered, like)
         center = convert(mean[row], like)
         scale, shift = normalize_coefficients(mean[row], np.sqrt(var[row] + eps), 1.0, 0.0, center)
-        a, b = splat(convert(scale, like)), splat(convert(shift, like))
-        forward_row(x, row, gamma, beta, splat(center), a, b, streaming, y)
+        vectors = splat(center), splat(convert(scale, like)), splat(convert(shift, like))
+        forward_row(x, row * length - lo, gamma, beta, lo, lo + length, vectors, streaming, y)
+        lo = lo + length if lo + length < len(gamma) else 0
     fence()
 
 
@@ -160,16 +167,17 @@ def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
 def forward(x, cut, gamma, beta, eps, statistics, y):
     """Write y = xhat * gamma + beta, and every row's mean and biased variance to statistics[2, rows].
 
-    ``cut`` is (rows of a task, centered, streaming).
+    ``cut`` is (groups, rows of a task, centered, streaming).
     """
-    rows, centered, streaming = cut
+    groups, rows, centered, streaming = cut
     for t in prange(-(-statistics.shape[1] // rows)):
-        forward_task(np.int64(t), (rows, centered, streaming), x, gamma, beta, eps, statistics, y)
+        task = groups, rows, centered, streaming
+        forward_task(np.int64(t), task, x, gamma, beta, eps, statistics, y)
 
 
 @helper
 def fill_row(n, row, products, statistics, eps, centered, coefficients):
-    """Coefficients of a row, as number n of a group, in the dtype of x.
+    """Coefficients of a row, as number n of those that are done together, in the dtype of x.
 
     They are center, scale and shift of xhat, and scale, shift and weight of dx; see `arithmetic`.
     ``products`` are the row's ``sums`` with dy, and its length.
@@ -190,9 +198,9 @@ def fill_row(n, row, products, statistics, eps, centered, coefficients):
 
 @helper
 def backward_column(dy, x, i, count, j, n, gamma, coefficients, streaming, added, dx):
-    """Sixteen places of ``count`` rows, or n < 16 of them: the sums over the rows, and dx unless it is None.
+    """Sixteen places of ``count`` samples, or n < 16: the sums over the samples, and dx unless it is None.
 
-    i is the element of the first row, j the place along it.
+    i is the element of the first sample, j the place in it.
     """
     like, wide = coefficients[0, 0], np.float64(0)
     length, none = len(gamma), zeros(like)
@@ -206,48 +214,63 @@ def backward_column(dy, x, i, count, j, n, gamma, coefficients, streaming, added
             e, d = load_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
         t, u = add(t, e), fma(e, fma(d, splat(coefficients[1, r]), splat(coefficients[2, r])), u)
         if dx is not None:
-            value = fma(d, splat(coefficients[3, r]), fma(e, g, none))
+            value = fma(d, splat(coefficients[3, r]), mul(e, g))
             value = fma(value, splat(coefficients[5, r]), splat(coefficients[4, r]))
             if n >= LANES:
                 put(value, i, streaming, dx)
             else:
                 store_part(dx, i, n, value)
         i += length
-    store(added[0], j, add(load(added[0], j, wide), widen(t)))
-    store(added[1], j, add(load(added[1], j, wide), widen(u)))
+    if n >= LANES:
+        store(added[0], j, add(load(added[0], j, wide), widen(t)))
+        store(added[1], j, add(load(added[1], j, wide), widen(u)))
+    else:  # the next places are those of another row
+        zero = zeros(wide)
+        store_part(added[0], j, n, add(load_part(added[0], j, n, zero), widen(t)))
+        store_part(added[1], j, n, add(load_part(added[1], j, n, zero), widen(u)))
+
+
+@helper
+def backward_rows(sample, g, count, cut, dy, x, gamma, statistics, eps, coefficients, added, dx):
+    """Backward of row g of each of ``count`` samples, whose sums are added to those of its places."""
+    groups, _, _, centered, streaming = cut
+    length, size = len(gamma) // groups, len(gamma)
+    lo, hi = g * length, (g + 1) * length
+    for n in range(count):
+        row, s, q = (sample + n) * groups + g, 0.0, 0.0
+        if dx is not None:
+            center = convert(statistics[0, row], x[0])
+            s, q = sums(dy, x, (sample + n) * size, gamma, lo, hi, center)
+        fill_row(n, row, (s, q, length), statistics, eps, centered, coefficients)
+    for j in range(lo, hi, LANES):
+        i = sample * size + j
+        backward_column(dy, x, i, count, j, hi - j, gamma, coefficients, streaming, added, dx)
 
 
 @helper
 def backward_task(t, cut, dy, x, gamma, statistics, eps, added, dx):
-    """Backward of the rows of task t; its sums are added[2, at least length + 15]."""
-    rows, group, centered, streaming = cut
-    length, end = len(gamma), min((t + 1) * rows, statistics.shape[1])
-    coefficients = np.empty((6, group), x.dtype)
+    """Backward of the samples of task t; its sums are added[2, values of a sample]."""
+    groups, samples, together, _, _ = cut
+    end = min((t + 1) * samples, statistics.shape[1] // groups)
+    coefficients = np.empty((6, together), x.dtype)
     for j in range(added.shape[1]):
         added[0, j] = 0.0
         added[1, j] = 0.0
-    for row in range(t * rows, end, group):
-        count = min(group, end - row)
-        for n in range(count):
-            s = q = 0.0
-            if dx is not None:
-                center = convert(statistics[0, row + n], x[0])
-                s, q = sums(dy, x, (row + n) * length, gamma, 0, length, center)
-            fill_row(n, row + n, (s, q, length), statistics, eps, centered, coefficients)
-        for j in range(0, length, LANES):
-            i = row * length + j
-            backward_column(dy, x, i, count, j, length - j, gamma, coefficients, streaming, added, dx)
+    for sample in range(t * samples, end, together):
+        count = min(together, end - sample)
+        for g in range(groups):
+            backward_rows(sample, g, count, cut, dy, x, gamma, statistics, eps, coefficients, added, dx)
     fence()
 
 
 @Kernel
 def backward(dy, x, cut, gamma, statistics, eps, added, dx):
-    """Write dx unless it is None, and the sums of dy and dy * xhat over the rows of every task.
+    """Write dx unless it is None, and the sums of dy and dy * xhat over the samples of every task.
 
-    The sums are added[tasks, 2, width]; the width is a vector longer than a row. ``cut`` is (rows of a task,
-    rows of a group, centered, streaming).
+    The sums are added[tasks, 2, values of a sample]. ``cut`` is (groups, samples of a task, samples that are
+    done together, centered, streaming).
     """
-    rows, group, centered, streaming = cut
+    groups, samples, together, centered, streaming = cut
     for t in prange(added.shape[0]):
-        task = rows, group, centered, streaming
+        task = groups, samples, together, centered, streaming
         backward_task(np.int64(t), task, dy, x, gamma, statistics, eps, added[t], dx)

@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from numbabn.backends.cpu.affine import affine, fill_gradient, fill_normalize, put, put_part
+from numbabn.backends.cpu.affine import (
+    affine,
+    fill_gradient,
+    fill_group_gradient,
+    fill_normalize,
+    put,
+    put_part,
+)
 from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -249,7 +256,17 @@ def products(dy, x, copies, inner, mean, sums):
 
 
 @helper
-def apply_panel(dy, x, rows, first, last, columns, streaming, out):
+def load_coefficients(columns, gain, j, like):
+    """(center, scale, shift, weight, gain) of the sixteen columns from j on; without a gain the last is 0."""
+    g = zeros(like)
+    if gain is not None:
+        g = load(columns[4], j, like)
+    k, a = load(columns[0], j, like), load(columns[1], j, like)
+    return k, a, load(columns[2], j, like), load(columns[3], j, like), g
+
+
+@helper
+def apply_panel(dy, x, rows, first, last, columns, gain, streaming, out):
     """Columns first..last of rows, in whole vectors.
 
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
@@ -257,14 +274,15 @@ def apply_panel(dy, x, rows, first, last, columns, streaming, out):
     width, like = columns_of(rows), out[0]
     for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
-            k, a = load(columns[0], j, like), load(columns[1], j, like)
-            b, w = load(columns[2], j, like), load(columns[3], j, like)
-            put(affine(dy, x, o + j, like, k, a, b, w), o + j, streaming, out)
+            vectors = load_coefficients(columns, gain, j, like)
+            put(affine(dy, x, o + j, like, vectors, gain), o + j, streaming, out)
 
 
 @helper
-def apply_tile(dy, x, rows, columns, streaming, out):
-    """out = ((x - center) * scale + dy) * weight + shift over rows, coefficients columns[4, width + 16].
+def apply_tile(dy, x, rows, columns, gain, streaming, out):
+    """out = ((x - center) * scale + dy) * weight + shift over rows, coefficients columns[5, width + 16].
+
+    The last of the five is the gain that dy is multiplied by, unless ``gain`` is None.
 
     The vectors begin at a cache line of out and run over the end of a row into the next, which is why the
     first 16 coefficients are repeated after the last, and why a width not of whole vectors has one row.
@@ -274,41 +292,41 @@ def apply_tile(dy, x, rows, columns, streaming, out):
     first = min(unaligned(out, base), width) if streaming else 0
     last = first + (width - first) // LANES * LANES
     if first > 0:
-        put_columns(dy, x, base, first, np.int64(0), columns, out)
+        put_columns(dy, x, base, first, np.int64(0), columns, gain, out)
     for n, end in ((count - 1, first + width), (np.int64(1), last)):
         part = Rows(base, n, copies, channels, inner)
         for j in range(first, end, PANEL):
-            apply_panel(dy, x, part, j, min(j + PANEL, end), columns, streaming, out)
+            apply_panel(dy, x, part, j, min(j + PANEL, end), columns, gain, streaming, out)
         base += n * width
     if last < width:
-        put_columns(dy, x, base - width + last, width - last, last, columns, out)
+        put_columns(dy, x, base - width + last, width - last, last, columns, gain, out)
 
 
 @helper
-def put_columns(dy, x, i, count, j, columns, out):
+def put_columns(dy, x, i, count, j, columns, gain, out):
     """Write ``count`` < 16 elements from i on, which lie in the columns from j on."""
-    like = out[0]
-    k, a = load(columns[0], j, like), load(columns[1], j, like)
-    put_part(dy, x, i, count, (k, a, load(columns[2], j, like), load(columns[3], j, like)), out)
+    put_part(dy, x, i, count, load_coefficients(columns, gain, j, out[0]), gain, out)
 
 
 @helper
-def apply_task(k, dy, x, cut, coefficients, out):
+def apply_task(k, dy, x, cut, coefficients, gain, out):
     """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner, streaming)."""
     chunks, copies, inner, streaming = cut
     channels = coefficients.shape[1]
-    columns = np.empty((4, copies * channels * inner + LANES), out.dtype)
+    columns = np.empty((5, copies * channels * inner + LANES), out.dtype)
     for part in range(2):
         rows = tile(k, chunks, part, x, copies, channels, inner)
         if rows.rows > 0:
             for c in range(4):
                 expand(coefficients[c], rows.copies, inner, columns[c])
-            apply_tile(dy, x, rows, columns, streaming, out)
+            if gain is not None:
+                expand(gain, rows.copies, inner, columns[4])
+            apply_tile(dy, x, rows, columns, gain, streaming, out)
     fence()
 
 
 @Kernel
-def apply(dy, x, cut, coefficients, out):
+def apply(dy, x, cut, coefficients, gain, out):
     """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
     ``cut`` is (chunks, copies, inner, streaming). From the last chunk to the first, because what the
@@ -316,7 +334,80 @@ def apply(dy, x, cut, coefficients, out):
     """
     chunks, copies, inner, streaming = cut
     for t in prange(chunks):
-        apply_task(chunks - 1 - np.int64(t), dy, x, (chunks, copies, inner, streaming), coefficients, out)
+        task = chunks, copies, inner, streaming
+        apply_task(chunks - 1 - np.int64(t), dy, x, task, coefficients, gain, out)
+
+
+@helper
+def forward_sample(x, cut, gamma, beta, eps, statistics, y):
+    """Training forward in one task: mean and biased variance in statistics[2, 1, groups].
+
+    ``cut`` is (copies, inner, members, streaming); members are the channels of a group.
+    """
+    copies, inner, members, streaming = cut
+    count, mean, var = np.empty(1), statistics[0, 0], statistics[1, 0]
+    coefficients = np.empty((4, len(gamma)), x.dtype)
+    moments_task(0, x, copies, members * inner, x[0], count, statistics)
+    for g in range(len(mean)):
+        var[g] /= count[0]
+        for c in range(g * members, (g + 1) * members):
+            fill_normalize(c, mean[g], var[g], gamma[c], beta[c], eps, coefficients)
+    apply_task(0, None, x, (1, copies, inner, streaming), coefficients, None, y)
+
+
+@helper
+def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
+    """Sums of dy and dy * xhat in one task: sums[2, 1, channels]. Return the coefficients of dx.
+
+    statistics[2, 1, groups] and ``cut`` are as in ``forward_sample``. Without a gain members is 1.
+    """
+    copies, inner, members, _ = cut
+    channels, mean, var = sums.shape[2], statistics[0, 0], statistics[1, 0]
+    center, coefficients = np.empty(channels), np.empty((4, channels), x.dtype)
+    count = np.float64(x.size // channels)
+    for c in range(channels):
+        center[c] = mean[c // members]
+    products_task(0, dy, x, copies, inner, center, sums)
+    added = sums[:, 0]
+    for g in range(len(mean)):
+        std = np.sqrt(var[g] + eps)
+        for c in range(g * members, (g + 1) * members):
+            added[1, c] /= std
+        if gain is None:
+            means = added[0, g] / count, added[1, g] / count
+            fill_gradient(g, mean[g], std, gamma[g], means, coefficients)
+        else:
+            fill_group_gradient(g * members, members, mean[g], std, gain, count, added, coefficients)
+    return coefficients
+
+
+@Kernel
+def forward_samples(x, cut, gamma, beta, eps, statistics, y):
+    """``forward_sample`` for every sample, with statistics[2, samples, groups]."""
+    copies, inner, members, streaming = cut
+    size = x.size // statistics.shape[1]
+    for t in prange(statistics.shape[1]):
+        n = np.int64(t)
+        lo, hi, task = n * size, (n + 1) * size, (copies, inner, members, streaming)
+        forward_sample(x[lo:hi], task, gamma, beta, eps, statistics[:, n : n + 1], y[lo:hi])
+
+
+@Kernel
+def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
+    """``reduce_sample`` for every sample, and dx unless it is None.
+
+    statistics[2, samples, groups], sums[2, samples, channels].
+    """
+    copies, inner, members, streaming = cut
+    size = x.size // sums.shape[1]
+    for t in prange(sums.shape[1]):
+        n = np.int64(t)
+        lo, hi, task = n * size, (n + 1) * size, (copies, inner, members, streaming)
+        given, added = statistics[:, n : n + 1], sums[:, n : n + 1]
+        coefficients = reduce_sample(dy[lo:hi], x[lo:hi], task, given, gamma, gain, eps, added)
+        if dx is not None:
+            whole = np.int64(1), copies, inner, streaming
+            apply_task(np.int64(0), dy[lo:hi], x[lo:hi], whole, coefficients, gain, dx[lo:hi])
 
 
 # Nine parameters of two kernels that follow: for copies and inner in a tuple Numba takes 0.15 us more, of the
@@ -328,30 +419,19 @@ def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
     """Normalise a small array with the statistics given, in one launch."""
     coefficients = np.empty((4, len(mean)), y.dtype)
     for c in range(len(mean)):
-        fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
-    apply_task(0, None, x, (1, copies, inner, 0), coefficients, y)
+        fill_normalize(c, mean[c], var[c], gamma[c], beta[c], eps, coefficients)
+    apply_task(0, None, x, (1, copies, inner, 0), coefficients, None, y)
 
 
 @small_kernel
 def forward(x, copies, inner, gamma, beta, eps, statistics, y):
     """Training forward of a small array: mean and biased variance in statistics[2, channels]."""
-    count = np.empty(1)
-    mean, var = statistics[0], statistics[1]
-    coefficients = np.empty((4, len(mean)), x.dtype)
-    moments_task(0, x, copies, inner, x[0], count, statistics.reshape(2, 1, -1))
-    for c in range(len(mean)):
-        var[c] /= count[0]
-        fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
-    apply_task(0, None, x, (1, copies, inner, 0), coefficients, y)
+    forward_sample(x, (copies, inner, 1, 0), gamma, beta, eps, statistics.reshape(2, 1, -1), y)
 
 
 @small_kernel
 def backward(dy, x, copies, inner, statistics, gamma, eps, sums, dx):
     """Training backward of a small array: sums of dy and dy * xhat in sums[2, channels]."""
-    coefficients = np.empty((4, len(gamma)), x.dtype)
-    count = np.float64(x.size // len(gamma))
-    products_task(0, dy, x, copies, inner, statistics[0], sums.reshape(2, 1, -1))
-    for c in range(len(gamma)):
-        sums[1, c] /= np.sqrt(statistics[1, c] + eps)
-        fill_gradient(c, statistics, gamma, eps, count, sums, coefficients)
-    apply_task(0, dy, x, (1, copies, inner, 0), coefficients, dx)
+    cut, given, added = (copies, inner, 1, 0), statistics.reshape(2, 1, -1), sums.reshape(2, 1, -1)
+    coefficients = reduce_sample(dy, x, cut, given, gamma, None, eps, added)
+    apply_task(0, dy, x, (1, copies, inner, 0), coefficients, None, dx)

@@ -25,12 +25,14 @@ def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
     return sums
 
 
-def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
+def apply(
+    dy: Array | None, x: Array, view: View, coefficients: Array, out: Array, gain: Array | None = None
+) -> None:
     """Write the map of x, or of x and dy, that `affine` describes, with its coefficients[4, groups]."""
     nbytes = plan.touched(dy, x, out)
     copies, chunks = plan.columns(view, nbytes)
     cut = chunks, copies, view.inner, int(plan.streams(nbytes))
-    kernels.apply(nbytes, dy, x, cut, coefficients, out)
+    kernels.apply(nbytes, dy, x, cut, coefficients, gain, out)
 
 
 def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
@@ -60,8 +62,34 @@ def backward(
     return True
 
 
+def forward_samples(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
+    """Fill statistics[2, batch * groups] and y of small samples in one launch, or return False."""
+    if not plan.small(x.nbytes // view.batch):
+        return False
+    shaped = statistics.reshape(2, view.batch, view.groups)
+    cut = *_cut(view), view.members, int(plan.streams(plan.touched(None, x, y)))
+    kernels.forward_samples(x.nbytes, x, cut, *affine.parameters, affine.eps, shaped, y)
+    return True
+
+
+def backward_samples(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array | None
+) -> bool:
+    """Fill sums[2, batch * groups * members] and dx of small samples in one launch, or return False."""
+    if not plan.small(2 * x.nbytes // view.batch):
+        return False
+    gamma, _ = affine.parameters
+    gain = gamma.astype(x.dtype) if view.members > 1 else None
+    given = statistics.reshape(2, view.batch, view.groups)
+    added = sums.reshape(2, view.batch, view.groups * view.members)
+    streaming = dx is not None and plan.streams(plan.touched(dy, x, dx))
+    cut = *_cut(view), view.members, int(streaming)
+    kernels.backward_samples(2 * x.nbytes, dy, x, cut, given, gamma, gain, affine.eps, added, dx)
+    return True
+
+
 @functools.lru_cache(1024)
 def _cut(view: View) -> tuple[int, int]:
-    """How a small array is cut up: pixels side by side in a row, and inner."""
-    copies, _ = plan.columns(view, 0)
+    """How a small array or sample is cut up: pixels side by side in a row, and inner."""
+    copies, _ = plan.columns(View(1, view.outer, view.groups * view.members, 1, view.inner), 0)
     return copies, view.inner

@@ -1,6 +1,7 @@
 """How work is cut up: by shape alone, so that the bits do not depend on the number of threads.
 
-Views with batch = members = 1 are cut up here, those of batch normalisation; `along` cuts up its own.
+Where every sample has statistics of its own, all that changes bits is decided by the shape of one sample: the
+bits of its result do not depend on how many others there are.
 """
 
 import functools
@@ -45,17 +46,32 @@ def uses_rows(view: View) -> bool:
     return view.inner >= LANES
 
 
+def by_sample(view: View) -> bool:
+    """Whether every sample has statistics of its own, or several parameters share one.
+
+    Else the view is one of batch norm, which has no training with one value for each statistic.
+    """
+    return view.batch > 1 or view.members > 1 or view.values == 1
+
+
 def runs_along(view: View) -> bool:
-    """Whether parameters vary along the values of one statistic, which lie side by side."""
-    return view.batch > 1 or view.members > 1
+    """Whether parameters vary along the values of one statistic, which lie side by side.
+
+    Of views with ``by_sample``. Longer pieces of one parameter are rows.
+    """
+    return view.outer == 1 and view.inner < LANES and (view.members > 1 or view.inner == 1)
 
 
-def block_channels(view: View, itemsize: int, arrays: int) -> int:
-    """Channels of a fused task, or 0 where phases over the whole array are better."""
-    channels, slab = view.groups, view.values * itemsize * arrays
-    block = max(1, min(channels, BLOCK_BYTES // slab))
+def block_groups(view: View, itemsize: int, arrays: int) -> int:
+    """Groups of a fused task, or 0 where phases over the whole array, or each sample, are better."""
+    groups, slab = view.groups, view.values * itemsize * arrays
+    block = max(1, min(groups, BLOCK_BYTES // slab))
     block -= block % LANES if block > LANES else 0  # blocks that begin at a cache line, whatever inner is
-    return block if small(slab * channels) else min(block, channels // FUSED_TASKS)
+    if not small(slab * groups):
+        block = min(block, groups // FUSED_TASKS)
+    if view.batch == 1 or not block:
+        return block
+    return max(1, min(view.batch * groups // FUSED_TASKS, BLOCK_BYTES // slab)) if view.outer == 1 else 0
 
 
 def row_chunks(view: View, itemsize: int) -> int:

@@ -1,7 +1,8 @@
 """Kernels for channels whose values lie in long contiguous rows: x is flat, as `Rows` describes it.
 
 A row is cut into segments of ``SEGMENT`` elements, the last one shorter; a slab is all of a channel's
-segments. One task of a fused kernel is a block of channels, statistics and result, while they sit in cache.
+segments. One task of a fused kernel is a block of groups, statistics and result, while they sit in cache. A
+group is what one statistic is taken over: one channel, or in group norm several, which are one row then.
 
 Offsets into flat arrays, not views: making and releasing one view costs two atomic reference counts,
 which is as much as summing 400 floats.
@@ -12,7 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from numbabn.backends.cpu.affine import affine, fill_gradient, fill_normalize, put, put_part
+from numbabn.backends.cpu.affine import (
+    affine,
+    fill_gradient,
+    fill_group_gradient,
+    fill_normalize,
+    put,
+    put_part,
+)
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -57,19 +65,21 @@ class Fused(NamedTuple):
     """How a fused kernel is cut up, by `plan`; made inside of kernels, as `Rows` is."""
 
     outer: int
-    channels: int
+    groups: int  # of all samples, where every sample has its own
+    members: int  # channels of a group
     inner: int
-    block: int  # channels of a task
+    block: int  # groups of a task
     streaming: int  # whether results are written past the caches
 
 
 class Norm(NamedTuple):
     """What the coefficients of all channels are made of, for a task, which takes it apart at once.
 
-    Every access to an array in a tuple counts its references, atomically: too much for every channel.
+    Every access to an array in a tuple counts its references, atomically: too much for every channel. gamma
+    and beta have one value for each channel of one sample.
     """
 
-    statistics: Array  # mean and biased variance [2, channels]
+    statistics: Array  # mean and biased variance [2, groups]
     gamma: Array
     beta: Array | None  # None in the backward pass
     eps: float
@@ -203,18 +213,30 @@ def slab_products(dy, x, c, lo, hi, rows, mean, like):
 
 
 @helper
-def splat_coefficients(coefficients, c):
-    """(center, scale, shift, weight) of channel c in every lane."""
+def splat_coefficients(coefficients, gain, c):
+    """(center, scale, shift, weight, gain) of channel c in every lane; without a gain the last one is 0."""
+    g = zeros(coefficients[0, 0])
+    if gain is not None:
+        g = splat(gain[c % len(gain)])
     return (
         splat(coefficients[0, c]),
         splat(coefficients[1, c]),
         splat(coefficients[2, c]),
         splat(coefficients[3, c]),
+        g,
     )
 
 
 @helper
-def apply_range(dy, x, lo, hi, inner, coefficients, traffic, out):
+def blended(vectors, others, n):
+    """The first n lanes of five vectors, and the last ones of five others."""
+    k, a, b, w, g = vectors
+    k1, a1, b1, w1, g1 = others
+    return blend(k, k1, n), blend(a, a1, n), blend(b, b1, n), blend(w, w1, n), blend(g, g1, n)
+
+
+@helper
+def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
     """out = ((x - center) * scale + dy) * weight + shift over the flat range lo..hi, channel by channel.
 
     Vectors run over the end of one channel into the next, so that every streamed line is whole: half lines
@@ -223,33 +245,31 @@ def apply_range(dy, x, lo, hi, inner, coefficients, traffic, out):
     """
     c = lo // inner % coefficients.shape[1]
     end = (lo // inner + 1) * inner
-    k, a, b, w = splat_coefficients(coefficients, c)
+    vectors = splat_coefficients(coefficients, gain, c)
     i, streaming, ahead, like = lo, traffic.streaming, traffic.ahead, out[0]
     if streaming:
         i = min(lo + unaligned(out, lo), hi)
         if i > lo:
-            put_part(dy, x, lo, i - lo, (k, a, b, w), out)
+            put_part(dy, x, lo, i - lo, vectors, gain, out)
     while True:
         body = i + (min(end, hi) - i) // LANES * LANES
         for j in range(i, body, LANES):
             prefetch(x, j + ahead, LANES)
             if dy is not None:
                 prefetch(dy, j + ahead, LANES)
-            put(affine(dy, x, j, like, k, a, b, w), j, streaming, out)
+            put(affine(dy, x, j, like, vectors, gain), j, streaming, out)
         i = max(i, body)
         if end >= hi:
             break
         c = c + 1 if c + 1 < coefficients.shape[1] else 0
-        k1, a1, b1, w1 = splat_coefficients(coefficients, c)
+        others = splat_coefficients(coefficients, gain, c)
         if i < end:
-            n = end - i
-            k, a, b, w = blend(k, k1, n), blend(a, a1, n), blend(b, b1, n), blend(w, w1, n)
-            put(affine(dy, x, i, like, k, a, b, w), i, streaming, out)
+            put(affine(dy, x, i, like, blended(vectors, others, end - i), gain), i, streaming, out)
             i += LANES
-        k, a, b, w = k1, a1, b1, w1
+        vectors = others
         end += inner
     if i < hi:
-        put_part(dy, x, i, hi - i, (k, a, b, w), out)
+        put_part(dy, x, i, hi - i, vectors, gain, out)
 
 
 @helper
@@ -291,10 +311,10 @@ def products(dy, x, outer, channels, inner, mean, sums):
 
 
 @helper
-def apply_task(t, dy, x, inner, coefficients, streaming, out):
+def apply_task(t, dy, x, inner, coefficients, gain, streaming, out):
     """Apply the affine map to one of the tasks that ``apply_start`` bounds."""
     start, stop = apply_start(t, x.size, inner), apply_start(t + 1, x.size, inner)
-    apply_range(dy, x, start, stop, inner, coefficients, Traffic(streaming, 0), out)
+    apply_range(dy, x, start, stop, inner, coefficients, gain, Traffic(streaming, 0), out)
     fence()
 
 
@@ -307,80 +327,94 @@ def apply_start(t, size, inner):
 
 
 @Kernel
-def apply(dy, x, tasks, inner, coefficients, streaming, out):
+def apply(dy, x, tasks, inner, coefficients, gain, streaming, out):
     """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
     From the last task to the first, because what the statistics read last is still in the cache.
     """
     for t in prange(tasks):
-        apply_task(tasks - 1 - np.int64(t), dy, x, inner, coefficients, streaming, out)
+        apply_task(tasks - 1 - np.int64(t), dy, x, inner, coefficients, gain, streaming, out)
 
 
 @helper
-def apply_block(dy, x, c0, c1, cut, coefficients, out):
+def apply_block(dy, x, c0, c1, rows, streaming, coefficients, gain, out):
     """Apply the affine map to the channels c0..c1, prefetching the next block, as large as this one."""
-    size = (c1 - c0) * cut.inner
-    traffic = Traffic(cut.streaming, size)
-    for n in range(cut.outer):
-        start = (n * cut.channels + c0) * cut.inner
-        apply_range(dy, x, start, start + size, cut.inner, coefficients, traffic, out)
+    size = (c1 - c0) * rows.inner
+    traffic = Traffic(streaming, size)
+    for n in range(rows.outer):
+        start = (n * rows.channels + c0) * rows.inner
+        apply_range(dy, x, start, start + size, rows.inner, coefficients, gain, traffic, out)
     fence()
 
 
 @helper
 def forward_task(t, x, cut, norm, coefficients, y):
-    """Training forward of a block of channels."""
-    rows = Rows(cut.outer, cut.channels, cut.inner)
+    """Training forward of a block of groups."""
+    outer, groups, members, inner, block, streaming = cut
+    rows = Rows(outer, groups, members * inner)
     statistics, gamma, beta, eps = norm
     mean, var = statistics[0], statistics[1]
     _, segments = segments_of(0, 1, rows)
-    c0, c1 = t * cut.block, min((t + 1) * cut.block, cut.channels)
-    for c in range(c0, c1):
-        count, mean[c], m2 = slab_moments(x, c, 0, segments, rows, x[0])
-        var[c] = m2 / count
-        fill_normalize(c, mean, var, gamma, beta, eps, coefficients)
-    apply_block(None, x, c0, c1, cut, coefficients, y)
+    first, last = t * block, min((t + 1) * block, groups)
+    p = first * members % len(gamma)
+    for g in range(first, last):
+        count, mean[g], m2 = slab_moments(x, g, 0, segments, rows, x[0])
+        var[g] = m2 / count
+        for c in range(g * members, (g + 1) * members):
+            fill_normalize(c, mean[g], var[g], gamma[p], beta[p], eps, coefficients)
+            p = p + 1 if p + 1 < len(gamma) else 0
+    channels = Rows(outer, groups * members, inner)
+    apply_block(None, x, first * members, last * members, channels, streaming, coefficients, None, y)
 
 
 @Kernel
 def forward(x, cut, gamma, beta, eps, statistics, y):
-    """Training forward; a task is a block of channels, statistics and result, while its slab is in cache.
+    """Training forward; a task is a block of groups, statistics and result, while its slab is in cache.
 
     While a block is written the next one is prefetched, so that memory reads and writes at once:
     32x256x56x56 takes 2.5 ms with it and 4.2 without, where a copy takes 2.0. ``cut`` has the numbers of
     `Fused` in a plain tuple.
     """
-    outer, channels, inner, block, streaming = cut
-    coefficients = np.empty((4, channels), x.dtype)
-    for t in prange(-(-channels // block)):
-        fused = Fused(outer, channels, inner, block, streaming)
+    outer, groups, members, inner, block, streaming = cut
+    coefficients = np.empty((4, groups * members), x.dtype)
+    for t in prange(-(-groups // block)):
+        fused = Fused(outer, groups, members, inner, block, streaming)
         norm = Norm(statistics, gamma, beta, eps)
         forward_task(np.int64(t), x, fused, norm, coefficients, y)
 
 
 @helper
-def backward_task(t, dy, x, cut, norm, sums, coefficients, dx):
-    """Training backward of a block of channels."""
-    rows = Rows(cut.outer, cut.channels, cut.inner)
+def backward_task(t, dy, x, cut, norm, gain, sums, coefficients, dx):
+    """Training backward of a block of groups."""
+    outer, groups, members, inner, block, streaming = cut
+    rows = Rows(outer, groups * members, inner)
     statistics, gamma, _, eps = norm
     _, segments = segments_of(0, 1, rows)
-    c0, c1 = t * cut.block, min((t + 1) * cut.block, cut.channels)
-    for c in range(c0, c1):
-        count, sums[0, c], q = slab_products(dy, x, c, 0, segments, rows, statistics[0, c], x[0])
-        sums[1, c] = q / np.sqrt(statistics[1, c] + eps)
-        fill_gradient(c, statistics, gamma, eps, count, sums, coefficients)
-    apply_block(dy, x, c0, c1, cut, coefficients, dx)
+    first, last = t * block, min((t + 1) * block, groups)
+    p = first * members % len(gamma)
+    for g in range(first, last):
+        mean, std, count = statistics[0, g], np.sqrt(statistics[1, g] + eps), 0.0
+        for c in range(g * members, (g + 1) * members):
+            count, sums[0, c], q = slab_products(dy, x, c, 0, segments, rows, mean, x[0])
+            sums[1, c] = q / std
+        if gain is None:
+            fill_gradient(g, mean, std, gamma[p], (sums[0, g] / count, sums[1, g] / count), coefficients)
+            p = p + 1 if p + 1 < len(gamma) else 0
+        else:
+            fill_group_gradient(g * members, members, mean, std, gain, count, sums, coefficients)
+    apply_block(dy, x, first * members, last * members, rows, streaming, coefficients, gain, dx)
 
 
 @Kernel
-def backward(dy, x, cut, statistics, gamma, eps, sums, dx):
-    """Training backward; a task is a block of channels, sums and result, while its slabs are in cache.
+def backward(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
+    """Training backward; a task is a block of groups, sums and result, while its slabs are in cache.
 
-    ``cut`` is as in ``forward``.
+    The sums are sums[2, groups * members], of every channel. ``cut`` is as in ``forward``. ``gain`` is gamma
+    in the dtype of x where groups have several channels, and else None.
     """
-    outer, channels, inner, block, streaming = cut
-    coefficients = np.empty((4, channels), x.dtype)
-    for t in prange(-(-channels // block)):
-        fused = Fused(outer, channels, inner, block, streaming)
+    outer, groups, members, inner, block, streaming = cut
+    coefficients = np.empty((4, groups * members), x.dtype)
+    for t in prange(-(-groups // block)):
+        fused = Fused(outer, groups, members, inner, block, streaming)
         norm = Norm(statistics, gamma, None, eps)
-        backward_task(np.int64(t), dy, x, fused, norm, sums, coefficients, dx)
+        backward_task(np.int64(t), dy, x, fused, norm, gain, sums, coefficients, dx)

@@ -22,19 +22,21 @@ def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
     return sums
 
 
-def apply(dy: Array | None, x: Array, view: View, coefficients: Array, out: Array) -> None:
+def apply(
+    dy: Array | None, x: Array, view: View, coefficients: Array, out: Array, gain: Array | None = None
+) -> None:
     """Write the map of x, or of x and dy, that `affine` describes, with its coefficients[4, groups]."""
     nbytes = plan.touched(dy, x, out)
     streaming, tasks = int(plan.streams(nbytes)), plan.apply_tasks(view)
-    kernels.apply(nbytes, dy, x, tasks, view.inner, coefficients, streaming, out)
+    kernels.apply(nbytes, dy, x, tasks, view.inner, coefficients, gain, streaming, out)
 
 
 def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
-    """Fill statistics[2, groups] and y in one pass over memory, or return False where phases are better."""
-    block = plan.block_channels(view, x.itemsize, arrays=1)
+    """Fill statistics[2, batch * groups] and y in one pass over memory; return False if phases are better."""
+    block = plan.block_groups(view, x.itemsize, arrays=1)
     if not block:
         return False
-    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(None, x, y)))
+    cut = _cut(view, block, plan.touched(None, x, y))
     kernels.forward(x.nbytes, x, cut, *affine.parameters, affine.eps, statistics, y)
     return True
 
@@ -42,11 +44,17 @@ def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -
 def backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array
 ) -> bool:
-    """Fill sums[2, groups] and dx in one pass over memory, or return False where phases are better."""
-    block = plan.block_channels(view, x.itemsize, arrays=2)
+    """Fill sums[2, batch * groups * members] and dx in one pass; return False where phases are better."""
+    block = plan.block_groups(view, x.itemsize, arrays=2)
     if not block:
         return False
-    cut = view.outer, view.groups, view.inner, block, int(plan.streams(plan.touched(dy, x, dx)))
-    gamma, _ = affine.parameters
-    kernels.backward(2 * x.nbytes, dy, x, cut, statistics, gamma, affine.eps, sums, dx)
+    cut, gamma = _cut(view, block, plan.touched(dy, x, dx)), affine.parameters[0]
+    gain = gamma.astype(x.dtype) if view.members > 1 else None
+    kernels.backward(2 * x.nbytes, dy, x, cut, statistics, gamma, gain, affine.eps, sums, dx)
     return True
+
+
+def _cut(view: View, block: int, nbytes: int) -> tuple[int, ...]:
+    """Return the numbers of ``row_kernels.Fused``."""
+    groups = view.batch * view.groups
+    return view.outer, groups, view.members, view.inner, block, int(plan.streams(nbytes))

@@ -74,6 +74,11 @@ def sub(a, b):
     return a - b
 
 
+def mul(a, b):
+    """Return a * b."""
+    return a * b
+
+
 def div(a, b):
     """Return a / b."""
     return a / b

@@ -11,7 +11,7 @@ from numba.extending import intrinsic, models, register_model
 
 __all__ = [
     "LANES", "add", "blend", "cast", "convert", "div", "drop_nan", "fma", "highest", "lowest", "maximum",
-    "minimum", "select", "splat", "sub", "total", "widen", "zeros",
+    "minimum", "mul", "select", "splat", "sub", "total", "widen", "zeros",
 ]  # fmt: skip
 
 LANES = 16
@@ -136,6 +136,16 @@ def div(typingctx, a, b):
 
     def codegen(context, builder, signature, arguments):
         return builder.fdiv(*arguments)
+
+    return a(a, b), codegen
+
+
+@intrinsic
+def mul(typingctx, a, b):
+    """Return a * b."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.fmul(*arguments)
 
     return a(a, b), codegen
 

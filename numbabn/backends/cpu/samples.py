@@ -1,0 +1,144 @@
+"""The verbs of all norms but batch norm: every sample has statistics of its own.
+
+Small samples are done in one launch. A large one is done by itself with the verbs of batch norm, which share
+it between threads, while it is in the cache.
+"""
+
+import numpy as np
+
+from numbabn.backends.cpu import along, channels, columns, plan, rows
+from numbabn.backends.cpu.channels import fill
+from numbabn.backends.cpu.quiet import quiet
+from numbabn.backends.verbs import Affine, Array, Pair, View
+
+
+def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
+    """Write y; return the pair (mean, biased variance), and of RMS norm (0, mean square)."""
+    if plan.runs_along(view):
+        return along.forward(x, view, affine, y)
+    statistics = np.empty((2, view.batch, view.groups))
+    flat = statistics.reshape(2, -1)
+    at_once = rows.forward if plan.uses_rows(view) else columns.forward_samples
+    if at_once(x, view, affine, flat, y):
+        return flat
+    if view.batch == 1:
+        return _forward_in_phases(x, view, affine, y)
+    one, of_one = view._replace(batch=1), forward if view.members > 1 else channels.forward
+    for n, (part, result) in enumerate(zip(_samples(x, view), _samples(y, view), strict=True)):
+        statistics[:, n] = of_one(part, one, affine, result)
+    return flat
+
+
+def _forward_in_phases(x: Array, view: View, affine: Affine, y: Array) -> Array:
+    """`forward` of a large sample whose groups have several channels."""
+    family = rows if plan.uses_rows(view) else columns
+    groups = View(1, view.outer, view.groups, 1, view.members * view.inner)
+    pair = channels.merged(*family.moments(x, groups, x.dtype.type(0)))
+    with np.errstate(all="ignore"):
+        pair[1] /= view.values
+    channels.normalize(x, _channels(view), _repeated(pair, view), affine, y)
+    return pair
+
+
+def backward(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
+) -> None:
+    """Write dx and the gradients of the training forward."""
+    quiet().run(_backward, dy, x, view, statistics, affine, dx, gradients)
+
+
+def _backward(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
+) -> None:
+    fill(_flat(gradients), backward_with_sums(dy, x, view, statistics, affine, dx))
+
+
+def backward_with_sums(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array
+) -> Array:
+    """Write dx; return the sums of dy and dy * xhat over all samples."""
+    if plan.runs_along(view):
+        return along.backward(dy, x, view, statistics, affine, dx)
+    sums = np.empty((2, view.batch, view.groups * view.members))
+    at_once = rows.backward if plan.uses_rows(view) else columns.backward_samples
+    if not at_once(dy, x, view, statistics, affine, sums.reshape(2, -1), dx):
+        if view.batch == 1:
+            return _backward_in_phases(dy, x, view, statistics, affine, dx)
+        one = view._replace(batch=1)
+        of_one = backward_with_sums if view.members > 1 else channels.backward_with_sums
+        shaped = statistics.reshape(2, view.batch, view.groups)
+        parts = zip(_samples(dy, view), _samples(x, view), _samples(dx, view), strict=True)
+        for n, (part_dy, part_x, result) in enumerate(parts):
+            given = np.ascontiguousarray(shaped[:, n])
+            sums[:, n] = of_one(part_dy, part_x, one, given, affine, result)
+    total: Array = sums.sum(axis=1)
+    return total
+
+
+def _backward_in_phases(
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array
+) -> Array:
+    """`backward_with_sums` of a large sample whose groups have several channels."""
+    sums = _sums(dy, x, view, statistics, affine.eps)
+    gain = affine.parameters[0].astype(x.dtype)
+    means = (gain * sums).reshape(2, view.groups, view.members).sum(axis=2)
+    # dy is multiplied by the gain, so that what is multiplied by the weight has a gamma of 1.
+    plain = Affine((np.ones(len(gain)), None), affine.eps)
+    repeated, means = _repeated(statistics, view), _repeated(means, view)
+    channels.apply_gradient(dy, x, _channels(view), (repeated, plain, means, view.values), dx, gain)
+    return sums
+
+
+@np.errstate(all="ignore")
+def backward_reduce(dy: Array, x: Array, view: View, statistics: Pair, eps: float, gradients: Pair) -> Array:
+    """Return the pair (sum of dy, sum of dy * xhat) over all samples, and write it to (dgamma, dbeta)."""
+    ones = np.ones(view.groups * view.members)
+    affine = Affine((ones, ones), eps)
+    if plan.runs_along(view):
+        total: Array = along.backward(dy, x, view, statistics, affine, None)
+    else:
+        total = _sums_of_samples(dy, x, view, statistics, affine).sum(axis=1)
+    fill(_flat(gradients), total)
+    return total
+
+
+def _sums_of_samples(dy: Array, x: Array, view: View, statistics: Array, affine: Affine) -> Array:
+    """Return the sums of dy and dy * xhat of every channel of every sample, [2, batch, channels]."""
+    sums = np.empty((2, view.batch, view.groups * view.members))
+    if plan.uses_rows(view) and view.outer == 1:
+        all_channels = View(1, 1, sums[0].size, 1, view.inner)
+        repeated = _repeated(statistics, view)
+        added: Array = rows.products(dy, x, all_channels, repeated[0]).sum(axis=1)
+        added[1] /= np.sqrt(repeated[1] + affine.eps)
+        return added.reshape(sums.shape)
+    flat = sums.reshape(2, -1)
+    if plan.uses_rows(view) or not columns.backward_samples(dy, x, view, statistics, affine, flat, None):
+        one, shaped = view._replace(batch=1), statistics.reshape(2, view.batch, view.groups)
+        for n, (part_dy, part_x) in enumerate(zip(_samples(dy, view), _samples(x, view), strict=True)):
+            sums[:, n] = _sums(part_dy, part_x, one, shaped[:, n], affine.eps)
+    return sums
+
+
+def _sums(dy: Array, x: Array, view: View, statistics: Array, eps: float) -> Array:
+    """Return the sums of dy and dy * xhat of every channel of one sample."""
+    repeated = np.ascontiguousarray(_repeated(statistics, view))
+    return channels.backward_reduce(dy, x, _channels(view), repeated, eps, (None, None))
+
+
+def _samples(array: Array, view: View) -> Array:
+    return array.reshape(view.batch, -1)
+
+
+def _channels(view: View) -> View:
+    """Return how one sample is read as channels by themselves."""
+    return View(1, view.outer, view.groups * view.members, 1, view.inner)
+
+
+def _repeated(pair: Pair, view: View) -> Array:
+    """Return for every channel what its group has."""
+    return np.repeat(pair, view.members, axis=1)
+
+
+def _flat(gradients: Pair) -> Pair:
+    """Return gradients of any shape, which are contiguous, as vectors over the same memory."""
+    return tuple(None if gradient is None else gradient.reshape(-1) for gradient in gradients)

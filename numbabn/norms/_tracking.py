@@ -1,0 +1,118 @@
+"""What layers with running statistics share, which are one mean and one variance for each channel."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self, TypeVar
+
+from numbabn import _numbers
+from numbabn.arrays import native
+from numbabn.arrays.library import Place
+from numbabn.backends.verbs import Array
+from numbabn.norms import _options
+from numbabn.norms._base import Layer
+from numbabn.norms._call import Call
+from numbabn.norms._running import Running
+
+C = TypeVar("C", bound=Call)
+
+
+class ChannelLayer(Layer):
+    """A layer with one gamma and one beta for each channel."""
+
+    def __init__(self, num_channels: int, axis: int, **options: Any) -> None:
+        self.num_channels = _options.channels(num_channels)
+        self.axis = _numbers.integer(axis, "axis")
+        super().__init__((self.num_channels,), **options)
+
+    def _opened(self, kind: Callable[..., C], x: object, *options: Any) -> C:
+        """Return a call of the layer with x, which has the layer's channels and is on its device."""
+        call = kind(x, self.axis, *options)
+        if call.channels != self.num_channels or call.library.place(call.x) != self._place:
+            _options.layer_input(call.x, self.axis, self.num_channels, self._place)
+        return call
+
+
+class TrackingLayer(ChannelLayer):
+    """A layer that may keep running statistics of its channels.
+
+    Attributes
+    ----------
+    running_mean, running_var : array of shape (C,), or None
+        Start at 0 and 1.
+    num_batches_tracked : int
+        Training batches seen.
+    """
+
+    momentum: float | None
+
+    def __init__(self, num_channels: int, axis: int, track_running_stats: bool, **options: Any) -> None:
+        super().__init__(num_channels, axis, **options)
+        self._running: Running | None = None
+        if track_running_stats:
+            self._running = Running.initial(self.num_channels, self.dtype, self._place)
+        self._frozen = 0
+
+    @property
+    def running_mean(self) -> Array | Any:
+        """Running mean, or None without tracking."""
+        return None if self._running is None else native(self._running.mean)
+
+    @property
+    def running_var(self) -> Array | Any:
+        """Running unbiased variance, or None without tracking."""
+        return None if self._running is None else native(self._running.var)
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """Number of training batches in the running statistics."""
+        return 0 if self._running is None else self._running.batches
+
+    @contextmanager
+    def frozen_stats(self) -> Iterator[Self]:
+        """Within the block no call updates the running statistics; what a call returns is the same.
+
+        For recomputation of activations, and for looking at training-mode output in the middle of training.
+
+        Examples
+        --------
+        >>> import numpy as np, numbabn as nbn
+        >>> bn = nbn.BatchNorm(1)
+        >>> with bn.frozen_stats():
+        ...     y = bn(np.array([[1.0], [3.0]]))
+        >>> bn.num_batches_tracked
+        0
+        """
+        self._frozen += 1
+        try:
+            yield self
+        finally:
+            self._frozen -= 1
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.
+
+        Keys: gamma, beta, running_mean, running_var, num_batches_tracked, as far as the layer has them; with
+        ``momentum=None`` also population_count, population_mean and population_m2 in full precision.
+        Counts beyond 2**63 - 1 are written as 2**63 - 1.
+        """
+        state = super().state_dict()
+        if self._running is not None:
+            state |= self._running.state(population=self.momentum is None)
+        return state
+
+    def _loaded(self, state: dict[str, Array]) -> dict[str, Any]:
+        if self._running is None:
+            return {}
+        return {"_running": self._running.loaded(Running.from_state(state, self._place))}
+
+    def _moved(self, to: Place) -> dict[str, Any]:
+        running = self._running
+        if running is not None:
+            running = Running.from_state(running.state(population=True), to)
+        return {**super()._moved(to), "_running": running}
+
+    def _chosen(self) -> dict[str, bool]:
+        return {**super()._chosen(), "track_running_stats": self._running is not None}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_frozen": 0}
