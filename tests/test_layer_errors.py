@@ -138,7 +138,7 @@ SPEAKING_ROWS = [
         "layer, NHWC",
         lambda w: w.layer(np.ones((2, 8, 8, 3), F32)),
         ValueError,
-        "x | (2, 8, 8, 3) | 8 channels on axis 1 | num_channels=3 | BatchNorm(3, axis=-1)",
+        "x | (2, 8, 8, 3) | 8 channels on axis 1 | num_channels=3 | axis=-1",
     ),
     bad(
         "layer of the last axis, NCHW",

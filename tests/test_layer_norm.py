@@ -445,7 +445,9 @@ def test_saved_of_another_norm():
         if one == other:
             function(dy, remembered)
         else:
-            with pytest.raises(ValueError, match=rf"^saved is from {other}_norm_forward; pass it to {other}_norm_backward"):
+            with pytest.raises(
+                ValueError, match=rf"^saved is from {other}_norm_forward; pass it to {other}_norm_backward"
+            ):
                 function(dy, remembered)
 
 
