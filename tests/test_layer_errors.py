@@ -144,7 +144,7 @@ SPEAKING_ROWS = [
         "layer of the last axis, NCHW",
         lambda w: w.last_axis(np.ones((2, 3, 8, 8), F32)),
         ValueError,
-        "x | 8 channels on axis -1 | BatchNorm(3, axis=1)",
+        "x | 8 channels on axis -1 | axis=1, where x",
     ),
 ]
 

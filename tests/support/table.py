@@ -419,7 +419,7 @@ REFUSALS = {
     ),
     "layer, one sample": (lambda b: b.call(layer(b), ONE[:1]), ValueError, "one value | bn.eval()"),
     "layer's axis": (
-        lambda b: b.call(layer(b), np.ones((2, 4, 4, 3), np.float32)), ValueError, "make the layer with axis=-1",
+        lambda b: b.call(layer(b), np.ones((2, 4, 4, 3), np.float32)), ValueError, "with axis=-1",
     ),
     "layer's dy": (
         lambda b: trained(b).backward(b.put(ONE[:3].copy())), ValueError, "dy | (3, 3) | (4, 3) | returned",
