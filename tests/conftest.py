@@ -37,11 +37,14 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "large: arrays of more than 2**31 elements, in 9 GB of memory; run with -m large"
     )
+    config.addinivalue_line("markers", "slow: takes seconds, most of them to compile; run with -m slow")
 
 
 def pytest_collection_modifyitems(config, items):
     if "large" not in config.option.markexpr:
         _skip(items, "large", "needs 9 GB of memory; run with -m large")
+    if "slow" not in config.option.markexpr:
+        _skip(items, "slow", "takes seconds; run with -m slow")
     if SIMULATED:
         _skip(items, "compile", "compiled without NUMBA_ENABLE_CUDASIM=1")
 

@@ -232,6 +232,7 @@ def test_a_library_that_drops_out(run, results, tmp_path, monkeypatch, capsys):
 # What workers compile ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_jit
 def test_a_worker_passes_on_what_it_compiles(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))

@@ -155,6 +155,7 @@ def add(typingctx, a, b):
 """
 
 
+@pytest.mark.slow
 def test_new_helper_in_another_file(upgradable):
     installation, _ = upgradable
     installation.append("welford.py", MERGE)
@@ -165,6 +166,7 @@ def test_new_helper_in_another_file(upgradable):
     assert found["misses"] == 0
 
 
+@pytest.mark.slow
 def test_new_intrinsic_in_another_file(upgradable):
     installation, before = upgradable
     installation.append("simd_vectors.py", ADD_TWICE)
@@ -184,6 +186,7 @@ STOP_WHILE_SAVING = """
 """
 
 
+@pytest.mark.slow
 def test_an_upgrade_whose_first_run_was_killed(upgradable):
     """Numba writes its index before the machine code: killed in between, it lists the code of before."""
     installation, _ = upgradable
@@ -202,6 +205,7 @@ def blocked(tmp_path):
     return tmp_path / "file" / "folder"
 
 
+@pytest.mark.slow
 def test_cache_folder_that_cannot_be_made(upgradable, blocked):
     """Numba falls back on the __pycache__ beside the source."""
     installation, before = upgradable
@@ -213,6 +217,7 @@ def test_cache_folder_that_cannot_be_made(upgradable, blocked):
     assert found["misses"] == 0
 
 
+@pytest.mark.slow
 def test_no_cache_folder_anywhere(upgradable, blocked):
     """As in a container with a read-only file system: kernels compile in every process."""
     installation, before = upgradable
@@ -249,11 +254,13 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 def test_cache_folder_lost_after_the_import(upgradable):
     installation, before = upgradable
     assert installation.moments(before=LOSE_THE_FOLDER)[SMALL] == before[SMALL]
 
 
+@pytest.mark.slow
 def test_full_disk(upgradable):
     installation, before = upgradable
     shutil.rmtree(installation.cache)
@@ -263,6 +270,7 @@ def test_full_disk(upgradable):
     assert all(re.search(r", not cached: \[Errno \d+\] No space left", line) for line in found["log"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
 def test_file_cut_short(upgradable, suffix):
     """As a crash of the machine, or a copy that was stopped, leaves it."""

@@ -114,6 +114,7 @@ def use_torch():
     return digest(result.numpy())
 
 
+@pytest.mark.slow
 @needs_torch
 def test_pytorch_in_the_same_process():
     assert run(alternate_with_torch) == ordinary_digest()
@@ -127,6 +128,7 @@ def alternate_with_torch():
     return before
 
 
+@pytest.mark.slow
 @needs_fork
 @needs_torch
 def test_child_of_a_parent_that_used_pytorch():

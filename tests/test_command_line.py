@@ -79,6 +79,7 @@ def test_steps_of_every_choice():
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", steps(["NC", "rows"], ["float32", "uint8"], OPERATIONS)[::2], ids=str)
 @needs_jit
 def test_steps_run(step):
@@ -113,6 +114,7 @@ REAL_CALLS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "calls"),
     [

@@ -47,6 +47,7 @@ def chunked(draw):
     return tuple(map(tuple, chunks)), tuple(axes)
 
 
+@pytest.mark.slow
 @settings(max_examples=60 if JIT else 30)
 @given(chunked(), st.sampled_from(DTYPES))
 def test_any_chunks(chunks_and_axis, dtype):
@@ -184,6 +185,7 @@ def test_without_dask(monkeypatch):
 # A real cluster ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cluster(tmp_path):
     """An array larger than a worker may be; a worker that dies half-way changes no bit."""
     pytest.importorskip("distributed", reason="needs numbabn[dask]")

@@ -369,6 +369,7 @@ def save_all_results(path, large):
     np.savez(path, *all_results())
 
 
+@pytest.mark.slow
 @needs_jit
 @pytest.mark.parametrize("large", [False, True], ids=["small", "paths of large arrays"])
 def test_same_results_without_jit(large, tmp_path, monkeypatch):

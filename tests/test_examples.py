@@ -53,6 +53,7 @@ def test_train_digits(tmp_path):
     assert is_png(tmp_path / "train_digits.png")
 
 
+@pytest.mark.slow
 def test_train_digits_options(tmp_path):
     figure = tmp_path / "curves.png"
     options = ["--quick", "--batch-size", "64", "--lr", "0.01", "--seed", "3"]
@@ -80,6 +81,7 @@ def test_the_figure_of_train_digits_is_not_committed():
     assert default in (ROOT / ".gitignore").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_train_digits_on_a_gpu(tmp_path):
     """The same script on arrays like CuPy's learns the same."""
     options = ["--quick", "--seed", "3"]
@@ -109,6 +111,7 @@ def test_what_is_missing_on_a_gpu(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_recalibrate(tmp_path):
     output = run_example("recalibrate.py", "--quick", cwd=tmp_path)
     rows = [line for line in output.splitlines() if line.endswith("%")][1:]
@@ -147,6 +150,7 @@ def test_ctrl_c_while_a_kernel_is_compiled(place, tmp_path):
     assert result.stderr.splitlines() == ["", "Interrupted."]
 
 
+@pytest.mark.slow
 @needs_jit
 def test_an_example_says_what_it_compiles(tmp_path):
     script, cache = EXAMPLES / "quickstart.py", str(tmp_path / "cache")

@@ -358,6 +358,7 @@ def test_statistics_by_workers_without_dask(monkeypatch, statistics):
         statistics("--data", "digits", "--workers", "2")
 
 
+@pytest.mark.slow
 def test_statistics_by_workers(tmp_path):
     pytest.importorskip("dask.distributed")
     mean, std = photos(tmp_path / "photos")
@@ -365,6 +366,7 @@ def test_statistics_by_workers(tmp_path):
     assert line_to_paste(mean / 255, std / 255) in output.splitlines()
 
 
+@pytest.mark.slow
 def test_statistics_that_workers_go_on_with(tmp_path, statistics):
     """A run of two parts, one by workers, has the same bits as one without; of floats, which round."""
     pytest.importorskip("dask.distributed")
@@ -378,6 +380,7 @@ def test_statistics_that_workers_go_on_with(tmp_path, statistics):
     assert_same_states("killed.npz", "whole.npz")
 
 
+@pytest.mark.slow
 def test_statistics_name_an_unreadable_image_of_a_worker(tmp_path):
     pytest.importorskip("dask.distributed")
     photos(tmp_path / "photos", number=2)
@@ -491,6 +494,7 @@ def test_statistics_know_what_was_skipped_before_a_kill(tmp_path, statistics):
     assert_same_states("killed.npz", "whole.npz")
 
 
+@pytest.mark.slow
 def test_statistics_by_workers_skip_broken_images(tmp_path):
     pytest.importorskip("dask.distributed")
     photos(tmp_path / "photos", number=20)

@@ -77,6 +77,7 @@ FLOW = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not JIT, reason="the other run of CI does it")
 def test_flow_in_the_simulator():
     results = Results(run_simulated(FLOW))

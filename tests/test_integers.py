@@ -47,6 +47,7 @@ def assert_formula(y, x, arguments, axis):
 # Inference --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=150 if JIT else 30)
 @given(
     shapes(),

@@ -257,6 +257,7 @@ print("untouched")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not JIT, reason="NumPy checks its bounds itself")
 @pytest.mark.skipif(sys.platform != "linux", reason="protects pages as Linux does")
 def test_nothing_beyond_the_arrays_is_touched():

@@ -313,6 +313,7 @@ MAPPED = """
 """
 
 
+@pytest.mark.slow
 @needs_jit
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_DATA and /proc")
 def test_a_mapped_array_larger_than_the_memory_is_never_loaded_whole(tmp_path):

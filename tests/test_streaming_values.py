@@ -114,6 +114,7 @@ def test_raise_names_the_place_and_changes_nothing(axis, channel, place):
 # Weights and where ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(arrays(), st.integers(0, 2**16), st.booleans(), st.booleans())
 def test_weights_and_where(problem, seed, weighted, masked):

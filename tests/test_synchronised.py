@@ -207,6 +207,7 @@ def mpiexec(ranks, *arguments):
     return process.returncode, output
 
 
+@pytest.mark.slow
 @needs_mpi
 @pytest.mark.parametrize("ranks", RANKS)
 def test_mpiexec(ranks):

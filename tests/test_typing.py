@@ -56,12 +56,14 @@ def script(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_mypy(script, tmp_path):
     pytest.importorskip("mypy")
     found = errors(sys.executable, "-m", "mypy", "--strict", f"--cache-dir={tmp_path}/cache", str(script))
     assert found.keys() == REFUSED, found
 
 
+@pytest.mark.slow
 def test_pyright(script):
     pyright = shutil.which("pyright", path=str(script.parent.joinpath(sys.executable).parent))
     if pyright is None:

@@ -98,6 +98,7 @@ def of_tiles(reports):
     return [r for r in reports if r["kernel"].startswith("kernels.")]
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_every_kernel_is_compiled(everything, reports):
     compiled = {(r["kernel"].split(" ")[0], r["architecture"]) for r in reports}
@@ -107,6 +108,7 @@ def test_every_kernel_is_compiled(everything, reports):
     assert dtypes == {(kernel, dtype) for kernel, _ in dtypes for dtype in ("float32", "float64")}
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_registers(reports):
     wide = [r for r in reports if (r["kernel"], r["dtype"]) == WIDE]
@@ -115,17 +117,20 @@ def test_registers(reports):
     assert not wrong(wide, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 8)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_nothing_is_spilled(reports):
     assert not wrong(reports, lambda r: r["spill_bytes"], lambda n: n == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_no_local_memory(reports):
     assert not wrong(reports, lambda r: r["stack_bytes"], lambda n: n == 0)
     assert not wrong(reports, lambda r: count(r, "LDL") + count(r, "STL"), lambda n: n == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_shared_memory_and_blocks(reports):
     assert not wrong(reports, lambda r: r["shared_bytes"], lambda n: n <= STATIC_SHARED)
@@ -134,6 +139,7 @@ def test_shared_memory_and_blocks(reports):
     assert not wrong(of_tiles(reports), lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 @pytest.mark.parametrize("opcode", ["LDGSTS.E.BYPASS.128", "LDS.128", "STG.E.128"])
 def test_accesses_of_16_bytes(reports, opcode):
@@ -143,6 +149,7 @@ def test_accesses_of_16_bytes(reports, opcode):
     assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
     found = {r["kernel"]: r["element_loops"] for r in reports if r["element_loops"]}

@@ -1,5 +1,7 @@
 """The library where CUDA is simulated in a user's process, without the simulator of the tests."""
 
+import pytest
+
 from tests.support.processes import run_python
 
 VALUES = """
@@ -22,6 +24,7 @@ VALUES = """
 """
 
 
+@pytest.mark.slow
 def test_values():
     """Numba's simulator fails here where a group has several blocks, and sometimes corrupts memory."""
     assert int(run_python(VALUES, NUMBA_ENABLE_CUDASIM="1")) > 1

@@ -64,6 +64,7 @@ def test_all_verbs_are_compared():
     assert set(module("").__all__) == names
 
 
+@pytest.mark.slow
 def test_cpu_never_imports_cuda():
     code = """
         import sys
