@@ -127,6 +127,9 @@ class DeviceLibrary(Library, Owner, Protocol):
     ) -> tuple[AnyArray, AnyArray]:
         return tuple(None if array is None else array.library.dense(array) for array in (first, second))  # type: ignore[return-value]
 
+    def pairs(self, first: tuple[Any, Any], second: tuple[Any, Any], count: int) -> tuple[Any, Any]:
+        return self.pair(*first, count), self.pair(*second, count)
+
     def assign(self, target: DeviceArray, source: DeviceArray) -> None:
         if target.size:
             cuda_module("copies").copy(target, source)

@@ -63,6 +63,9 @@ class Library(Protocol):
         They have this dtype on the CPU, float64 unless given, and their own one on a GPU.
         """
 
+    def pairs(self, first: tuple[Any, Any], second: tuple[Any, Any], count: int) -> tuple[Pair, Pair]:
+        """Return ``pair`` of both."""
+
     def assign(self, target: AnyArray, source: AnyArray) -> None:
         """Copy the elements of one array to another of the same shape, whatever their strides."""
 

@@ -38,7 +38,8 @@ def empty_like(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
     MemoryError
         If there is no memory, even after all kept blocks were given back.
     """
-    small = array.size * (dtype or array.dtype).itemsize <= SMALLEST_BLOCK
+    nbytes = array.nbytes if dtype is None else array.size * dtype.itemsize
+    small = nbytes <= SMALLEST_BLOCK
     try:
         return np.empty_like(array, dtype) if small else _large(array, dtype or array.dtype)
     except MemoryError:

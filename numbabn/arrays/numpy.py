@@ -56,6 +56,11 @@ class NumPy(Library):
         # A signalling NaN warns, and so does what is beyond the dtype, which becomes infinity.
         return quiet().run(_pair, first, second, count, dtype)
 
+    def pairs(
+        self, first: tuple[Any, Any], second: tuple[Any, Any], count: int
+    ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        return quiet().run(_pairs, first, second, count)
+
     def assign(self, target: Array, source: Array) -> None:
         target[...] = source
 
@@ -78,3 +83,9 @@ def _pair(first: Array | None, second: Array | None, count: int, dtype: np.dtype
         np.ones(count, dtype) if first is None else first.astype(dtype),
         np.zeros(count, dtype) if second is None else second.astype(dtype),
     )
+
+
+def _pairs(
+    first: tuple[Any, Any], second: tuple[Any, Any], count: int
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    return _pair(*first, count, _FLOAT64), _pair(*second, count, _FLOAT64)

@@ -101,10 +101,25 @@ class RunningVerbs(Protocol):
         """Return the statistics and the population of all values and ``count`` more, those of the batch."""
 
 
+class SampleVerbs(Protocol):
+    """The verbs where every sample has statistics of its own; as those of `Backend` for batch norm."""
+
+    def forward(self, x: Any, view: View, affine: Affine, y: Any) -> Pair: ...
+
+    def backward_reduce(
+        self, dy: Any, x: Any, view: View, statistics: Pair, eps: float, gradients: Pair
+    ) -> Pair: ...
+
+    def backward(
+        self, dy: Any, x: Any, view: View, statistics: Pair, affine: Affine, dx: Any, gradients: Pair
+    ) -> None: ...
+
+
 class Backend(Protocol):
     """The verbs in the order in which data meets them. ``forward`` and ``backward`` are combinations."""
 
     running: RunningVerbs
+    samples: SampleVerbs
 
     def moments(self, x: Any, view: View, like: np.floating | None = None) -> Pair:
         """Return (mean, m2), m2 being the sum of squared deviations from the mean.

@@ -92,10 +92,12 @@ def batch_norm_forward(
     array([  1., 100.])
     """
     call = Call(x, axis, out)
-    known = None if mean is None and var is None else call.known(mean, var)
-    if known is None and call.count == 1:
+    if mean is not None or var is not None:
+        affine, known = call.affine_and_known(gamma, beta, eps, mean, var)
+        return call.normalize(affine, known, None)
+    if call.count == 1:
         raise _checks.one_value(call.x, "mean= and var= to use known statistics")
-    return call.normalize(call.affine(gamma, beta, eps), known, None)
+    return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 
 def batch_norm_inference(
@@ -155,7 +157,8 @@ def batch_norm_inference(
         raise TypeError("mean and var must be arrays of one value per channel, not None")
     call = Call(x, axis, out, dtype)
     y: A
-    y, _ = call.normalize(call.affine(gamma, beta, eps), call.known(mean, var), None)
+    affine, known = call.affine_and_known(gamma, beta, eps, mean, var)
+    y, _ = call.normalize(affine, known, None)
     return y
 
 
@@ -409,13 +412,17 @@ class BatchNorm(TrackingLayer):
 
     def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
         call = self._opened(Call, x, out)
-        affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
+        given = self.params.get("gamma"), self.params.get("beta"), self.eps
         running, training = self._running, self.training
-        known = None if training or running is None else call.known(running.mean, running.var)
-        if known is None and reduce is None and call.count == 1:
-            raise _checks.one_value(call.x, "use evaluation mode: bn.eval()" if running else None)
         y: A
-        y, saved = call.normalize(affine, known, reduce)
+        if running is not None and not training:
+            affine, known = call.affine_and_known(*given, running.mean, running.var)
+            y, self._saved = call.normalize(affine, known, None)
+            return y
+        affine = call.affine(*given)
+        if reduce is None and call.count == 1:
+            raise _checks.one_value(call.x, "use evaluation mode: bn.eval()" if running else None)
+        y, saved = call.normalize(affine, None, reduce)
         if training and running is not None and not self._frozen and saved.count:
             self._running = running.after(saved._statistics, saved.count, self.momentum)
         self._saved = saved

@@ -115,8 +115,9 @@ def instance_norm_forward(
            [20.]])
     """
     if mean is not None or var is not None:
-        known = _KnownCall(x, axis, out)
-        return known.normalize(known.affine(gamma, beta, eps), known.known(mean, var), None)
+        known_call = _KnownCall(x, axis, out)
+        affine, known = known_call.affine_and_known(gamma, beta, eps, mean, var)
+        return known_call.normalize(affine, known, None)
     call = _Call(x, axis, out)
     call.check_count()
     return call.normalize(call.affine(gamma, beta, eps), None, None)
@@ -291,9 +292,10 @@ class InstanceNorm(TrackingLayer):
     def _evaluated(self, x: A, statistics: Pair, out: A | None) -> A:
         """Normalise x with these statistics."""
         call = self._opened(_KnownCall, x, out)
-        affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
+        given = self.params.get("gamma"), self.params.get("beta"), self.eps
+        affine, known = call.affine_and_known(*given, *statistics)
         y: A
-        y, self._saved = call.normalize(affine, call.known(*statistics), None)
+        y, self._saved = call.normalize(affine, known, None)
         return y
 
     def __repr__(self) -> str:

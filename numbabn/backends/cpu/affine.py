@@ -54,14 +54,15 @@ def fill_group_gradient(first, members, mean, std, gain, count, sums, coefficien
     """Coefficients of the channels of a group: of ``members`` channels from ``first`` on.
 
     dx = (gain * dy - mean(gain * dy) - xhat * mean(gain * dy * xhat)) / std, with means over the group.
-    sums[2, channels] are those of dy and dy * xhat over ``count`` values of each channel. ``gain`` has one
-    value for each channel of one sample.
+    ``sums`` are the arrays of the sums of dy and of dy * xhat over ``count`` values of each channel. ``gain``
+    has one value for each channel of one sample.
     """
+    sum_dy, sum_dy_xhat = sums
     mean_dy = mean_dy_xhat = 0.0
     p = first % len(gain)
     for m in range(members):
-        mean_dy += gain[p + m] * sums[0, first + m]
-        mean_dy_xhat += gain[p + m] * sums[1, first + m]
+        mean_dy += gain[p + m] * sum_dy[first + m]
+        mean_dy_xhat += gain[p + m] * sum_dy_xhat[first + m]
     means = mean_dy / (count * members), mean_dy_xhat / (count * members)
     for m in range(members):
         fill_gradient(first + m, mean, std, 1.0, means, coefficients)

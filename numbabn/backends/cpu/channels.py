@@ -86,22 +86,18 @@ def backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> None:
     """Write dx and the gradients of the training forward."""
-    quiet().run(_backward, dy, x, view, statistics, affine, dx, gradients)
-
-
-def _backward(
-    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
-) -> None:
-    fill(gradients, backward_with_sums(dy, x, view, statistics, affine, dx))
+    quiet().run(backward_with_sums, dy, x, view, statistics, affine, dx, gradients)
 
 
 def backward_with_sums(
-    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> Array:
-    """Write dx; return the sums of dy and dy * xhat."""
+    """`backward` that may warn of an overflow; return the pair (sum of dy, sum of dy * xhat)."""
     sums = np.empty((2, view.groups))
-    if not _family(view).backward(dy, x, view, statistics, affine, sums, dx):
-        sums = backward_reduce(dy, x, view, statistics, affine.eps, (None, None))
+    if _family(view).backward(dy, x, view, statistics, affine, sums, dx):
+        fill(gradients, sums)
+    else:
+        sums = backward_reduce(dy, x, view, statistics, affine.eps, gradients)
         backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
     return sums
 

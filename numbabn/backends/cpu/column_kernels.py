@@ -227,15 +227,15 @@ def moments(x, copies, inner, like, count, pair):
 
 
 @helper
-def products_task(k, dy, x, copies, inner, mean, sums):
-    """Sums of dy and dy * (x - mean) of chunk k."""
+def products_task(k, dy, x, copies, inner, mean, members, sums):
+    """Sums of dy and dy * (x - mean) of chunk k, with one mean for as many channels as ``members``."""
     _, chunks, channels = sums.shape
     width = copies * channels * inner + LANES
     center, shift = np.empty(channels, x.dtype), np.empty(width, x.dtype)
     s, q = np.empty(width), np.empty(width)
     sum_dy, sum_dy_d = sums[0, k], sums[1, k]
     for c in range(channels):
-        center[c] = mean[c]
+        center[c] = mean[c // members]
         sum_dy[c] = 0.0
         sum_dy_d[c] = 0.0
     for part in range(2):
@@ -245,14 +245,14 @@ def products_task(k, dy, x, copies, inner, mean, sums):
             column_sums(dy, x, rows, shift, s, q)
             for c in range(channels):
                 sum_dy[c] += s[c]
-                sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
+                sum_dy_d[c] += q[c] - (mean[c // members] - center[c]) * s[c]
 
 
 @Kernel
 def products(dy, x, copies, inner, mean, sums):
     """Sums of dy and dy * (x - mean) of every chunk: sums[2, chunks, channels]."""
     for k in prange(sums.shape[1]):
-        products_task(np.int64(k), dy, x, copies, inner, mean, sums)
+        products_task(np.int64(k), dy, x, copies, inner, mean, 1, sums)
 
 
 @helper
@@ -363,20 +363,19 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
     """
     copies, inner, members, _ = cut
     channels, mean, var = sums.shape[2], statistics[0, 0], statistics[1, 0]
-    center, coefficients = np.empty(channels), np.empty((4, channels), x.dtype)
+    coefficients = np.empty((4, channels), x.dtype)
     count = np.float64(x.size // channels)
-    for c in range(channels):
-        center[c] = mean[c // members]
-    products_task(0, dy, x, copies, inner, center, sums)
-    added = sums[:, 0]
+    products_task(0, dy, x, copies, inner, mean, members, sums)
+    sum_dy, sum_dy_xhat = sums[0, 0], sums[1, 0]
     for g in range(len(mean)):
         std = np.sqrt(var[g] + eps)
         for c in range(g * members, (g + 1) * members):
-            added[1, c] /= std
+            sum_dy_xhat[c] /= std
         if gain is None:
-            means = added[0, g] / count, added[1, g] / count
+            means = sum_dy[g] / count, sum_dy_xhat[g] / count
             fill_gradient(g, mean[g], std, gamma[g], means, coefficients)
         else:
+            added = sum_dy, sum_dy_xhat
             fill_group_gradient(g * members, members, mean[g], std, gain, count, added, coefficients)
     return coefficients
 

@@ -46,18 +46,10 @@ def uses_rows(view: View) -> bool:
     return view.inner >= LANES
 
 
-def by_sample(view: View) -> bool:
-    """Whether every sample has statistics of its own, or several parameters share one.
-
-    Else the view is one of batch norm, which has no training with one value for each statistic.
-    """
-    return view.batch > 1 or view.members > 1 or view.values == 1
-
-
 def runs_along(view: View) -> bool:
     """Whether parameters vary along the values of one statistic, which lie side by side.
 
-    Of views with ``by_sample``. Longer pieces of one parameter are rows.
+    In batch norm they never do. Longer pieces of one parameter are rows.
     """
     return view.outer == 1 and view.inner < LANES and (view.members > 1 or view.inner == 1)
 

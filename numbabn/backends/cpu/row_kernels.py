@@ -401,7 +401,8 @@ def backward_task(t, dy, x, cut, norm, gain, sums, coefficients, dx):
             fill_gradient(g, mean, std, gamma[p], (sums[0, g] / count, sums[1, g] / count), coefficients)
             p = p + 1 if p + 1 < len(gamma) else 0
         else:
-            fill_group_gradient(g * members, members, mean, std, gain, count, sums, coefficients)
+            added = sums[0], sums[1]
+            fill_group_gradient(g * members, members, mean, std, gain, count, added, coefficients)
     apply_block(dy, x, first * members, last * members, rows, streaming, coefficients, gain, dx)
 
 

@@ -19,13 +19,10 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     statistics = np.empty((2, view.batch, view.groups))
     flat = statistics.reshape(2, -1)
     at_once = rows.forward if plan.uses_rows(view) else columns.forward_samples
-    if at_once(x, view, affine, flat, y):
-        return flat
-    if view.batch == 1:
-        return _forward_in_phases(x, view, affine, y)
-    one, of_one = view._replace(batch=1), forward if view.members > 1 else channels.forward
-    for n, (part, result) in enumerate(zip(_samples(x, view), _samples(y, view), strict=True)):
-        statistics[:, n] = of_one(part, one, affine, result)
+    if not at_once(x, view, affine, flat, y):
+        one, of_one = view._replace(batch=1), channels.forward if view.members == 1 else _forward_in_phases
+        for n, (part, result) in enumerate(zip(_samples(x, view), _samples(y, view), strict=True)):
+            statistics[:, n] = of_one(part, one, affine, result)
     return flat
 
 
@@ -50,35 +47,26 @@ def backward(
 def _backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> None:
-    fill(_flat(gradients), backward_with_sums(dy, x, view, statistics, affine, dx))
-
-
-def backward_with_sums(
-    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array
-) -> Array:
-    """Write dx; return the sums of dy and dy * xhat over all samples."""
+    flat = _flat(gradients)
     if plan.runs_along(view):
-        return along.backward(dy, x, view, statistics, affine, dx)
+        fill(flat, along.backward(dy, x, view, statistics, affine, dx))
+        return
     sums = np.empty((2, view.batch, view.groups * view.members))
     at_once = rows.backward if plan.uses_rows(view) else columns.backward_samples
     if not at_once(dy, x, view, statistics, affine, sums.reshape(2, -1), dx):
-        if view.batch == 1:
-            return _backward_in_phases(dy, x, view, statistics, affine, dx)
-        one = view._replace(batch=1)
-        of_one = backward_with_sums if view.members > 1 else channels.backward_with_sums
-        shaped = statistics.reshape(2, view.batch, view.groups)
+        one, shaped = view._replace(batch=1), statistics.reshape(2, view.batch, view.groups)
+        of_one = channels.backward_with_sums if view.members == 1 else _backward_in_phases
         parts = zip(_samples(dy, view), _samples(x, view), _samples(dx, view), strict=True)
         for n, (part_dy, part_x, result) in enumerate(parts):
             given = np.ascontiguousarray(shaped[:, n])
-            sums[:, n] = of_one(part_dy, part_x, one, given, affine, result)
-    total: Array = sums.sum(axis=1)
-    return total
+            sums[:, n] = of_one(part_dy, part_x, one, given, affine, result, (None, None))
+    fill(flat, sums.sum(axis=1))
 
 
 def _backward_in_phases(
-    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array
+    dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> Array:
-    """`backward_with_sums` of a large sample whose groups have several channels."""
+    """`channels.backward_with_sums` of a large sample whose groups have several channels."""
     sums = _sums(dy, x, view, statistics, affine.eps)
     gain = affine.parameters[0].astype(x.dtype)
     means = (gain * sums).reshape(2, view.groups, view.members).sum(axis=2)
