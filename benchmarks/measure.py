@@ -59,9 +59,11 @@ def flat(item: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def workers(threads: int, libraries: Iterable[str] = tuple(LIBRARIES)) -> Iterator[list[Worker]]:
-    """Start one worker process per library, and end them all when the context ends."""
-    started = [Worker(library, threads) for library in libraries]
+def workers(
+    threads: int, libraries: Iterable[str] = tuple(LIBRARIES), table: str = "benchmarks.libraries"
+) -> Iterator[list[Worker]]:
+    """Start one worker process per library of a table, and end them all when the context ends."""
+    started = [Worker(library, threads, table) for library in libraries]
     try:
         yield started
     finally:

@@ -11,6 +11,7 @@ another thread can stay there, and every call then takes a multiple of the sched
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 import os
@@ -20,9 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
-
-from benchmarks.libraries import LIBRARIES, Data
-from tests.support.cases import Case
+from typing import Any
 
 WARM_UP_NS = 3_000_000
 MINIMUM_WARM_UP_CALLS = 2
@@ -66,13 +65,14 @@ def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[i
 class _Server:
     """The side of the child process: the prepared operations of one library on one case."""
 
-    def __init__(self, library: str):
+    def __init__(self, table: str, library: str):
+        self.table = importlib.import_module(table)
         self.library = library
         self.operations: dict[str, Callable[[], object]] = {}
 
-    def prepare(self, case: Case) -> list[str]:
+    def prepare(self, case: Any) -> list[str]:
         self.operations = {}  # free the last case before the next one takes memory
-        self.operations = dict(LIBRARIES[self.library](case, Data.of(case)))
+        self.operations = dict(self.table.LIBRARIES[self.library](case, self.table.Data.of(case)))
         for function in self.operations.values():
             function()
         return list(self.operations)
@@ -92,11 +92,11 @@ class _Relay(logging.Handler):
         self._connection.send(record.getMessage())
 
 
-def _serve(connection: Connection, library: str) -> None:
+def _serve(connection: Connection, table: str, library: str) -> None:
     log = logging.getLogger("numbabn")
     log.setLevel(logging.INFO)
     log.addHandler(_Relay(connection))
-    server = _Server(library)
+    server = _Server(table, library)
     while (message := connection.recv()) is not None:
         verb, *arguments = message
         try:
@@ -108,14 +108,18 @@ def _serve(connection: Connection, library: str) -> None:
 
 
 class Worker:
-    """The parent's side of one worker process, which holds one library."""
+    """The parent's side of one worker process, which holds one library of the module ``table``.
 
-    def __init__(self, library: str, threads: int):
+    The module has the operations of every library by its name, ``LIBRARIES``, and the class of their inputs,
+    ``Data``.
+    """
+
+    def __init__(self, library: str, threads: int, table: str = "benchmarks.libraries"):
         self.library = library
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         os.environ.update(environment(threads))  # the child inherits these, and its framework reads them
-        self._process = context.Process(target=_serve, args=(theirs, library), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, table, library), daemon=True)
         self._process.start()
 
     def send(self, verb: str, *arguments: object) -> None:

@@ -36,10 +36,11 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
     samples = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // sample)
     together = max(1, min(kernels.GROUP, GROUP_BYTES // (2 * row)))
     streaming = 0 if dx is None else _streams(plan.touched(dy, x, dx), row, dx)
-    sums = np.empty((-(-view.batch // samples), 2, width))
+    tasks = -(-view.batch // samples)
+    sums, coefficients = np.empty((tasks, 2, width)), np.empty((tasks, 6 * together), x.dtype)
     gamma = _in_places(affine.parameters[0], view, x)
-    cut = view.groups, samples, together, int(affine.centered), streaming
-    kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, sums, dx)
+    cut = width, view.groups, samples, together, int(affine.centered), streaming
+    kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, coefficients, sums, dx)
     total: Array = sums.sum(axis=0)
     return total if view.inner == 1 else total.reshape(2, -1, view.inner).sum(axis=2)
 

@@ -9,6 +9,8 @@ but the row: not on how many others there are, and not on its place among them.
 mean of the squares.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from numba import prange
 
@@ -19,6 +21,7 @@ from numbabn.backends.cpu.simd import (
     LANES,
     add,
     convert,
+    elements,
     fence,
     fma,
     load,
@@ -34,8 +37,8 @@ from numbabn.backends.cpu.simd import (
 )
 from numbabn.backends.cpu.welford import merge_means, moments_of_sums
 
-# Helpers here take up to eleven arguments: a tuple with an array in it counts references, atomically, which
-# is too much for every vector.
+# Helpers here take the elements of arrays instead of arrays, whose references would be counted for every row:
+# 131072 rows of 64 float32 took twice as long.
 
 GROUP = 8  # samples whose sums for gamma and beta are added up before they are stored
 
@@ -115,14 +118,16 @@ def block_moments(x, first, lo, hi, shift, like):
 @helper
 def row_moments(x, first, length, centered, like):
     """Return (mean, biased variance) of the row that begins at first, in float64."""
-    count = min(length, MERGE)
-    mean, m2 = block_moments(x, first, 0, count, first_estimate(x, first, length), like)
-    for lo in range(MERGE, length, MERGE):
+    count, m2 = 0.0, 0.0
+    mean = first_estimate(x, first, length)
+    for lo in range(0, length, MERGE):
         n = min(MERGE, length - lo)
         more_mean, more_m2 = block_moments(x, first, lo, lo + n, mean, like)
-        _, mean, between = merge_means(np.float64(count), mean, np.float64(n), more_mean)
-        m2 += more_m2 + between
-        count += n
+        if lo == 0:
+            count, mean, m2 = np.float64(n), more_mean, more_m2
+        else:
+            count, mean, between = merge_means(count, mean, np.float64(n), more_mean)
+            m2 += more_m2 + between
     var = m2 / length
     return (mean, var) if centered else (0.0, var + mean * mean)
 
@@ -148,10 +153,13 @@ def forward_row(x, first, gamma, beta, lo, hi, vectors, streaming, y):
 
 @helper
 def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
-    """Normalise the rows of task t; ``cut`` is (groups, rows of a task, centered, streaming)."""
-    groups, rows, centered, streaming = cut
+    """Normalise the rows of task t.
+
+    ``cut`` is (values of a sample, groups, rows of a task, centered, streaming).
+    """
+    size, groups, rows, centered, streaming = cut
     mean, var = statistics[0], statistics[1]
-    length, like = len(gamma) // groups, y[0]
+    length, like = size // groups, y[0]
     lo = t * rows % groups * length
     for row in range(t * rows, min((t + 1) * rows, len(mean))):
         mean[row], var[row] = row_moments(x, row * length, length, centered, like)
@@ -159,7 +167,7 @@ def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
         scale, shift = normalize_coefficients(mean[row], np.sqrt(var[row] + eps), 1.0, 0.0, center)
         vectors = splat(center), splat(convert(scale, like)), splat(convert(shift, like))
         forward_row(x, row * length - lo, gamma, beta, lo, lo + length, vectors, streaming, y)
-        lo = lo + length if lo + length < len(gamma) else 0
+        lo = lo + length if lo + length < size else 0
     fence()
 
 
@@ -171,106 +179,135 @@ def forward(x, cut, gamma, beta, eps, statistics, y):
     """
     groups, rows, centered, streaming = cut
     for t in prange(-(-statistics.shape[1] // rows)):
-        task = groups, rows, centered, streaming
-        forward_task(np.int64(t), task, x, gamma, beta, eps, statistics, y)
+        task = len(gamma), groups, rows, centered, streaming
+        forward_task(
+            np.int64(t), task, elements(x), elements(gamma), elements(beta), eps, statistics, elements(y)
+        )
+
+
+class Sums(NamedTuple):
+    """What the backward pass of a task works on besides x, dy and dx: elements of arrays."""
+
+    gamma: Any
+    mean: Any
+    var: Any
+    coefficients: Any  # six of every row that is done at the same time, one row after the other
+    dy: Any  # sum of dy at every place of a sample
+    dy_xhat: Any
+
+
+class Cut(NamedTuple):
+    """How the backward pass is cut up."""
+
+    size: int  # values of a sample
+    groups: int  # rows of a sample
+    samples: int  # of a task
+    together: int  # samples whose rows are done at the same time
+    centered: int
+    streaming: int  # whether dx is written past the caches
 
 
 @helper
-def fill_row(n, row, products, statistics, eps, centered, coefficients):
-    """Coefficients of a row, as number n of those that are done together, in the dtype of x.
+def fill_row(n, row, products, eps, centered, work, like):
+    """Coefficients of a row, as number n of those that are done at the same time, in the dtype of like.
 
     They are center, scale and shift of xhat, and scale, shift and weight of dx; see `arithmetic`.
     ``products`` are the row's ``sums`` with dy, and its length.
     """
-    (s, q, length), mean, std = products, statistics[0, row], np.sqrt(statistics[1, row] + eps)
-    center = convert(mean, coefficients[0, 0])
+    (s, q, length), mean, std = products, work.mean[row], np.sqrt(work.var[row] + eps)
+    center = convert(mean, like)
     mean_dy_xhat = (q - (mean - center) * s) / std / length
     mean_dy = s / length if centered else 0.0
     a, b = normalize_coefficients(mean, std, 1.0, 0.0, center)
     scale, shift, weight = gradient_coefficients(mean, std, 1.0, mean_dy, mean_dy_xhat, center)
-    coefficients[0, n] = center
-    coefficients[1, n] = a
-    coefficients[2, n] = b
-    coefficients[3, n] = scale
-    coefficients[4, n] = shift
-    coefficients[5, n] = weight
+    first, coefficients = 6 * n, work.coefficients
+    coefficients[first] = center
+    coefficients[first + 1] = convert(a, like)
+    coefficients[first + 2] = convert(b, like)
+    coefficients[first + 3] = convert(scale, like)
+    coefficients[first + 4] = convert(shift, like)
+    coefficients[first + 5] = convert(weight, like)
 
 
 @helper
-def backward_column(dy, x, i, count, j, n, gamma, coefficients, streaming, added, dx):
+def backward_column(dy, x, i, count, j, n, cut, work, dx):
     """Sixteen places of ``count`` samples, or n < 16: the sums over the samples, and dx unless it is None.
 
-    i is the element of the first sample, j the place in it.
+    i is the element of the first sample, and j the place in it.
     """
-    like, wide = coefficients[0, 0], np.float64(0)
-    length, none = len(gamma), zeros(like)
+    like = x[0]
+    none, gamma, coefficients = zeros(like), work.gamma, work.coefficients
     g = load(gamma, j, like) if n >= LANES else load_part(gamma, j, n, none)
     t = u = none
-    for r in range(count):
-        k = splat(coefficients[0, r])
+    for r in range(0, 6 * count, 6):
+        k = splat(coefficients[r])
         if n >= LANES:
             e, d = load(dy, i, like), sub(load(x, i, like), k)
         else:
             e, d = load_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
-        t, u = add(t, e), fma(e, fma(d, splat(coefficients[1, r]), splat(coefficients[2, r])), u)
+        t, u = add(t, e), fma(e, fma(d, splat(coefficients[r + 1]), splat(coefficients[r + 2])), u)
         if dx is not None:
-            value = fma(d, splat(coefficients[3, r]), mul(e, g))
-            value = fma(value, splat(coefficients[5, r]), splat(coefficients[4, r]))
+            value = fma(d, splat(coefficients[r + 3]), mul(e, g))
+            value = fma(value, splat(coefficients[r + 5]), splat(coefficients[r + 4]))
             if n >= LANES:
-                put(value, i, streaming, dx)
+                put(value, i, cut.streaming, dx)
             else:
                 store_part(dx, i, n, value)
-        i += length
-    if n >= LANES:
-        store(added[0], j, add(load(added[0], j, wide), widen(t)))
-        store(added[1], j, add(load(added[1], j, wide), widen(u)))
-    else:  # the next places are those of another row
-        zero = zeros(wide)
-        store_part(added[0], j, n, add(load_part(added[0], j, n, zero), widen(t)))
-        store_part(added[1], j, n, add(load_part(added[1], j, n, zero), widen(u)))
+        i += cut.size
+    add_to(work.dy, j, n, widen(t))
+    add_to(work.dy_xhat, j, n, widen(u))
 
 
 @helper
-def backward_rows(sample, g, count, cut, dy, x, gamma, statistics, eps, coefficients, added, dx):
+def add_to(sums, j, n, more):
+    """Add a vector to the sums from j on, or its first n < 16 lanes: the next sums are of another row."""
+    if n >= LANES:
+        store(sums, j, add(load(sums, j, np.float64(0)), more))
+    else:
+        store_part(sums, j, n, add(load_part(sums, j, n, zeros(np.float64(0))), more))
+
+
+@helper
+def backward_rows(sample, g, count, cut, eps, dy, x, work, dx):
     """Backward of row g of each of ``count`` samples, whose sums are added to those of its places."""
-    groups, _, _, centered, streaming = cut
-    length, size = len(gamma) // groups, len(gamma)
+    length = cut.size // cut.groups
     lo, hi = g * length, (g + 1) * length
     for n in range(count):
-        row, s, q = (sample + n) * groups + g, 0.0, 0.0
+        row, s, q = (sample + n) * cut.groups + g, 0.0, 0.0
         if dx is not None:
-            center = convert(statistics[0, row], x[0])
-            s, q = sums(dy, x, (sample + n) * size, gamma, lo, hi, center)
-        fill_row(n, row, (s, q, length), statistics, eps, centered, coefficients)
+            center = convert(work.mean[row], x[0])
+            s, q = sums(dy, x, (sample + n) * cut.size, work.gamma, lo, hi, center)
+        fill_row(n, row, (s, q, length), eps, cut.centered, work, x[0])
     for j in range(lo, hi, LANES):
-        i = sample * size + j
-        backward_column(dy, x, i, count, j, hi - j, gamma, coefficients, streaming, added, dx)
+        backward_column(dy, x, sample * cut.size + j, count, j, hi - j, cut, work, dx)
 
 
 @helper
-def backward_task(t, cut, dy, x, gamma, statistics, eps, added, dx):
-    """Backward of the samples of task t; its sums are added[2, values of a sample]."""
-    groups, samples, together, _, _ = cut
-    end = min((t + 1) * samples, statistics.shape[1] // groups)
-    coefficients = np.empty((6, together), x.dtype)
-    for j in range(added.shape[1]):
-        added[0, j] = 0.0
-        added[1, j] = 0.0
-    for sample in range(t * samples, end, together):
-        count = min(together, end - sample)
-        for g in range(groups):
-            backward_rows(sample, g, count, cut, dy, x, gamma, statistics, eps, coefficients, added, dx)
+def backward_task(t, batch, cut, eps, dy, x, work, dx):
+    """Backward of the samples of task t, of ``batch`` samples in all."""
+    for j in range(cut.size):
+        work.dy[j] = 0.0
+        work.dy_xhat[j] = 0.0
+    end = min((t + 1) * cut.samples, batch)
+    for sample in range(t * cut.samples, end, cut.together):
+        for g in range(cut.groups):
+            backward_rows(sample, g, min(cut.together, end - sample), cut, eps, dy, x, work, dx)
     fence()
 
 
 @Kernel
-def backward(dy, x, cut, gamma, statistics, eps, added, dx):
+def backward(dy, x, cut, gamma, statistics, eps, coefficients, added, dx):
     """Write dx unless it is None, and the sums of dy and dy * xhat over the samples of every task.
 
-    The sums are added[tasks, 2, values of a sample]. ``cut`` is (groups, samples of a task, samples that are
-    done together, centered, streaming).
+    The sums are added[tasks, 2, values of a sample]. ``cut`` has the numbers of `Cut` in a plain tuple, and
+    coefficients[tasks, 6 * rows that are done at the same time] is memory in the dtype of x.
     """
-    groups, samples, together, centered, streaming = cut
+    size, groups, samples, together, centered, streaming = cut
     for t in prange(added.shape[0]):
-        task = groups, samples, together, centered, streaming
-        backward_task(np.int64(t), task, dy, x, gamma, statistics, eps, added[t], dx)
+        n = np.int64(t)
+        work = Sums(
+            elements(gamma), elements(statistics[0]), elements(statistics[1]),
+            elements(coefficients[n]), elements(added[n, 0]), elements(added[n, 1]),
+        )  # fmt: skip
+        task, batch = Cut(size, groups, samples, together, centered, streaming), statistics.shape[1] // groups
+        backward_task(n, batch, task, eps, elements(dy), elements(x), work, elements(dx))

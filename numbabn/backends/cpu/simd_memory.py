@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 from numbabn.backends.cpu.simd_vectors import LANES, Vector, call, first_lanes, float_type
 
 __all__ = [
-    "fence", "load", "load_number", "load_number_part", "load_part", "prefetch", "store", "store_part",
-    "stream", "unaligned",
+    "elements", "fence", "load", "load_number", "load_number_part", "load_part", "prefetch", "store",
+    "store_part", "stream", "unaligned",
 ]  # fmt: skip
 
 LINE = 64  # bytes of a cache line, and the alignment of a non-temporal store
@@ -48,8 +48,10 @@ def _is_half(dtype, half):
 
 
 def _element(context, builder, array_type, array, index):
-    """Pointer to array[index]: no bounds, no wrap-around."""
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
+    """Pointer to array[index]: no bounds, no wrap-around; of an array, or of its ``elements``."""
+    if not isinstance(array_type, types.CPointer):
+        array = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(array, [index])
 
 
 def _vector_pointer(context, builder, array_type, array, index):
@@ -65,6 +67,23 @@ def _masked_load(context, builder, array_type, arguments, mask):
     name = f"llvm.masked.load.v{LANES}{letter}{bits}.p0"
     nothing = ir.Constant(kind, [0 if letter == "i" else 0.0] * LANES)
     return call(builder, name, kind, [pointer, _I32(bits // 8), mask, nothing])
+
+
+@intrinsic
+def elements(typingctx, array):
+    """Return the elements of a flat array, to be indexed, loaded and stored as the array; None for None.
+
+    Functions that are called for every short row take these: passing an array counts its references,
+    atomically, so that two threads that pass the same one wait for each other. The array must live longer,
+    as an argument of a kernel does: what a function makes itself may be freed after its last use.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        if array == types.none:
+            return context.get_dummy_value()
+        return context.make_array(array)(context, builder, arguments[0]).data
+
+    return (types.none if array == types.none else types.CPointer(array.dtype))(array), codegen
 
 
 @intrinsic
