@@ -61,8 +61,9 @@ def block_groups(view: View, itemsize: int, arrays: int) -> int:
     block -= block % LANES if block > LANES else 0  # blocks that begin at a cache line, whatever inner is
     if not small(slab * groups):
         block = min(block, groups // FUSED_TASKS)
-    if view.batch == 1 or not block:
+    if not block or view.batch == view.members == 1:
         return block
+    # All samples in one launch: their groups must lie one after the other.
     return max(1, min(view.batch * groups // FUSED_TASKS, BLOCK_BYTES // slab)) if view.outer == 1 else 0
 
 
