@@ -25,8 +25,10 @@ are not cached.
 WARM_UP_END = """\
 NC and NHWC share their kernels, with NLC and NDHWC; NCHW has those of NCL and NCDHW, but maps of fewer than
 16 values use those of NHWC. Arrays in Fortran order have the kernels of NCHW or NHWC. The layout rows stands
-for LayerNorm and RMSNorm, which share theirs, and has no statistics and no uint8. Of uint8, inference is
-batch_norm_inference to float32, and there is no training. Statistics are those of moments and Moments, with
+for LayerNorm and RMSNorm, which share theirs, and layouts with groups for GroupNorm and InstanceNorm; these
+three have no statistics and no uint8. With maps of fewer than 16 values, GroupNorm has the kernels of rows,
+and InstanceNorm those of NHWC-groups. Of uint8, inference is batch_norm_inference to float32, and there is no
+training. Statistics are those of moments and Moments, with
 Moments.normalize. Left out are the kernels for read-only arrays, for weights= and for nan_policy="omit". The
 exit status is 0 if everything is cached, 1 if not, 2 after a wrong option.
 """
@@ -49,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     wanted = steps(options.layouts, options.dtypes, options.operations)
     if not wanted:
-        warm_up.error("nothing to compile: uint8 has no training, and rows have neither uint8 nor statistics")
+        warm_up.error(
+            "nothing to compile: uint8 has no training, and rows and groups have neither uint8 nor statistics"
+        )
     if numba.config.DISABLE_JIT:
         print("NUMBA_DISABLE_JIT is set: nothing is compiled.", file=sys.stderr)
         return 1

@@ -14,20 +14,25 @@ import numpy as np
 
 from numbabn.backends.compilation import LOGGER, Compilation
 from numbabn.norms.batch import BatchNorm, batch_norm_inference
+from numbabn.norms.group import GroupNorm
+from numbabn.norms.instance import InstanceNorm
 from numbabn.norms.layer import LayerNorm
 from numbabn.norms.moments import moments
 from numbabn.statistics.moments import Moments
 
-# Shapes whose calls together reach all kernels of a layout: an array for one thread, one for several, and in
-# NCHW one with so few channels that several threads share a channel. Rows are samples, each normalised by
-# itself, as by layer norm and RMS norm; layouts with a C have channels.
-ROWS = "rows"
+# Shapes whose calls together reach all kernels of a layout: an array for one thread, one for several, and one
+# with so few channels, or with such large samples, that several threads share a channel or a sample. Rows are
+# normalised each by itself, as by layer norm and RMS norm; groups as by group norm and instance norm; the
+# other layouts are those of batch norm.
 SHAPES = {
     "NC": ((64, 32), (4096, 128)),
     "NCHW": ((2, 4, 32, 32), (8, 64, 32, 32), (8, 3, 128, 128)),
     "NHWC": ((4, 8, 8, 32), (8, 32, 32, 64)),
-    ROWS: ((64, 256), (4096, 256)),
+    "rows": ((64, 256), (4096, 256)),
+    "NCHW-groups": ((2, 64, 8, 8), (8, 64, 64, 64), (2, 8, 256, 256)),
+    "NHWC-groups": ((4, 8, 8, 32), (8, 32, 32, 64), (2, 128, 128, 64)),
 }
+BY_SAMPLE = ("rows", "NCHW-groups", "NHWC-groups")  # layouts in which every sample has statistics of its own
 
 
 def _training(x: Any, axis: int) -> None:
@@ -53,17 +58,18 @@ def _statistics(x: Any, axis: int) -> None:
     seen.normalize(x)
 
 
-def _training_of_rows(x: Any) -> None:
-    layer = LayerNorm(x.shape[-1])
-    layer.backward(layer(x))
-
-
-def _inference_of_rows(x: Any) -> None:
-    LayerNorm(x.shape[-1]).eval()(x)
+def _layers_by_sample(layout: str, x: Any) -> Iterator[Any]:
+    """Return the layers of a layout; RMS norm has the kernels of layer norm."""
+    if layout == "rows":
+        yield LayerNorm(x.shape[-1])
+    else:
+        axis = layout.index("C")
+        channels = x.shape[axis]
+        yield GroupNorm(channels // 4, channels, axis=axis)
+        yield InstanceNorm(channels, axis=axis, scale=True, center=True)
 
 
 OPERATIONS = {"training": _training, "inference": _inference, "statistics": _statistics}
-OF_ROWS = {"training": _training_of_rows, "inference": _inference_of_rows}  # RMS norm has the same kernels
 FLOATS = ("float32", "float64")
 DTYPES = (*FLOATS, "uint8")  # the last one for images
 
@@ -80,15 +86,18 @@ class Step:
     def run(self) -> None:
         """Make the call on zeros."""
         x = np.zeros(self.shape, self.dtype)
-        if self.layout == ROWS:
-            OF_ROWS[self.operation](x)
-        else:
+        if self.layout not in BY_SAMPLE:
             OPERATIONS[self.operation](x, self.layout.index("C"))
+            return
+        for layer in _layers_by_sample(self.layout, x):
+            layer(x)
+            if self.operation == "training":
+                layer.backward(x)
 
 
 def _exists(layout: str, dtype: str, operation: str) -> bool:
-    if layout == ROWS:
-        return dtype in FLOATS and operation in OF_ROWS
+    if layout in BY_SAMPLE:
+        return dtype in FLOATS and operation != "statistics"
     return dtype in FLOATS or operation != "training"
 
 

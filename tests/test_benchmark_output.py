@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import accuracy, estimator, machine, moments, output, report, workers
+from benchmarks import accuracy, estimator, family, machine, moments, output, report, workers
 from benchmarks.libraries import LIBRARIES, OPERATIONS
 from benchmarks.measure import Record
 from tests.support.cases import CASES, Case
@@ -128,6 +128,10 @@ def records(case, crew, rounds):
     return [Record(o, case, library, 1.0, 1.0, 1) for o in OPERATIONS for library in LIBRARIES]
 
 
+def family_records(case, crew, rounds):
+    return [Record(o, case, library, 1.0, 1.0, 1) for o in family.OPERATIONS for library in family.LIBRARIES]
+
+
 def errors():
     found = {name: {"0": 1e-7, accuracy.CONSTANT_LABEL: 1e-7} for name in accuracy.COMPARED}
     return found, found
@@ -145,7 +149,9 @@ def times(row, rounds):
 def run(monkeypatch):
     """Return a function that runs a program with options."""
     everything = {"uninstalled": lambda *packages: []}
+    of_family = {"workers": lambda *_: no_workers(0), "measure": family_records, **everything}
     made_up = {
+        family: of_family,
         report: {"workers": no_workers, "measure": records, "duels": lambda *_: [], **everything},
         accuracy: {"errors": errors, **everything},
         estimator: {"measure": rows, "errors": lambda: (0.0, 0.0)},
@@ -167,6 +173,7 @@ def run(monkeypatch):
 
 FULL = [
     (report, ("--onednn", "program"), {"report.md", "report.json", "speed.png", "speed_summary.png"}),
+    (family, (), {"family.md", "family.json"}),
     (accuracy, (), {"accuracy.md", "accuracy.json", "accuracy.png"}),
     (estimator, (), {"estimator.md", "estimator.json"}),
     (moments, (), {"moments.md", "moments.json"}),
@@ -197,6 +204,8 @@ def test_a_full_run(program, options, files, run, results, tmp_path, capsys):
         (report, ("--rows", "NCHW", "--onednn", "program"), f"of {len(CASES)} rows"),
         (report, ("--rounds", 1, "--onednn", "program"), "4 of 5 rounds"),
         (report, (), "--onednn"),
+        (family, ("--rows", "layer"), f"{len(family.CASES) - 6} of {len(family.CASES)} rows"),
+        (family, ("--rounds", 1), "4 of 5 rounds"),
         (estimator, ("--rounds", 1), "6 of 7 rounds"),
         (moments, ("--rounds", 1), "4 of 5 rounds"),
     ],
@@ -212,7 +221,7 @@ def test_a_part_of_a_run(program, options, lacks, run, results, tmp_path, capsys
     assert not names(results)
 
 
-@pytest.mark.parametrize("program", [report, accuracy, moments])
+@pytest.mark.parametrize("program", [report, family, accuracy, moments])
 def test_a_library_that_is_missing(program, run, results, monkeypatch, capsys):
     monkeypatch.setattr(program, "uninstalled", lambda *packages: [f"{packages[0]} (not installed)"])
     with pytest.raises(SystemExit):

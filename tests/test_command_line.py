@@ -59,8 +59,8 @@ def test_help(arguments, run, capsys):
         (["warm-up", "--layouts", "NCWH"], "invalid choice: 'NCWH'"),
         (["warm-up", "--dtypes"], "expected at least one argument"),
         (["warm-up", "--dtypes", "uint8", "--operations", "training"], "uint8 has no training"),
-        (["warm-up", "--layouts", "rows", "--dtypes", "uint8"], "rows have neither uint8 nor statistics"),
-        (["warm-up", "--layouts", "rows", "--operations", "statistics"], "rows have neither uint8 nor"),
+        (["warm-up", "--layouts", "rows", "--dtypes", "uint8"], "rows and groups have neither uint8 nor statistics"),
+        (["warm-up", "--layouts", "rows", "--operations", "statistics"], "rows and groups have neither uint8 nor"),
     ],
 )
 def test_wrong_options(arguments, message, run, capsys):
@@ -72,10 +72,11 @@ def test_steps_of_every_choice():
     every = steps(SHAPES, DTYPES, OPERATIONS)
     assert {step.layout for step in every} == set(SHAPES)
     for layout in SHAPES:
-        floats = ("training", "inference") if layout == "rows" else OPERATIONS
+        by_sample = layout in ("rows", "NCHW-groups", "NHWC-groups")
+        floats = ("training", "inference") if by_sample else OPERATIONS
         assert {(step.dtype, step.operation) for step in every if step.layout == layout} == {
             *((dtype, operation) for dtype in ("float32", "float64") for operation in floats),
-            *(("uint8", operation) for operation in ("inference", "statistics") if layout != "rows"),
+            *(("uint8", operation) for operation in ("inference", "statistics") if not by_sample),
         }
 
 
@@ -105,6 +106,11 @@ REAL_CALLS = """
                 norm = layer(shape[-1])
                 norm.backward(norm(np.zeros(shape, np.float32)))
 
+    def groups():
+        for shape in ((32, 64, 7, 7), (4, 32, 56, 56), (2, 8, 300, 300)):
+            for norm in (nbn.GroupNorm(4, shape[1]), nbn.InstanceNorm(shape[1], scale=True)):
+                norm.backward(norm(np.zeros(shape, np.float32)))
+
     def images():
         for shape in ((2, 8, 8, 3), (8, 64, 64, 3), (2, 8, 8, 64)):
             x = np.zeros(shape, np.uint8)
@@ -120,6 +126,7 @@ REAL_CALLS = """
     [
         (("--layouts", "NC", "--dtypes", "float32", "--operations", "inference"), "features"),
         (("--layouts", "rows"), "rows"),
+        (("--layouts", "NCHW-groups", "--operations", "training"), "groups"),
         (("--layouts", "NHWC", "--dtypes", "uint8"), "images"),
     ],
 )
