@@ -96,6 +96,11 @@ class History:
         return next((epoch for epoch, a in enumerate(self.accuracies, 1) if a >= accuracy), None)
 
 
+def accuracy(net, images, labels):
+    """Return the part of the images that a network in evaluation mode recognises."""
+    return float((net(images).argmax(axis=1) == labels).mean())
+
+
 def train(net, data, lr, epochs, batch_size, rng, progress):
     """Train a network with momentum 0.9 and return its `History`; the network stays in evaluation mode.
 
@@ -131,9 +136,8 @@ def train(net, data, lr, epochs, batch_size, rng, progress):
         history.seconds += time.perf_counter() - start
 
         net.eval()
-        accuracy = float((net(x_test).argmax(axis=1) == labels_test).mean())
         history.losses.append(loss)
-        history.accuracies.append(accuracy)
-        progress.set_postfix(loss=f"{history.losses[-1]:.4f}", test=f"{accuracy:.1%}", refresh=False)
+        history.accuracies.append(accuracy(net, x_test, labels_test))
+        progress.set_postfix(loss=f"{loss:.4f}", test=f"{history.accuracies[-1]:.1%}", refresh=False)
         progress.update()
     return history

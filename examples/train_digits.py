@@ -20,6 +20,7 @@ import console
 import numpy as np
 from digits import cnn, load_data, mlp, mover, train
 from matplotlib.figure import Figure
+from over_seeds import draw_band
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -147,10 +148,7 @@ def save_figure(path, results, swept, rates):
             (loss_axes, np.array([run.losses for run in runs])),
             (accuracy_axes, 100 * np.array([run.accuracies for run in runs])),
         ):
-            axes.plot(epochs, curves.mean(axis=0), label=model, **style)
-            axes.fill_between(
-                epochs, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12
-            )
+            draw_band(axes, epochs, curves, label=model, **style)
         sweep_axes.plot(rates, 100 * np.array(swept[model]), marker="o", label=model, **style)
     loss_axes.set(title="Loss in training", xlabel="epoch", ylabel="training loss", yscale="log")
     accuracy_axes.set(
