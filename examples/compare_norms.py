@@ -3,8 +3,8 @@
 Trains the CNN of train_digits.py without a norm and with batch, group, layer and instance norm, for the same
 number of epochs at every batch size, with a learning rate in proportion to it. That is figure 1 of Wu and He
 (2018), "Group normalization", with more norms and small images. Batch norm is also shown with exact
-statistics in place of running averages (``numbabn.recalibrate``): small batches make both training and averages
-noisy::
+statistics in place of running averages (``numbabn.recalibrate``): small batches make both training and these
+averages noisy::
 
     python examples/compare_norms.py            # some minutes
     python examples/compare_norms.py --rnn      # a minute or two
