@@ -60,7 +60,7 @@ def recalibrated_error(net, data):
 def extent(by_size):
     """Return in words from where to where the mean error goes over the batch sizes."""
     low, high = (end(by_size, key=lambda size: final(by_size[size]).mean()) for end in (min, max))
-    return f"from {mean_error(by_size[low])} at {low} to {mean_error(by_size[high])} at {high}"
+    return f"from {mean_error(by_size[low])} at {low:g} to {mean_error(by_size[high])} at {high:g}"
 
 
 def sentences(errors):
@@ -72,7 +72,7 @@ def sentences(errors):
         verdict(errors, "batch norm", "group norm", SETTING),
         f"Over the batch sizes, mean errors are {spans}.",
         (
-            f"At {SETTING} {smallest}, batch norm makes {running} errors with its running averages, and "
+            f"At {SETTING} {smallest:g}, batch norm makes {running} errors with its running averages, and "
             f"{exact} with exact statistics of the training images."
         ),
     ]

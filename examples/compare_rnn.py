@@ -48,9 +48,9 @@ def middle(rates):
 
 
 def first_below(curves):
-    """Return in words after how many epochs the mean error is below `LOW`."""
+    """Return in words in which epoch the mean error is below `LOW` for the first time."""
     below = curves.mean(axis=0) < LOW
-    return f"after {below.argmax() + 1} epochs" if below.any() else f"in none of {len(below)} epochs"
+    return f"in epoch {below.argmax() + 1}" if below.any() else f"in none of {len(below)} epochs"
 
 
 def sentences(errors):
@@ -59,7 +59,7 @@ def sentences(errors):
     normed, plain = (first_below(errors[norm][rate]) for norm in ("layer norm", "no norm"))
     return [
         verdict(errors, "layer norm", "no norm", SETTING),
-        f"At {SETTING} {rate:g}, mean errors are below {LOW:.0%} {normed} with layer norm, {plain} without.",
+        f"At {SETTING} {rate:g}, mean errors fall below {LOW:.0%} {normed} with layer norm, {plain} without.",
     ]
 
 

@@ -18,18 +18,12 @@ def measure(norms, settings, args, run):
     seeds = range(args.seed, args.seed + args.seeds)
     total = len(settings) * len(seeds) * args.epochs
     width = max(map(len, norms))
-    errors = {}
+    errors = {name: {} for name in norms}
     for name, norm in norms.items():
         with tqdm(total=total, desc=f"{name:{width}}", unit="epoch") as progress:
-            errors[name] = {
-                setting: np.array(
-                    [
-                        1 - np.array(run(norm, setting, np.random.default_rng(seed), progress).accuracies)
-                        for seed in seeds
-                    ]
-                )
-                for setting in settings
-            }
+            for setting in settings:
+                runs = [run(norm, setting, np.random.default_rng(seed), progress) for seed in seeds]
+                errors[name][setting] = 1 - np.array([history.accuracies for history in runs])
     return errors
 
 
@@ -122,7 +116,7 @@ def save(path, figure, options, errors, sentences):
     """Write the figure to ``path`` with the ending .png, and errors and sentences with the ending .json."""
     figure.savefig(path.with_suffix(".png"), dpi=110)
     curves = {
-        norm: {f"{value:g}": np.round(each, 4).tolist() for value, each in by_setting.items()}
+        norm: {f"{value:g}": np.round(each, 6).tolist() for value, each in by_setting.items()}
         for norm, by_setting in errors.items()
     }
     kept = {"sentences": sentences, "options": options, "errors[norm][setting][seed][epoch]": curves}

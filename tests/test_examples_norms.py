@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.examples import EXAMPLES, run_example
 from tests.support.gradients import check_gradients
+from tests.support.processes import ROOT
 
 SIZES = [2, 8, 32]
 
@@ -107,7 +108,7 @@ def test_sentences_about_the_recurrent_network(example, rnn_errors):
     against, speed = example("compare_rnn").sentences(rnn_errors)
     assert "fewer errors than no norm at learning rate 0.3 (1.0% against 15.0%)" in against
     assert "the spread over 2 seeds at learning rates 0.03 (15.0% against 15.0%) and 3 (15.0%" in against
-    assert "At learning rate 0.3, mean errors are below 5% after 1 epochs with layer norm" in speed
+    assert "At learning rate 0.3, mean errors fall below 5% in epoch 1 with layer norm" in speed
     assert speed.endswith("in none of 2 epochs without.")
 
 
@@ -156,3 +157,24 @@ def test_what_it_refuses(options, message, example, monkeypatch, tmp_path, capsy
         example("compare_norms").main()
     assert message in f"{refusal.value}{capsys.readouterr().err}"
     assert not list(tmp_path.iterdir())
+
+
+PARTS = pytest.mark.parametrize("part", ["compare_cnn", "compare_rnn"])
+
+
+@PARTS
+def test_committed_sentences_follow_from_the_committed_errors(part, example):
+    module = example(part)
+    kept = json.loads((EXAMPLES / "results" / f"{module.NAME}.json").read_text())
+    errors = {
+        norm: {float(value): np.array(curves) for value, curves in by_setting.items()}
+        for norm, by_setting in kept["errors[norm][setting][seed][epoch]"].items()
+    }
+    assert module.sentences(errors) == kept["sentences"]
+    assert kept["sentences"][0] in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+@PARTS
+def test_what_a_run_in_the_checkout_writes_is_ignored_by_git(part, example):
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {f"/{example(part).NAME}.{ending}" for ending in ("png", "json")} <= set(ignored)
