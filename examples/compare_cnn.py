@@ -83,6 +83,8 @@ def figure(errors):
     result = Figure(figsize=(7, 4.6), layout="constrained")
     axes = result.subplots()
     draw_finals(axes, errors, {RECALIBRATED: {"color": "C1", "ls": "--"}})
-    axes.set(title="A small CNN on handwritten digits", xlabel="images in a batch")
+    axes.set(
+        title="A small CNN on handwritten digits: means and ranges over the seeds", xlabel="images in a batch"
+    )
     axes.legend()
     return result

@@ -13,7 +13,7 @@ import numpy as np
 from digits import train
 from matplotlib.figure import Figure
 from minimal_nn import Dense, Sequential
-from over_seeds import draw_band, draw_finals, measure, verdict
+from over_seeds import draw_band, draw_finals, draw_percent, measure, verdict
 from recurrent import Recurrent, layer_norm, no_norm, rms_norm
 
 NAME = "compare_norms_rnn"
@@ -71,11 +71,10 @@ def figure(errors):
     for norm in errors:
         curves = 100 * errors[norm][rate]
         draw_band(by_epoch, np.arange(1, curves.shape[1] + 1), curves, label=norm)
-    by_epoch.set(
-        title=f"{SETTING.capitalize()} {rate:g}: mean and range", xlabel="epoch", yscale="log",
-        ylabel="errors on test images (%)",
-    )  # fmt: skip
+    by_epoch.set(title=f"{SETTING.capitalize()} {rate:g}: means and ranges over the seeds", xlabel="epoch")
+    by_epoch.xaxis.get_major_locator().set_params(integer=True)
+    draw_percent(by_epoch)
     by_epoch.legend()
     draw_finals(by_rate, errors, {})
-    by_rate.set(title="After the last epoch: mean and deviation", xlabel=SETTING)
+    by_rate.set(title="After the last epoch: means and ranges", xlabel=SETTING)
     return result

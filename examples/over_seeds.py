@@ -7,7 +7,12 @@ The setting is what is varied besides the norm, such as the batch size.
 import json
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
+
+# Standard deviations that a mean difference must exceed to count. Between equal norms chance exceeds 2 in one
+# of 90 comparisons of 5 seeds (Student's t of 2 * sqrt(5), 4 degrees of freedom); a sentence makes 4 or 5.
+CLEAR = 2
 
 
 def measure(norms, settings, args, run):
@@ -46,11 +51,11 @@ def listed(texts):
 def relation(curves, rivals):
     """Return whether there are "more" or "fewer" errors than with a rival norm, or neither: "like".
 
-    Final errors of the same seed are compared, which has drawn the same first weights and the same batches. A
-    mean difference counts if it exceeds the standard deviation of the differences over the seeds.
+    Final errors of the same seed are compared, which has drawn the same first weights and the same batches.
+    A mean difference counts if it exceeds `CLEAR` times the standard deviation of the differences.
     """
     gaps = final(curves) - final(rivals)
-    if abs(gaps.mean()) <= gaps.std(ddof=1):
+    if abs(gaps.mean()) <= CLEAR * gaps.std(ddof=1):
         return "like"
     return "more" if gaps.mean() > 0 else "fewer"
 
@@ -66,7 +71,7 @@ def verdict(errors, norm, rival, setting):
     clauses = {
         "more": f"{norm} makes more errors than {rival}",
         "fewer": f"{norm} makes fewer errors than {rival}",
-        "like": f"{norm} and {rival} differ by no more than the spread over {seeds} seeds",
+        "like": f"{norm} and {rival} differ by no more than {CLEAR} standard deviations over {seeds} seeds",
     }
     text = "; ".join(
         f"{clauses[kind]} at {setting}{'s' if len(places) > 1 else ''} {listed(places)}"
@@ -83,20 +88,30 @@ def draw_band(axes, x, curves, **style):
 
 
 def draw_finals(axes, errors, styles):
-    """Draw the final errors in percent over the setting: a line for every norm, bars of one deviation.
+    """Draw the final errors in percent over the setting: lines are means over the seeds, bars their range.
 
     ``styles[norm]`` are options of matplotlib's ``errorbar``.
     """
+    settings = list(next(iter(errors.values())))
     for i, (norm, by_setting) in enumerate(errors.items()):
         finals = 100 * np.array([final(curves) for curves in by_setting.values()])
         beside = 1.03 ** (i - (len(errors) - 1) / 2)  # so that the bars of the norms do not hide each other
-        x = np.array(list(by_setting)) * beside
         style = {"label": norm, "marker": "o", "capsize": 2, **styles.get(norm, {})}
-        axes.errorbar(x, finals.mean(axis=1), finals.std(axis=1, ddof=1), **style)
-    settings = list(by_setting)
+        x = beside * np.array(settings)
+        mean = finals.mean(axis=1)
+        axes.errorbar(x, mean, (mean - finals.min(axis=1), finals.max(axis=1) - mean), **style)
     axes.set_xscale("log")
     axes.set_xticks(settings, labels=[f"{value:g}" for value in settings])
     axes.minorticks_off()
+    draw_percent(axes)
+
+
+def draw_percent(axes):
+    """Make the vertical axis one of errors in percent, on a logarithmic scale."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.minorticks_off()
     axes.set_ylabel("errors on test images (%)")
 
 
