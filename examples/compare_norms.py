@@ -7,7 +7,7 @@ statistics in place of running averages (``numbabn.recalibrate``): small batches
 averages noisy::
 
     python examples/compare_norms.py            # some minutes
-    python examples/compare_norms.py --rnn      # a minute or two
+    python examples/compare_norms.py --rnn      # likewise
     python examples/compare_norms.py --quick    # some seconds
 
 With ``--rnn`` it trains a recurrent network on the rows of the digits instead, without a norm and with layer
