@@ -14,10 +14,10 @@ from copy import deepcopy
 
 import console
 import numpy as np
+from digits import load_data, mlp
 from minimal_nn import SGD, softmax_cross_entropy
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
-from train_digits import load_data, mlp
 
 import numbabn as nbn
 
@@ -39,7 +39,7 @@ def in_batches(images, batch_size):
 def train(images, labels, seed, args):
     """Return an MLP with batch normalisation, trained from scratch."""
     rng = np.random.default_rng(seed)
-    net = mlp(rng, batch_norm=True)
+    net = mlp(rng, nbn.BatchNorm)
     sgd = SGD(net, lr=args.lr)
     for _ in range(args.epochs):
         for rows in in_batches(rng.permutation(len(images)), args.batch_size):

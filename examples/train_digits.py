@@ -14,25 +14,13 @@ architectures and the default settings were chosen by cross-validation on the tr
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import console
 import numpy as np
+from digits import cnn, load_data, mlp, mover, train
 from matplotlib.figure import Figure
-from minimal_nn import (
-    SGD,
-    Conv2d,
-    Dense,
-    Flatten,
-    MaxPool2d,
-    ReLU,
-    Sequential,
-    library,
-    softmax_cross_entropy,
-)
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from over_seeds import draw_band
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -50,116 +38,19 @@ CAPTION = (
 RATE_FACTORS = (1 / 10, 1 / 3, 1, 10 / 3, 10)  # the learning rates of the second part, relative to --lr
 
 
-def mlp(rng, batch_norm):
-    """Return a network with two hidden layers, 64 - 128 - 128 - 10, with or without batch norm."""
-    layers = [Flatten()]
-    for inputs, outputs in [(64, 128), (128, 128)]:
-        layers.append(Dense(inputs, outputs, bias=not batch_norm, rng=rng))  # batch norm's beta is the bias
-        if batch_norm:
-            layers.append(nbn.BatchNorm(outputs))
-        layers.append(ReLU())
-    return Sequential(*layers, Dense(128, 10, rng=rng))
-
-
-def cnn(rng, batch_norm):
-    """Return a convolutional network, with or without batch norm.
-
-    It has two 3x3 convolutions with 16 and 32 channels, each followed by 2x2 max pooling.
-    """
-    layers = []
-    for inputs, outputs in [(1, 16), (16, 32)]:
-        layers.append(Conv2d(inputs, outputs, 3, padding=1, bias=not batch_norm, rng=rng))
-        if batch_norm:
-            layers.append(nbn.BatchNorm(outputs))
-        layers += [ReLU(), MaxPool2d(2)]
-    return Sequential(*layers, Flatten(), Dense(32 * 2 * 2, 10, rng=rng))
-
-
-MODELS = {  # name: (builder, with batch norm?)
-    "MLP": (mlp, False),
-    "MLP + batch norm": (mlp, True),
-    "CNN": (cnn, False),
-    "CNN + batch norm": (cnn, True),
+MODELS = {  # name: (builder, norm)
+    "MLP": (mlp, None),
+    "MLP + batch norm": (mlp, nbn.BatchNorm),
+    "CNN": (cnn, None),
+    "CNN + batch norm": (cnn, nbn.BatchNorm),
 }
 
 
-def load_data():
-    """Return x_train and x_test, which are standardised images (N, 1, 8, 8), and the labels of both.
-
-    The split is always the same. The same people wrote digits of both parts; digits of other people would be
-    harder to recognise.
-    """
-    digits = load_digits()
-    images = digits.images[:, None].astype(np.float32)
-    x_train, x_test, labels_train, labels_test = train_test_split(
-        images, digits.target, test_size=360, stratify=digits.target, random_state=0
-    )
-    count, mean, m2 = nbn.moments(x_train)
-    scale, shift = np.float32(np.sqrt(count / m2[0])), np.float32(mean[0])
-    return (x_train - shift) * scale, (x_test - shift) * scale, labels_train, labels_test
-
-
-def mover(device):
-    """Return a function that moves arrays to the device, or exit and say what the device needs."""
-    if device == "cpu":
-        return np.asarray
-    try:
-        import cupy
-
-        nbn.BatchNorm(1, device="cuda")  # raises an error that says what it needs
-    except (ImportError, RuntimeError) as error:
-        raise SystemExit(
-            f"--device cuda cannot run: {error}\n"
-            'It needs an NVIDIA GPU and: python -m pip install "numbabn[cuda]" cupy-cuda13x'
-        ) from None
-    return cupy.asarray
-
-
-@dataclass
-class History:
-    """Training loss and test accuracy after every epoch, and the seconds spent in training."""
-
-    losses: list
-    accuracies: list
-    seconds: float = 0.0
-
-    @property
-    def epochs_to_target(self):
-        """Number of the first epoch that ends at the target accuracy, or None."""
-        return next((epoch for epoch, a in enumerate(self.accuracies, 1) if a >= TARGET), None)
-
-
-def train(model, data, lr, epochs, batch_size, seed, progress):
-    """Train one network from scratch and return its `History`."""
-    x_train, x_test, labels_train, labels_test = data
-    build, batch_norm = MODELS[model]
+def train_model(model, data, lr, epochs, batch_size, seed, progress):
+    """Train one model from scratch and return its history."""
+    build, norm = MODELS[model]
     rng = np.random.default_rng(seed)
-    net = build(rng, batch_norm)
-    net.to(x_train)
-    sgd = SGD(net, lr=lr, momentum=0.9)
-    history = History([], [])
-    whole = len(x_train) // batch_size * batch_size  # an incomplete last batch is left out
-    for _ in range(epochs):
-        start = time.perf_counter()
-        net.train()
-        losses = []
-        shuffled = rng.permutation(len(x_train))[:whole].reshape(-1, batch_size)
-        for rows in library(x_train).asarray(shuffled):
-            logits = net(x_train[rows])
-            loss, dlogits = softmax_cross_entropy(logits, labels_train[rows])
-            net.backward(dlogits)
-            sgd.step()
-            losses.append(loss)
-        loss = np.mean([float(loss) for loss in losses])  # float() waits for the GPU's results
-        history.seconds += time.perf_counter() - start
-
-        net.eval()
-        accuracy = float((net(x_test).argmax(axis=1) == labels_test).mean())
-        history.losses.append(loss)
-        history.accuracies.append(accuracy)
-        progress.set_postfix(loss=f"{history.losses[-1]:.4f}", test=f"{accuracy:.1%}", refresh=False)
-        progress.update()
-    return history
+    return train(build(rng, norm), data, lr, epochs, batch_size, rng, progress)
 
 
 def compare(data, args):
@@ -168,7 +59,7 @@ def compare(data, args):
     for model in MODELS:
         with tqdm(total=args.epochs * args.seeds, desc=f"{model:17}", unit="epoch") as progress:
             results[model] = [
-                train(model, data, args.lr, args.epochs, args.batch_size, seed, progress)
+                train_model(model, data, args.lr, args.epochs, args.batch_size, seed, progress)
                 for seed in range(args.seed, args.seed + args.seeds)
             ]
     return results
@@ -182,7 +73,9 @@ def sweep(data, rates, args):
     with tqdm(total=total, desc=f"{'learning rates':17}", unit="epoch") as progress:
         for model in MODELS:
             for lr in rates:
-                runs = [train(model, data, lr, epochs, args.batch_size, seed, progress) for seed in seeds]
+                runs = [
+                    train_model(model, data, lr, epochs, args.batch_size, seed, progress) for seed in seeds
+                ]
                 results[model].append(np.mean([run.accuracies[-1] for run in runs]))
     return results
 
@@ -195,7 +88,7 @@ def final_accuracy(runs):
 
 def describe_epochs(runs):
     """Return as text the mean of the epochs to the target accuracy, and how many runs reached it."""
-    reached = [run.epochs_to_target for run in runs if run.epochs_to_target is not None]
+    reached = [epochs for run in runs if (epochs := run.epochs_to(TARGET)) is not None]
     if not reached:
         return "not reached"
     how_many = "" if len(reached) == len(runs) else f" ({len(reached)} of {len(runs)})"
@@ -255,10 +148,7 @@ def save_figure(path, results, swept, rates):
             (loss_axes, np.array([run.losses for run in runs])),
             (accuracy_axes, 100 * np.array([run.accuracies for run in runs])),
         ):
-            axes.plot(epochs, curves.mean(axis=0), label=model, **style)
-            axes.fill_between(
-                epochs, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12
-            )
+            draw_band(axes, epochs, curves, label=model, **style)
         sweep_axes.plot(rates, 100 * np.array(swept[model]), marker="o", label=model, **style)
     loss_axes.set(title="Loss in training", xlabel="epoch", ylabel="training loss", yscale="log")
     accuracy_axes.set(
