@@ -127,6 +127,7 @@ def test_the_figure_shows_every_norm(part, example, cnn_errors, rnn_errors):
 @pytest.mark.parametrize(
     ("options", "name"), [([], "compare_norms"), (["--rnn"], "compare_norms_rnn")], ids=["cnn", "rnn"]
 )
+@pytest.mark.slow
 def test_compare_norms(options, name, tmp_path):
     output = run_example("compare_norms.py", "--quick", *options, "--output", "new", cwd=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
