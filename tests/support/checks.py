@@ -62,6 +62,28 @@ def assert_apart(result, *arrays):
     assert not any(np.may_share_memory(result, a) for a in arrays if a is not None)
 
 
+def gaps_of(view):
+    """Return the bytes of the memory that the view lies in, without its own elements."""
+    memory = view
+    while isinstance(memory.base, np.ndarray):
+        memory = memory.base
+    mask = np.zeros(memory.nbytes, bool)
+    start = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
+    offsets = np.add.outer(_offsets(view), np.arange(view.itemsize)).reshape(-1)
+    mask[start + offsets] = True
+    # The memory may be in Fortran order: its bytes as they lie, through a one-dimensional view of them.
+    flat = np.ndarray((memory.nbytes,), np.uint8, memory) if memory.flags.c_contiguous else memory.T
+    return np.ascontiguousarray(flat).reshape(-1).view(np.uint8)[~mask].tobytes()
+
+
+def _offsets(view):
+    """Return the byte offset of every element from the first."""
+    offsets = np.zeros(view.shape, np.intp)
+    for axis, (n, stride) in enumerate(zip(view.shape, view.strides, strict=True)):
+        offsets += (np.arange(n) * stride).reshape([-1 if i == axis else 1 for i in range(view.ndim)])
+    return offsets.reshape(-1)
+
+
 # Results against the reference ------------------------------------------------------------------------------
 
 NAMES = ("dx", "dgamma", "dbeta")
