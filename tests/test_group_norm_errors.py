@@ -80,7 +80,7 @@ def test_refused(forward, wrong, error, message):
 def test_refused_number_of_groups(groups, error, message):
     with unchanged(X), pytest.raises(error, match=message):
         nbn.group_norm_forward(X, groups)
-    with pytest.raises(error, match="^num_(groups|channels)"):
+    with pytest.raises(error, match=r"^num_(groups|channels)"):
         nbn.GroupNorm(groups, 6)
 
 
