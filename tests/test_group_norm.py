@@ -114,7 +114,6 @@ LARGE = [
     GroupProblem((3000, 96), groups=32),
     GroupProblem((3, 400_000), groups=50),
     GroupProblem((24, 64, 64, 48), groups=32),  # 38 MB with y: written past the caches
-    GroupProblem((24, 64, 48, 64), -1, groups=None),
 ]
 
 
