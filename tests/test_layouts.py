@@ -16,6 +16,7 @@ from tests.support.checks import (
     check_forward,
     check_inference,
     check_moments,
+    gaps_of,
     saved_of,
     unchanged,
 )
@@ -113,28 +114,6 @@ def test_out(where, dtype, layout, out_layout):
         assert gaps_of(out) == gaps, f"{name} was written beside out"
 
 
-def gaps_of(view):
-    """Return the bytes of the memory that the view lies in, without its own elements."""
-    memory = view
-    while isinstance(memory.base, np.ndarray):
-        memory = memory.base
-    mask = np.zeros(memory.nbytes, bool)
-    start = view.__array_interface__["data"][0] - memory.__array_interface__["data"][0]
-    offsets = np.add.outer(sum_of_strides(view), np.arange(view.itemsize)).reshape(-1)
-    mask[start + offsets] = True
-    # The memory may be in Fortran order: its bytes as they lie, through a one-dimensional view of them.
-    flat = np.ndarray((memory.nbytes,), np.uint8, memory) if memory.flags.c_contiguous else memory.T
-    return np.ascontiguousarray(flat).reshape(-1).view(np.uint8)[~mask].tobytes()
-
-
-def sum_of_strides(view):
-    """Return the byte offset of every element from the first."""
-    offsets = np.zeros(view.shape, np.intp)
-    for axis, (n, stride) in enumerate(zip(view.shape, view.strides, strict=True)):
-        offsets += (np.arange(n) * stride).reshape([-1 if i == axis else 1 for i in range(view.ndim)])
-    return offsets.reshape(-1)
-
-
 @pytest.mark.parametrize("layout", WRITABLE)
 @both_shapes_and_dtypes
 def test_in_place(where, dtype, layout):
@@ -211,27 +190,13 @@ def test_axis_names_the_channels(problem, random):
     assert np.allclose(copied, moved, rtol=1e-6, atol=1e-6)
 
 
-# Arrays that end, or begin, at a page which must not be touched; kernels that read or write beyond crash.
 BETWEEN_PAGES = """
-import ctypes, mmap
 import numpy as np
 import numbabn as nbn
 from tests.support.exact import DTYPES, values
+from tests.support.pages import between
 from tests.support.problems import Problem
 from tests.support.strategies import SERIAL_REGIMES, SMALL_PATHS, regime
-
-protect = ctypes.CDLL(None, use_errno=True).mprotect
-protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-def between(problem, at_end):
-    size = int(np.prod(problem.shape)) * np.dtype(problem.dtype).itemsize
-    pages = -(-size // mmap.PAGESIZE) + 2
-    memory = np.frombuffer(mmap.mmap(-1, pages * mmap.PAGESIZE), np.uint8)
-    last = (pages - 1) * mmap.PAGESIZE
-    for start in (0, last):
-        assert protect(memory.ctypes.data + start, mmap.PAGESIZE, 0) == 0
-    start = last - size if at_end else mmap.PAGESIZE
-    return memory[start : start + size].view(problem.dtype).reshape(problem.shape)
 
 for shape, axis in SMALL_PATHS:
     for dtype in (np.float32, np.float64):

@@ -1,12 +1,14 @@
 """What every backend promises: the table, on the CPU, in the simulator, and on a GPU where there is one.
 
-A row of the table (`tests.support.table`) is a check and its arguments. A backend that this process does not
-have is skipped: the simulator needs NUMBA_ENABLE_CUDASIM=1, the others a GPU and their library.
+A row of a table (`tests.support.table`, and of group and instance norm `tests.support.group_table`) is a
+check and its arguments. A backend that this process does not have is skipped: the simulator needs
+NUMBA_ENABLE_CUDASIM=1, the others a GPU and their library.
 """
 
 import pytest
 
 from tests.support.backends import BACKENDS, SIMULATED, MissingError, has_gpu
+from tests.support.group_table import rows as group_rows
 from tests.support.table import rows
 
 
@@ -20,4 +22,11 @@ def backend(request):
 
 @pytest.mark.parametrize("row", rows(large=has_gpu()), ids=lambda row: row.name)
 def test_table(backend, row):
+    row.check(backend, *row.arguments)
+
+
+@pytest.mark.parametrize("row", group_rows(), ids=lambda row: row.name)
+def test_table_of_group_norm(backend, row):
+    if backend.device != "cpu":
+        pytest.skip("group and instance norm run on the CPU only")
     row.check(backend, *row.arguments)

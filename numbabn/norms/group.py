@@ -21,8 +21,8 @@ class GroupCall(SampleCall):
     __slots__ = ("num_groups",)
     norm = "group_norm"
 
-    def __init__(self, x: object, axis: object, num_groups: object, out: object) -> None:
-        self.num_groups = 0 if num_groups is None else _options.groups(num_groups)  # 0: as many as channels
+    def __init__(self, x: object, axis: object, num_groups: int, out: object) -> None:
+        self.num_groups = num_groups  # 0: as many as channels
         super().__init__(x, axis, out)
 
     def _read(self, axis: object) -> None:
@@ -110,7 +110,7 @@ def group_norm_forward(
     >>> saved.mean
     array([[ 2., 20.]])
     """
-    call = GroupCall(x, axis, num_groups, out)
+    call = GroupCall(x, axis, _options.groups(num_groups), out)
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 

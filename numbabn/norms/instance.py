@@ -22,7 +22,7 @@ class _Call(GroupCall):
     norm = "instance_norm"
 
     def __init__(self, x: object, axis: object, out: object) -> None:
-        super().__init__(x, axis, None, out)
+        super().__init__(x, axis, 0, out)
 
     def check_count(self) -> None:
         """Raise if a channel of a sample has just one value."""

@@ -95,6 +95,19 @@ def chunked_moments(chunks):
     return count, mean + rest / count, math.fsum(squares) - rest * rest / count
 
 
+def saved_error(x, axis):
+    """Errors allowed to the mean and the variance that a forward call saves.
+
+    They are float64, but the sums of a float32 x within a segment of some thousand values are float32: the
+    mean to some eps of the standard deviation, and the variance to some eps of the mean square about the
+    value that sums are taken about, which may be far out.
+    """
+    count, mean, m2 = moments(x, axis)
+    tiny, var, error = roundings(x.dtype), m2 / count, moments_error(x, axis)
+    farthest = np.abs(by_channel(x, axis) - mean[:, None]).max(axis=1)
+    return tiny * np.sqrt(var) + error[0], tiny * (var + farthest**2 / 4) + error[1] / count
+
+
 def statistics(x, axis, mean=None, var=None):
     """Mean and biased variance of x, or those given, in float64."""
     if mean is None:
@@ -168,12 +181,12 @@ def backward_error(dy, x, gamma=None, beta=None, *, axis=1, eps=1e-5, mean=None,
         of_dx = of_dx + along(of_dbeta / count, x.ndim, axis)
         of_dx += (xhat + of_mean) * along(of_dgamma / count, x.ndim, axis)
     scale = invstd * along(1.0 if gamma is None else np.abs(wide(gamma)), x.ndim, axis)
-    of_dgamma += _last_rounding(of_dgamma / tiny, gamma)
-    of_dbeta += _last_rounding(of_dbeta / tiny, beta)
+    of_dgamma += last_rounding(of_dgamma / tiny, gamma)
+    of_dbeta += last_rounding(of_dbeta / tiny, beta)
     return scale * of_dx, of_dgamma, of_dbeta
 
 
-def _last_rounding(size, parameter):
+def last_rounding(size, parameter):
     """Error of rounding to the dtype of the parameter, also below its smallest normal number."""
     if parameter is None:
         return 0.0

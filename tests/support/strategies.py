@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from numbabn.backends.cpu import jit, plan
+from tests.support.group_problems import GroupProblem
 from tests.support.jit import JIT
 from tests.support.problems import FLOAT_DTYPES, LAYOUTS, Problem
 
@@ -59,6 +60,37 @@ def problems(
         beta_dtype=draw(st.sampled_from([None, *kinds])),
         eps=draw(st.sampled_from([1e-5, 1e-3, 0.5])),
         seed=draw(st.integers(0, 2**16)),
+    )
+
+
+def divisors(number):
+    """Return the numbers of groups that so many channels can be cut into."""
+    return [groups for groups in range(1, number + 1) if number % groups == 0]
+
+
+@st.composite
+def group_problems(draw, shapes=shapes(), layouts=tuple(LAYOUTS)):  # noqa: B008 - strategies are values
+    """Group and instance norms of every kind, with x and dy in these layouts."""
+    shape = draw(shapes)
+    axis = draw(st.integers(1, len(shape) - 1))
+    groups = draw(st.sampled_from([None, *divisors(shape[axis])]))
+    if groups is None and math.prod(shape) == shape[0] * shape[axis]:
+        shape = (*shape, 2)
+    others = sorted(set(layouts) - {"read_only"})  # as in `problems`
+    layout = draw(st.sampled_from(sorted(layouts)))
+    return GroupProblem(
+        shape,
+        axis - draw(st.sampled_from([0, len(shape)])),
+        dtype=draw(st.sampled_from([np.float32, np.float64])),
+        layout=layout,
+        dy_layout="read_only" if layout == "read_only" else draw(st.sampled_from(others)),
+        offset=draw(st.sampled_from([0.0, 1.0, -30.0, 1e4])),
+        spread=draw(st.sampled_from([1.0, 1e-3, 100.0])),
+        gamma_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+        beta_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
+        eps=draw(st.sampled_from([1e-5, 1e-3, 0.5])),
+        seed=draw(st.integers(0, 2**16)),
+        groups=groups,
     )
 
 

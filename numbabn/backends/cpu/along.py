@@ -7,6 +7,7 @@ import numpy as np
 
 from numbabn.backends.cpu import along_kernels as kernels
 from numbabn.backends.cpu import plan
+from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
 
@@ -47,7 +48,8 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
 
 def _in_places(parameter: Array, view: View, x: Array) -> Array:
     """Return a parameter in the dtype of x, with one value for each place in a sample."""
-    values = parameter if parameter.dtype == x.dtype else parameter.astype(x.dtype)
+    # What is beyond the dtype becomes infinity or 0, and nobody is warned.
+    values = parameter if parameter.dtype == x.dtype else quiet().run(parameter.astype, x.dtype)
     return values if view.inner == 1 else np.repeat(values, view.inner)
 
 
