@@ -59,8 +59,14 @@ def test_help(arguments, run, capsys):
         (["warm-up", "--layouts", "NCWH"], "invalid choice: 'NCWH'"),
         (["warm-up", "--dtypes"], "expected at least one argument"),
         (["warm-up", "--dtypes", "uint8", "--operations", "training"], "uint8 has no training"),
-        (["warm-up", "--layouts", "rows", "--dtypes", "uint8"], "rows and groups have neither uint8 nor statistics"),
-        (["warm-up", "--layouts", "rows", "--operations", "statistics"], "rows and groups have neither uint8 nor"),
+        (
+            ["warm-up", "--layouts", "rows", "--dtypes", "uint8"],
+            "rows and groups have neither uint8 nor statistics",
+        ),
+        (
+            ["warm-up", "--layouts", "rows", "--operations", "statistics"],
+            "rows and groups have neither uint8 nor",
+        ),
     ],
 )
 def test_wrong_options(arguments, message, run, capsys):
