@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbabn.arrays import AnyArray, location_text
+from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.layout import Layout, axis_number, rows_layout
-from numbabn.arrays.library import HOST, Place
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
@@ -26,8 +25,6 @@ class _Call(Call):
 
     def _read(self, axis: object) -> None:
         x = self.x
-        if not self.library.on_host:
-            raise TypeError(f"x is {location_text(x)}; layer norm and RMS norm work on NumPy arrays so far")
         shape = x.shape
         if not shape:
             raise ValueError("x must have an axis to be normalised, but has shape ()")
@@ -56,8 +53,9 @@ class _Call(Call):
         if layout.matches(source):
             return source, layout
         if self.target is None:
-            self.out = self.target = library.empty_like(source)
-        copy = layout.restored(np.empty(source.size, source.dtype), source.shape)
+            self.target = library.empty_like(source)
+            self.out = native(self.target)
+        copy = library.empty_in_order(source, layout.order or range(source.ndim))
         library.assign(copy, source)
         return copy, layout
 
@@ -66,12 +64,25 @@ class _Call(Call):
         x, number = self.x, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
+        if not self.library.on_host:
+            on_gpu = _flat(given_gamma), _flat(given_beta)
+            return Affine(on_gpu, number, (given_gamma, given_beta), True, centered)
         dtype = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
         parameters = (
             np.ones(self.count, dtype) if given_gamma is None else _in_dtype(given_gamma, dtype),
             np.zeros(self.count, dtype) if given_beta is None else _in_dtype(given_beta, dtype),
         )
         return Affine(parameters, number, (given_gamma, given_beta), True, centered)
+
+
+def _flat(parameter: AnyArray | None) -> AnyArray | None:
+    """Return a parameter on a GPU, or None, as one dimension in C order."""
+    if parameter is None or parameter.flags.c_contiguous:
+        return None if parameter is None else parameter.ravel()
+    library = library_of(parameter)
+    copy = library.empty_vector(parameter)
+    library.assign(copy, parameter)
+    return copy.ravel()
 
 
 def _in_dtype(parameter: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
@@ -323,15 +334,6 @@ class _SampleLayer(Layer):
         ndim = len(self.normalized_shape)
         self.axis = tuple(range(-ndim, 0)) if axis is None else _options.axes(axis, ndim)
         super().__init__(self.normalized_shape, device=device, **options)
-        self._refuse_gpu(self._place)
-
-    def _refuse_gpu(self, to: Place) -> None:
-        if to != HOST:
-            raise TypeError(f"{type(self).__name__} works on the CPU so far; device must be 'cpu', not {to}")
-
-    def _moved(self, to: Place) -> dict[str, Any]:
-        self._refuse_gpu(to)
-        return super()._moved(to)
 
     def __call__(self, x: A, *, out: A | None = None) -> A:
         """Normalise x.

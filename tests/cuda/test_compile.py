@@ -23,6 +23,9 @@ MIN_BLOCKS = 4
 # Four float64 values of five operands are 40 registers: with a limit of 64 ptxas spills, and 3 blocks, which
 # load 96 KB ahead, are enough to keep memory busy.
 WIDE = ("kernels.gradient", "float64")
+# Float64 sums of four places, each with what it has lost to rounding, are 32 registers, and what is read for
+# them 16. No tile is loaded ahead here: loads of a thread are many, and need no more than 2 blocks.
+SUMS = ("strips.products", "float64")
 STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
 # The loops over elements of each kernel: what must be found in its machine code, or nothing has been checked.
 ELEMENT_LOOPS = {
@@ -32,8 +35,14 @@ ELEMENT_LOOPS = {
     "kernels.gradient": ["load_tile", "write_tile"],
     "kernels.forward": ["deviations", "load_tile", "write_tile"],
     "kernels.backward": ["load_tile", "tile_products", "write_tile"],
+    "along_kernels.forward": ["deviations", "load_tile", "write_normalized"],
+    "along_kernels.backward": ["load_tile", "piece_products", "write_gradient"],
+    "strips.products": ["products"],
 }
-WRITERS = ("kernels.normalize", "kernels.gradient", "kernels.forward", "kernels.backward")
+WRITERS = (
+    "kernels.normalize", "kernels.gradient", "kernels.forward", "kernels.backward",
+    "along_kernels.forward", "along_kernels.backward",
+)  # fmt: skip
 
 
 def missing():
@@ -95,7 +104,7 @@ def count(report, opcode):
 
 
 def of_tiles(reports):
-    return [r for r in reports if r["kernel"].startswith("kernels.")]
+    return [r for r in reports if r["kernel"].startswith(("kernels.", "along_kernels."))]
 
 
 @pytest.mark.compile
@@ -110,7 +119,9 @@ def test_every_kernel_is_compiled(everything, reports):
 @pytest.mark.compile
 def test_registers(reports):
     wide = [r for r in reports if (r["kernel"], r["dtype"]) == WIDE]
-    others = [r for r in reports if r not in wide]
+    sums = [r for r in reports if (r["kernel"], r["dtype"]) == SUMS]
+    others = [r for r in reports if r not in wide + sums]
+    assert not wrong(sums, lambda r: r["blocks"], lambda n: n >= 2)
     assert not wrong(others, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS)
     assert not wrong(wide, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 8)
 
@@ -141,6 +152,13 @@ def test_accesses_of_16_bytes(reports, opcode):
     chosen = [r for r in of_tiles(reports) if opcode.startswith("LDGSTS") or r["kernel"] in WRITERS]
     assert chosen
     assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
+
+
+@pytest.mark.compile
+def test_sums_over_samples_are_read_16_bytes_at_a_time(reports):
+    chosen = [r for r in reports if r["kernel"] == SUMS[0]]
+    assert chosen
+    assert not wrong(chosen, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
 
 
 @pytest.mark.compile

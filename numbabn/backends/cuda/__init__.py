@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numbabn.backends.cuda import arguments, kernels, plan, running
+from numbabn.backends.cuda import along, arguments, kernels, plan, running
 from numbabn.backends.cuda.arguments import Inputs
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry
@@ -45,8 +45,11 @@ def normalize(x: Device, view: View, statistics: Pair, affine: Affine, y: Device
 
 def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
+    statistics = _float64(x, view.batch * view.groups), _float64(x, view.batch * view.groups)
+    if affine.along or plan.runs_along(view):
+        along.forward(x, view, affine, y, statistics)
+        return statistics
     geometry, like = _geometry(view, 1, x, y), x.dtype.type(0)
-    statistics = _float64(x, view.groups), _float64(x, view.groups)
     given = (
         x.address, geometry, workspace(x, geometry), like,
         arguments.affine_map(affine), arguments.moments(statistics), y.address,
@@ -63,8 +66,11 @@ def backward_reduce(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
 ) -> Device:
     """Return (sum of dy, sum of dy * xhat) as an array [2, groups], and write it to (dgamma, dbeta)."""
-    sums = _float64(x, 2, view.groups)
-    _products(dy, x, view, statistics, eps, gradients, sums)
+    sums = _float64(x, 2, view.groups * view.members)
+    if plan.runs_along(view):
+        along.products(dy, x, view, statistics, eps, gradients, sums)
+    else:
+        _products(dy, x, view, statistics, eps, gradients, sums)
     return sums
 
 
@@ -100,6 +106,11 @@ def backward(
     gradients: Pair,
 ) -> None:
     """Write dx and the gradients of the training forward."""
+    if affine.along or plan.runs_along(view):
+        along.backward(dy, x, view, statistics, affine, dx)
+        if any(gradient is not None for gradient in gradients):
+            backward_reduce(dy, x, view, statistics, affine.eps, gradients)
+        return
     geometry = _geometry(view, 2, x, dy, dx)
     sums = _float64(x, 2, view.groups)
     given = (

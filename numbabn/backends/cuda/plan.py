@@ -31,6 +31,13 @@ SPREAD = 4 if SIMULATED else 512  # blocks that a small array is cut into, for 1
 MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums one block merges
 LINE = 8 if SIMULATED else 32  # elements of a row of a group of several channels: 128 bytes of float32
 VECTOR = 4  # elements of a vector access
+TEAM = (
+    8  # threads of a row at least, unless it is short: of 32, no more than 4 meet in a bank of shared memory
+)
+ALONG = 16  # from so many adjacent elements with one gamma on, these are rows themselves
+CHUNK = (
+    2 if SIMULATED else 16
+)  # samples that a thread adds up at least, so that its sum is worth being stored
 ALIGNMENT = 16  # bytes, of a vector access
 # Number of launches, on as many streams, that may run at once where blocks wait for each other. The blocks of
 # a launch that wait for each other are no more than the device runs at once, divided by this number: else the
@@ -55,6 +62,34 @@ class Geometry(NamedTuple):
     part_tiles: int  # tiles of one part, which is what one block sums
     groups: int
     parts: int  # of a group
+
+
+class Rows(NamedTuple):
+    """How rows are read that have one statistic each, and parameters that vary along them."""
+
+    count: int  # of every sample as many as there are groups
+    groups: int
+    members: int  # places along a row where gamma and beta have values of their own
+    inner: int  # elements side by side that share one of them
+    length: int  # elements of a row: members * inner
+    team: int  # threads of a row, a power of two
+    height: int  # rows of a tile
+    piece: int  # elements of a row that a tile has: all, or those of a piece
+    pieces: int
+    vector: int  # 1 if 16-byte accesses are aligned in arrays that begin at aligned addresses, else 0
+
+
+class Strips(NamedTuple):
+    """How the samples are added up, place by place, which gives dgamma and dbeta."""
+
+    samples: int
+    groups: int  # of a sample
+    length: int  # elements of a group
+    lanes: int  # adjacent elements of a thread
+    width: int  # threads side by side
+    strips: int  # blocks side by side that a group takes
+    chunk: int  # samples of a block
+    chunks: int
 
 
 @functools.lru_cache(1024)
@@ -84,6 +119,47 @@ def geometry(view: View, itemsize: int, arrays: int) -> Geometry:
         outer, channels, inner, span, pixels, rows, pieces, length, int(vector),
         tiles, part_tiles, groups=-(-channels // span), parts=-(-tiles // part_tiles),
     )  # fmt: skip
+
+
+@functools.lru_cache(1024)
+def rows(view: View, itemsize: int, arrays: int) -> Rows:
+    """Return how rows are read of which a block holds tiles of ``arrays`` at the same time.
+
+    A row is members * inner elements, and nothing that its sums depend on, the team and the pieces, depends
+    on how many rows there are.
+    """
+    count, length = view.batch * view.groups, view.members * view.inner
+    room = TILE_BYTES // arrays // itemsize
+    team = 1
+    while team < min(TEAM, length // VECTOR):
+        team *= 2
+    while team < THREADS and THREADS // team * length > room:
+        team *= 2
+    pieces = -(-length // room)
+    piece = length if pieces == 1 else _whole_vectors(-(-length // pieces))
+    height = 1 if pieces > 1 else max(1, min(THREADS // team, count // SPREAD))
+    return Rows(
+        count, view.groups, view.members, view.inner, length,
+        team, height, piece, -(-length // piece), int(length % VECTOR == 0),
+    )  # fmt: skip
+
+
+@functools.lru_cache(1024)
+def strips(view: View, vector: bool) -> Strips:
+    """Return how samples are added up whose rows are read as vectors, or one by one."""
+    length = view.members * view.inner
+    lanes = VECTOR if vector and length % VECTOR == 0 else 1
+    width = min(THREADS, length // lanes)
+    count = -(-length // (width * lanes))
+    least = CHUNK * (THREADS // width)
+    chunks = max(1, min(SPREAD // (view.groups * count), view.batch // least))
+    chunk = -(-view.batch // chunks)
+    return Strips(view.batch, view.groups, length, lanes, width, count, chunk, -(-view.batch // chunk))
+
+
+def runs_along(view: View) -> bool:
+    """Whether rows have one statistic each, and parameters that change every few elements."""
+    return view.outer == 1 and view.members > 1 and view.inner < ALONG
 
 
 def blocks(threads: int) -> int:

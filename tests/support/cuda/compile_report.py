@@ -33,9 +33,10 @@ from numba.cuda.dispatcher import CUDADispatcher
 from benchmarks.gpu import launches
 from numbabn.backends import cuda as backend
 from numbabn.backends.cuda import copies, gpu, plan, running
-from numbabn.backends.verbs import Population
+from numbabn.backends.verbs import Population, View
 from tests.support.cuda import sass
 
+LAYER_NORM = View(8192, 1, 1, 768, 1)
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
 # Of a multiprocessor: registers, threads, bytes of shared memory, of which every block takes 1 KB more.
 REGISTERS, THREADS = 65536, 2048
@@ -81,6 +82,7 @@ def launched() -> list[launches.Launch]:
         for resident in (0, 10**6):  # in two launches and in one
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
+        made += launches.family(LAYER_NORM, dtype, 0)
         with launches.recorded(0) as more:
             backend.moments(launches.Array(shape, dtype), launches.view_of(shape))
             for rank in (1, 4):
@@ -138,7 +140,7 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
 def _has_loops(launch: launches.Launch) -> bool:
     """Whether float64 arithmetic would be a mistake in some loop of this kernel: float32 is in and out."""
     return (
-        "geometry" in launch.named
+        not {"geometry", "rows", "strips"}.isdisjoint(launch.named)
         and isinstance(launch.named["like"], np.float32)
         and not isinstance(launch.named.get("wide"), np.float64)
     )
