@@ -24,6 +24,7 @@ SMALL = (
     ((3, 70), (-1,)),  # rows in pieces, backward
     ((2, 132), (-1,)),  # and forward
     ((3, 515), (-1,)),  # pieces that are no whole vectors, several strips
+    ((4, 1), (-1,)),
     ((2, 3, 4, 5), (-1, -2)),
     ((4, 3, 5), (1,)),  # a copy
     ((3, 2, 6), (0, 2)),

@@ -1,17 +1,18 @@
 """The GPU backend: the verbs of normalisation on flat, dense device arrays; see `numbabn.backends.verbs`.
 
-Statistics are a tuple of two arrays here, and the sums of the backward pass are one array [2, groups]. No
-function waits for the device or copies from it: launches go to the current stream of the library of x.
+Statistics are a tuple of two arrays here, and the sums of the backward pass are one array [2, channels]. A
+channel has a gamma and a beta: in batch norm it is a group, in other norms a member of one. No function waits
+for the device or copies from it: launches go to the current stream of the library of x.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from numbabn.backends.cuda import along, arguments, kernels, plan, running
+from numbabn.backends.cuda import along, arguments, kernels, plan, running, strips
 from numbabn.backends.cuda.arguments import Inputs
 from numbabn.backends.cuda.gpu import Kernel
-from numbabn.backends.cuda.plan import Geometry
+from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import streams, workspace
 from numbabn.backends.verbs import Affine, Pair, View
 
@@ -21,6 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
+Cut: TypeAlias = Geometry | SampleGeometry
 
 
 def moments(x: Device, view: View, like: np.floating | None = None) -> Pair:
@@ -28,7 +30,7 @@ def moments(x: Device, view: View, like: np.floating | None = None) -> Pair:
 
     Sums of a few thousand values have the dtype of the scalar ``like``, float64 unless given.
     """
-    pair = _float64(x, view.groups), _float64(x, view.groups)
+    pair = _float64(x, view.batch * view.groups), _float64(x, view.batch * view.groups)
     _moments(x, view, np.float64(0) if like is None else like, 0, pair)
     return pair
 
@@ -49,13 +51,19 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     if affine.along or plan.runs_along(view):
         along.forward(x, view, affine, y, statistics)
         return statistics
-    geometry, like = _geometry(view, 1, x, y), x.dtype.type(0)
+    like = x.dtype.type(0)
+    if view.members > 1:
+        _moments(x, view, like, 1, statistics)
+        normalize(x, view, statistics, affine, y)
+        return statistics
+    geometry = _geometry(view, 1, x, y)
     given = (
         x.address, geometry, workspace(x, geometry), like,
         arguments.affine_map(affine), arguments.moments(statistics), y.address,
     )  # fmt: skip
-    if _groups_are_resident(kernels.forward, x, geometry, given):
-        kernels.forward.launch(x, geometry.groups * geometry.parts, *given)
+    kernel = kernels.forward if type(geometry) is Geometry else kernels.forward_of_samples
+    if _groups_are_resident(kernel, x, geometry, given):
+        kernel.launch(x, geometry.groups * geometry.parts, *given)
     else:
         _moments(x, view, like, 1, statistics)
         normalize(x, view, statistics, affine, y)
@@ -65,13 +73,13 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
 def backward_reduce(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
 ) -> Device:
-    """Return (sum of dy, sum of dy * xhat) as an array [2, groups], and write it to (dgamma, dbeta)."""
-    sums = _float64(x, 2, view.groups * view.members)
+    """Return (sum of dy, sum of dy * xhat) as an array [2, channels], and write it to (dgamma, dbeta)."""
     if plan.runs_along(view):
-        along.products(dy, x, view, statistics, eps, gradients, sums)
-    else:
-        _products(dy, x, view, statistics, eps, gradients, sums)
-    return sums
+        return strips.add_products(dy, x, view, statistics, eps, gradients)
+    written = gradients if view.batch == 1 else (None, None)
+    sums = _float64(x, 2, view.batch * view.groups * view.members)
+    _products(dy, x, view, statistics, eps, written, sums)
+    return sums if view.batch == 1 else strips.add_samples(sums, view, gradients)
 
 
 def backward_apply(
@@ -106,13 +114,41 @@ def backward(
     gradients: Pair,
 ) -> None:
     """Write dx and the gradients of the training forward."""
+    wanted = any(gradient is not None for gradient in gradients)
     if affine.along or plan.runs_along(view):
         along.backward(dy, x, view, statistics, affine, dx)
-        if any(gradient is not None for gradient in gradients):
-            backward_reduce(dy, x, view, statistics, affine.eps, gradients)
+        if wanted:
+            strips.add_products(dy, x, view, statistics, affine.eps, gradients)
         return
+    sums = _float64(x, 2, view.batch * view.groups * view.members)
+    written = gradients if view.batch == 1 else (None, None)
+    if view.members > 1:
+        _products(dy, x, view, statistics, affine.eps, written, sums)
+        _shared_gradient(dy, x, view, statistics, affine, sums, dx)
+    else:
+        _backward(dy, x, view, statistics, affine, dx, written, sums)
+    if wanted and view.batch > 1:
+        strips.add_samples(sums, view, gradients)
+
+
+def backward_known(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
+    """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
+    gamma, _ = affine.parameters
+    normalize(dy, view, (None, statistics[1]), Affine((gamma, None), affine.eps), dx)
+
+
+def _backward(
+    dy: Device,
+    x: Device,
+    view: View,
+    statistics: Pair,
+    affine: Affine,
+    dx: Device,
+    gradients: Pair,
+    sums: Device,
+) -> None:
+    """`backward` where every channel has statistics of its own; with ``sums`` as `_products`."""
     geometry = _geometry(view, 2, x, dy, dx)
-    sums = _float64(x, 2, view.groups)
     given = (
         Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
@@ -125,15 +161,25 @@ def backward(
     backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
-def backward_known(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
-    """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
-    gamma, _ = affine.parameters
-    normalize(dy, view, (None, statistics[1]), Affine((gamma, None), affine.eps), dx)
+def _shared_gradient(
+    dy: Device, x: Device, view: View, statistics: Pair, affine: Affine, sums: Device, dx: Device
+) -> None:
+    """Write dx where several channels share statistics, from the ``sums`` of `_products`."""
+    geometry, scaling = _geometry(view, 2, x, dy, dx), arguments.scaling(affine)
+    totals = _float64(x, 2, view.batch * view.groups)
+    kernels.weigh.launch(
+        x, view.batch * view.groups, sums.address, view.groups, view.members, scaling, totals.address
+    )
+    kernels.shared_gradient.launch(
+        x, geometry.groups * geometry.tiles,
+        Inputs(dy.address, x.address), geometry, x.dtype.type(0),
+        arguments.statistics(statistics), scaling, totals.address, view.values, dx.address,
+    )  # fmt: skip
 
 
 def _moments(x: Device, view: View, wide: np.floating, divide: int, pair: Pair) -> None:
     """Write (mean, m2), or (mean, m2 / count) if ``divide`` is 1; a tile is summed in wide's dtype."""
-    geometry = _geometry(view, 1, x)
+    geometry = _geometry(plan.merged(view), 1, x, shared=view.members > 1)
     kernels.moments.launch(
         x, geometry.groups * geometry.parts,
         x.address, geometry, workspace(x, geometry), x.dtype.type(0), wide, divide, arguments.moments(pair),
@@ -143,23 +189,27 @@ def _moments(x: Device, view: View, wide: np.floating, divide: int, pair: Pair) 
 def _products(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair, sums: Device
 ) -> None:
-    """Write (sum of dy, sum of dy * xhat) to ``sums`` [2, groups] and to the gradients (dgamma, dbeta)."""
+    """Write (sum of dy, sum of dy * xhat) to ``sums`` and to the gradients (dgamma, dbeta).
+
+    ``sums`` are [2, samples, channels]; with several samples there can be no gradients.
+    """
     geometry = _geometry(view, 2, x, dy)
-    kernels.products.launch(
+    kernel = kernels.products if type(geometry) is Geometry else kernels.products_of_samples
+    kernel.launch(
         x, geometry.groups * geometry.parts,
         Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
         arguments.statistics(statistics), float(eps), arguments.results(sums, gradients),
     )  # fmt: skip
 
 
-def _geometry(view: View, loaded: int, *arrays: Device) -> Geometry:
+def _geometry(view: View, loaded: int, *arrays: Device, shared: bool = False) -> Cut:
     """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time."""
-    geometry = plan.geometry(view, arrays[0].itemsize, loaded)
+    geometry = plan.geometry(view, arrays[0].itemsize, loaded, shared)
     aligned = all(array.address % plan.ALIGNMENT == 0 for array in arrays)
     return geometry if aligned else geometry._replace(vector=0)
 
 
-def _groups_are_resident(kernel: Kernel, x: Device, geometry: Geometry, given: tuple[Any, ...]) -> bool:
+def _groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[Any, ...]) -> bool:
     """Whether all blocks of a group run at once and each has one tile, so that a kernel reads x once.
 
     The blocks of a group wait for each other then, and launches on other streams must leave room for them.

@@ -1,8 +1,8 @@
 """Kernels for rows with one statistic each, and parameters that vary along them: layer norm and RMS norm.
 
 A block keeps some rows in shared memory, or the pieces of one long row, one after the other, which it then
-reads twice. What a row gives depends on nothing but the row. ``rows`` is a `plan.Rows`, ``like`` a zero of the
-dtype of x, which gamma and beta have, too; the other tuples are those of `arguments`.
+reads twice. What a row gives depends on nothing but the row. ``rows`` is a `plan.Rows`, ``like`` a zero of
+the dtype of x, which gamma and beta have, too; the other tuples are those of `arguments`.
 """
 
 import numpy as np
@@ -92,7 +92,7 @@ def load_again(x, tile, rows, like, memory):
 def row_statistics(rows, first, statistics):
     """Return (mean, variance) of this thread's row, or (0, 1) where it has none."""
     row, _ = row_and_lane(rows)
-    if row >= min(rows.height, rows.count - first):
+    if row >= min(rows.height, rows.number - first):
         return np.float64(0), np.float64(1)
     mean = load_parameter(statistics.mean, statistics.mean_kind, first + row, 0.0)
     return mean, load_parameter(statistics.var, statistics.var_kind, first + row, 1.0)
@@ -102,7 +102,7 @@ def row_statistics(rows, first, statistics):
 def fill_normalize(sample, rows, first, like, affine_map, results):
     """Write every row's mean and variance, and its coefficients with (x - center) * scale + shift = xhat."""
     row, lane = row_and_lane(rows)
-    if lane == 0 and row < min(rows.height, rows.count - first):
+    if lane == 0 and row < min(rows.height, rows.number - first):
         count, mean, m2 = sample
         var = m2 / count
         if not affine_map.centered:
@@ -126,7 +126,7 @@ def fill_gradient(sums, rows, first, like, statistics, scaling):
     thread's row.
     """
     row, lane = row_and_lane(rows)
-    if lane == 0 and row < min(rows.height, rows.count - first):
+    if lane == 0 and row < min(rows.height, rows.number - first):
         (s, q), (mean, var), n = sums, statistics, np.float64(rows.length)
         std, center = sqrt(var + scaling.eps), convert(mean, like)
         mean_e = s / n if scaling.centered else np.float64(0)

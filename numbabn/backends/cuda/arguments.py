@@ -60,7 +60,7 @@ class Scaling(NamedTuple):
 
 
 class AlongMap(NamedTuple):
-    """Like `Map` for gamma and beta in the dtype of x, or 0; ``centered`` says that the mean is subtracted."""
+    """Like `Map` for gamma and beta in the dtype of x, or 0; ``centered``: the mean is subtracted."""
 
     gamma: int
     beta: int

@@ -1,12 +1,14 @@
-"""Kernels that add up samples: products of dy and xhat at every place, and what several blocks have added up.
+"""Sums over samples, which are the gradients of gamma and beta; in an order that depends on shapes alone.
 
-Both give the gradients of gamma and beta. The order of every sum depends on shapes alone. ``strips`` is a
-`plan.Strips`, the other tuples are those of `arguments`.
+In the kernels ``strips`` is a `plan.Strips`, the other tuples are those of `arguments`.
 """
+
+from typing import Any
 
 import numpy as np
 
-from numbabn.backends.cuda import plan
+from numbabn.backends.cuda import arguments, plan
+from numbabn.backends.cuda.arguments import Inputs
 from numbabn.backends.cuda.coefficients import normalize_coefficients
 from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
@@ -24,10 +26,45 @@ from numbabn.backends.cuda.gpu import (
 from numbabn.backends.cuda.parameters import load_parameter, store_parameter
 from numbabn.backends.cuda.sums import add_value, tree
 from numbabn.backends.cuda.tiles import CENTER, ROW, SCRATCH
+from numbabn.backends.verbs import Pair, View
+
+Device = Any  # numbabn.backends.verbs.DeviceMemory
+_FLOAT64 = np.dtype(np.float64)
+
+
+def add_products(dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair) -> Device:
+    """Return (sum of dy, sum of dy * xhat) of all samples as [2, channels]; write it to the gradients, too.
+
+    For views with outer = 1, whose samples are read as they lie side by side.
+    """
+    cut = plan.strips(view, all(array.address % plan.ALIGNMENT == 0 for array in (x, dy)))
+    chunks = x.empty((2, cut.chunks, cut.groups * cut.length), _FLOAT64)
+    _products.launch(
+        x, cut.chunks * cut.groups * cut.strips,
+        Inputs(dy.address, x.address), cut, x.dtype.type(0),
+        arguments.statistics(statistics), float(eps), chunks.address,
+    )  # fmt: skip
+    return _added(chunks, cut.chunks, view.inner, view, gradients)
+
+
+def add_samples(sums: Device, view: View, gradients: Pair) -> Device:
+    """Return [2, samples, channels] added up over the samples, and write the gradients."""
+    return _added(sums, view.batch, 1, view, gradients)
+
+
+def _added(several: Device, count: int, inner: int, view: View, gradients: Pair) -> Device:
+    """Return the sums over count and inner of [2, count, channels, inner], and write the gradients."""
+    columns = view.groups * view.members
+    sums = several.empty((2, columns), _FLOAT64)
+    _collect.launch(
+        several, -(-columns // plan.LINE),
+        several.address, count, columns, inner, arguments.results(sums, gradients),
+    )  # fmt: skip
+    return sums
 
 
 @Kernel
-def products(inputs, strips, like, statistics, eps, sums):
+def _products(inputs, strips, like, statistics, eps, sums):
     """Sums of dy and of dy * xhat at every place of a group, over the samples of a chunk.
 
     ``sums`` is the address of float64 [2, chunks, places of a sample]. A thread has a place, or four that lie
@@ -111,7 +148,7 @@ def leave(s, low_s, q, low_q, strips, address, more, place):
 
 
 @Kernel
-def collect(sums, count, columns, inner, results):
+def _collect(sums, count, columns, inner, results):
     """Add up float64 [2, count, columns, inner] to [2, columns], and write the gradients dbeta and dgamma.
 
     ``results`` are `arguments.Results`. A block has some columns, and several threads for each of them.

@@ -25,7 +25,7 @@ def row_and_lane(rows):
 @device
 def piece_at(rows, first, k):
     """Return piece k of the rows from ``first`` on, as a tile of as many rows as it is ``across``."""
-    across = min(rows.height, rows.count - first)
+    across = min(rows.height, rows.number - first)
     start = k * rows.piece
     width = min(rows.piece, rows.length - start)
     return Tile(first * rows.length + start, across * width, width, width, across)
