@@ -211,6 +211,24 @@ def test_accuracy_at_an_offset(device, view):
     assert np.abs(y - expected).max() <= 1e-6 * max(1, np.abs(expected).max())
 
 
+@pytest.mark.skipif(not SIMULATED, reason="needs NUMBA_ENABLE_CUDASIM=1, which draws the order of threads")
+@pytest.mark.parametrize("name", ["instance NCHW of large maps", "group NCHW of large maps", "group NHWC"])
+def test_same_bits_in_any_order(device, name, monkeypatch):
+    """For any seed, and whether the blocks of a group may wait for each other or not."""
+    from numbabn.backends.cuda import plan
+    from tests.support.cuda import simulator
+
+    view, expected = VIEWS[name], None
+    x, dy, gamma, beta = problem(view, np.float32)
+    for resident, seed in itertools.product((0, 4 * plan.CONCURRENT_LAUNCHES), range(2)):
+        monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)
+        with simulator.seeded(seed):
+            found = device.run(view, x, dy, gamma, beta, (gamma, beta))
+        expected = expected or found
+        for result, value in zip(found, expected, strict=True):
+            assert_same_bits(result, value, f"{resident} resident blocks, seed {seed}")
+
+
 @pytest.mark.parametrize("spread", [1e-30, 1e30])
 @pytest.mark.parametrize("name", ["instance NCHW", "group NCHW", "group NHWC", "group NC"])
 def test_large_and_small_values(device, name, spread):
