@@ -3,7 +3,7 @@
 A norm is one reading of dense memory: five lengths in memory order, `View`. Statistics are taken per (batch,
 group), over outer, members and inner; gamma and beta have one value per (group, member). Batch normalisation
 has batch = members = 1, and its groups are the channels. Layer and RMS norm have one group, and outer =
-inner = 1: a sample's members lie side by side. Backends know these cases so far, the GPU the first alone.
+inner = 1: a sample's members lie side by side. The CPU knows these cases so far, the GPU all.
 
 Arrays are flat and contiguous: NumPy's on the CPU, `DeviceMemory` on the GPU. A backend checks nothing, and
 writes to nothing but its results, which come last among the arguments. Running statistics on a GPU are the

@@ -122,7 +122,7 @@ def layer_norm_forward(
     Parameters
     ----------
     x : array of float32 or float64, rank >= 1
-        A NumPy array of any memory layout. Fast without a copy where the normalised axes are the last ones in
+        Of any memory layout. Fast without a copy where the normalised axes are the last ones in
         memory, as the default in C order; everything else is copied to such an array and back.
     gamma, beta : array of any float dtype, or list of numbers, optional
         Scale and shift, of the shape of the normalised axes, ascending; 1 and 0 without.
@@ -140,20 +140,26 @@ def layer_norm_forward(
     y : array
         Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
     saved : Saved
-        For `layer_norm_backward`. Holds x, not a copy: do not change x before going backward.
+        For `layer_norm_backward`. Holds x, not a copy: do not change x before going backward; on a GPU, nor
+        gamma.
 
     Raises
     ------
     TypeError
-        If an array is no NumPy array or has the wrong dtype.
+        If an array is of no library that is supported or has the wrong dtype, or if some arrays are on a GPU
+        and others are not.
     ValueError
-        If a shape, ``axis`` or ``eps`` is wrong, or ``out`` overlaps x partly.
+        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, or arrays are on different GPUs.
+    ImportError, RuntimeError
+        If x is on a GPU, and numba-cuda is not installed or finds none.
 
     Notes
     -----
     Ba, Kiros and Hinton (2016), "Layer normalization". The bits of a sample's y and dx do not depend on the
     other samples, their number, or its place among them, nor on the number of threads. NaN and infinity stay
     in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype of x.
+
+    On a GPU x is read once where a sample is at most 32 KB. The kernels have not run on hardware yet.
 
     Examples
     --------
@@ -252,7 +258,8 @@ def rms_norm_forward(
     y : array
         Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
     saved : Saved
-        For `rms_norm_backward`. Holds x, not a copy: do not change x before going backward.
+        For `rms_norm_backward`. Holds x, not a copy: do not change x before going backward; on a GPU, nor
+        gamma.
 
     Raises
     ------
@@ -391,8 +398,8 @@ class LayerNorm(_SampleLayer):
         Whether there is a gamma, and a beta.
     dtype : dtype, default float32
         Of the parameters; any floating dtype. x may have another.
-    device : "cpu"
-        Where the parameters are.
+    device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
+        Where the parameters are, and x must be; see `to`.
 
     Attributes
     ----------
@@ -456,8 +463,8 @@ class RMSNorm(_SampleLayer):
         Whether there is a gamma.
     dtype : dtype, default float32
         Of gamma; any floating dtype. x may have another.
-    device : "cpu"
-        Where gamma is.
+    device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
+        Where gamma is, and x must be; see `to`.
 
     Attributes
     ----------

@@ -52,7 +52,7 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
         along.forward(x, view, affine, y, statistics)
         return statistics
     like = x.dtype.type(0)
-    if view.members > 1:
+    if view.members > 1:  # x is read twice: a tile of a channel is too little to take shared statistics of
         _moments(x, view, like, 1, statistics)
         normalize(x, view, statistics, affine, y)
         return statistics
