@@ -71,7 +71,8 @@ def _products(inputs, strips, like, statistics, eps, sums):
     """Sums of dy and of dy * xhat at every place of a group, over the samples of a chunk.
 
     ``sums`` is the address of float64 [2, chunks, places of a sample]. A thread has a place, or four that lie
-    side by side; the block has as many samples at the same time as it has threads for.
+    side by side; the block has as many samples at the same time as it has threads for. Threads that are left
+    over, too few for one more sample, sum what is not used, see `leave`.
     """
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     strip = np.int64(cuda.blockIdx.x)
@@ -80,8 +81,6 @@ def _products(inputs, strips, like, statistics, eps, sums):
     g = quotient(strip, strips.strips)
     height, sample = quotient(threads, strips.width), quotient(t, strips.width)
     place = ((strip - g * strips.strips) * strips.width + t - sample * strips.width) * strips.lanes
-    if sample >= height:
-        place = strips.length  # which is none
     s0, s1, s2, s3 = convert(0.0, like), convert(0.0, like), convert(0.0, like), convert(0.0, like)
     l0, l1, l2, l3 = convert(0.0, like), convert(0.0, like), convert(0.0, like), convert(0.0, like)
     q0, q1, q2, q3 = convert(0.0, like), convert(0.0, like), convert(0.0, like), convert(0.0, like)
