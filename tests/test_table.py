@@ -27,6 +27,4 @@ def test_table(backend, row):
 
 @pytest.mark.parametrize("row", group_rows(), ids=lambda row: row.name)
 def test_table_of_group_norm(backend, row):
-    if backend.device != "cpu":
-        pytest.skip("group and instance norm run on the CPU only")
     row.check(backend, *row.arguments)

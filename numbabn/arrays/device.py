@@ -108,6 +108,10 @@ class DeviceArray:
         """Return a view of one axis; the array must be in C order without gaps."""
         return self._view((self.size,), (self.itemsize,))
 
+    def reshape(self, shape: tuple[int, ...]) -> "DeviceArray":
+        """Return a view in another shape; the array must be in C order without gaps."""
+        return self._view(shape, dense_strides(shape, range(len(shape)), self.itemsize))
+
     def _view(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "DeviceArray":
         description = Description(self.address, shape, strides, self.dtype, self.device)
         return DeviceArray(self.native, self.library, description)

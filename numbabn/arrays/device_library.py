@@ -111,6 +111,9 @@ class DeviceLibrary(Library, Owner, Protocol):
         steps = dense_strides(array.shape, memory_order(array.strides), dtype.itemsize)
         return array.empty(array.shape, dtype, steps)
 
+    def empty_in_order(self, like: DeviceArray, order: tuple[int, ...] | range) -> DeviceArray:
+        return like.empty(like.shape, like.dtype, dense_strides(like.shape, order, like.itemsize))
+
     def empty_vector(self, like: DeviceArray) -> DeviceArray:
         return like.empty(like.shape, like.dtype)
 

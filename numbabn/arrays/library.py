@@ -51,6 +51,9 @@ class Library(Protocol):
     def empty_like(self, array: AnyArray, dtype: Any = None) -> AnyArray:
         """Return memory for a result: shape, dtype and memory order of the array, or another dtype."""
 
+    def empty_in_order(self, like: AnyArray, order: tuple[int, ...] | range) -> AnyArray:
+        """Return memory for a copy of ``like`` whose axes lie in this order, the slowest first."""
+
     def empty_vector(self, like: AnyArray) -> AnyArray:
         """Return memory for a gradient: C order, shape and dtype of ``like``, in native byte order."""
 

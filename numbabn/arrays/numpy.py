@@ -41,6 +41,10 @@ class NumPy(Library):
 
     empty_like = staticmethod(memory.empty_like)  # a method would add a call for every small array
 
+    def empty_in_order(self, like: Array, order: tuple[int, ...] | range) -> Array:
+        in_order: Array = np.empty([like.shape[i] for i in order], like.dtype)
+        return in_order.transpose(sorted(range(like.ndim), key=order.__getitem__))
+
     def empty_vector(self, like: Array) -> Array:
         dtype = like.dtype
         return np.empty(like.shape, dtype if dtype.isnative else dtype.newbyteorder("="))

@@ -159,8 +159,9 @@ class SampleCall(Call):
         if layout.matches(source):
             return source, layout
         if self.target is None:
-            self.out = self.target = library.empty_like(source)
-        copy = layout.restored(np.empty(source.size, source.dtype), source.shape)
+            self.target = library.empty_like(source)
+            self.out = native(self.target)
+        copy = library.empty_in_order(source, layout.order or range(source.ndim))
         library.assign(copy, source)
         return copy, layout
 

@@ -48,11 +48,11 @@ class Saved:
 
     @property
     def mean(self) -> Any:
-        return native(self._layout.per_statistic(self._statistics[0]))
+        return _delivered(self._layout, self._statistics[0])
 
     @property
     def var(self) -> Any:
-        return native(self._layout.per_statistic(self._statistics[1]))
+        return _delivered(self._layout, self._statistics[1])
 
     @property
     def count(self) -> int:
@@ -78,9 +78,18 @@ class Saved:
         return _restored, (self._norm, flat, shape, self._layout, rest)
 
     def __repr__(self) -> str:
-        return (
-            f"Saved({self._norm}, statistics={self.mean.shape}, count={self.count}, training={self.training})"
-        )
+        shape = self._layout.per_statistic(self._statistics[0]).shape
+        return f"Saved({self._norm}, statistics={shape}, count={self.count}, training={self.training})"
+
+
+def _delivered(layout: Layout, statistics: AnyArray) -> Any:
+    """Return statistics as the user gets them; on a GPU a copy, where they get another shape."""
+    shaped, library = layout.per_statistic(statistics), library_of(statistics)
+    if library.on_host or shaped.shape == statistics.shape:
+        return native(shaped)
+    copy = library.empty_like(shaped)
+    library.assign(copy, shaped)
+    return native(copy)
 
 
 def _restored(

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numbabn.arrays import AnyArray, location_text
+from numbabn.arrays import AnyArray, library_of
 from numbabn.arrays.layout import Layout, axis_number, rows_layout
-from numbabn.arrays.library import HOST, Place
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
 from numbabn.norms._base import Layer
@@ -26,8 +25,6 @@ class _Call(SampleCall):
 
     def _read(self, axis: object) -> None:
         x = self.x
-        if not self.library.on_host:
-            raise TypeError(f"x is {location_text(x)}; layer norm and RMS norm work on NumPy arrays so far")
         shape = x.shape
         if not shape:
             raise ValueError("x must have an axis to be normalised, but has shape ()")
@@ -65,7 +62,15 @@ class _RMSCall(_Call):
 
 
 def _flat(parameter: AnyArray | None) -> AnyArray | None:
-    return parameter if parameter is None or parameter.ndim == 1 else parameter.ravel()
+    """Return a parameter, or None, as one dimension in C order."""
+    if parameter is None or parameter.ndim == 1:
+        return parameter
+    if not parameter.flags.c_contiguous:
+        library = library_of(parameter)
+        copy = library.empty_vector(parameter)
+        library.assign(copy, parameter)
+        parameter = copy
+    return parameter.ravel()
 
 
 def _axes(axis: object, ndim: int) -> tuple[int, ...]:
@@ -100,7 +105,7 @@ def layer_norm_forward(
     Parameters
     ----------
     x : array of float32 or float64, rank >= 1
-        A NumPy array of any memory layout. Fast without a copy where the normalised axes are the last ones in
+        Of any memory layout. Fast without a copy where the normalised axes are the last ones in
         memory, as the default in C order; everything else is copied to such an array and back.
     gamma, beta : array of any float dtype, or list of numbers, optional
         Scale and shift, of the shape of the normalised axes, ascending; 1 and 0 without.
@@ -118,20 +123,26 @@ def layer_norm_forward(
     y : array
         Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
     saved : Saved
-        For `layer_norm_backward`. Holds x, not a copy: do not change x before going backward.
+        For `layer_norm_backward`. Holds x, not a copy: do not change x before going backward; on a GPU, nor
+        gamma.
 
     Raises
     ------
     TypeError
-        If an array is no NumPy array or has the wrong dtype.
+        If an array is of no library that is supported or has the wrong dtype, or if some arrays are on a GPU
+        and others are not.
     ValueError
-        If a shape, ``axis`` or ``eps`` is wrong, or ``out`` overlaps x partly.
+        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, or arrays are on different GPUs.
+    ImportError, RuntimeError
+        If x is on a GPU, and numba-cuda is not installed or finds none.
 
     Notes
     -----
     Ba, Kiros and Hinton (2016), "Layer normalization". The bits of a sample's y and dx do not depend on the
     other samples, their number, or its place among them, nor on the number of threads. NaN and infinity stay
     in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype of x.
+
+    On a GPU x is read once where a sample is at most 32 KB. The kernels have not run on hardware yet.
 
     Examples
     --------
@@ -230,7 +241,8 @@ def rms_norm_forward(
     y : array
         Shape and dtype of x, memory order as ``numpy.empty_like(x)``; ``out`` if given.
     saved : Saved
-        For `rms_norm_backward`. Holds x, not a copy: do not change x before going backward.
+        For `rms_norm_backward`. Holds x, not a copy: do not change x before going backward; on a GPU, nor
+        gamma.
 
     Raises
     ------
@@ -311,15 +323,6 @@ class _SampleLayer(Layer):
         ndim = len(self.normalized_shape)
         self.axis = tuple(range(-ndim, 0)) if axis is None else _options.axes(axis, ndim)
         super().__init__(self.normalized_shape, device=device, **options)
-        self._refuse_gpu(self._place)
-
-    def _refuse_gpu(self, to: Place) -> None:
-        if to != HOST:
-            raise TypeError(f"{type(self).__name__} works on the CPU so far; device must be 'cpu', not {to}")
-
-    def _moved(self, to: Place) -> dict[str, Any]:
-        self._refuse_gpu(to)
-        return super()._moved(to)
 
     def __call__(self, x: A, *, out: A | None = None) -> A:
         """Normalise x.
@@ -374,8 +377,8 @@ class LayerNorm(_SampleLayer):
         Whether there is a gamma, and a beta.
     dtype : dtype, default float32
         Of the parameters; any floating dtype. x may have another.
-    device : "cpu"
-        Where the parameters are.
+    device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
+        Where the parameters are, and x must be; see `to`.
 
     Attributes
     ----------
@@ -439,8 +442,8 @@ class RMSNorm(_SampleLayer):
         Whether there is a gamma.
     dtype : dtype, default float32
         Of gamma; any floating dtype. x may have another.
-    device : "cpu"
-        Where gamma is.
+    device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
+        Where gamma is, and x must be; see `to`.
 
     Attributes
     ----------

@@ -8,6 +8,7 @@ to compile, and the compiler is told of devices that are not there. The whole re
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,10 @@ MIN_BLOCKS = 4
 # Four float64 values of five operands are 40 registers: with a limit of 64 ptxas spills, and 3 blocks, which
 # load 96 KB ahead, are enough to keep memory busy.
 WIDE = ("kernels.gradient", "float64")
+WIDEST = ("kernels.shared_gradient (samples)", "float64")  # with a gamma beside them; 80 registers spill
+# Float64 sums of four places, each with what it has lost to rounding, are 32 registers, and what is read for
+# them 16. No tile is loaded ahead here: loads of a thread are many, and need no more than 2 blocks.
+SUMS = ("strips._products", "float64")
 STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
 # The loops over elements of each kernel: what must be found in its machine code, or nothing has been checked.
 ELEMENT_LOOPS = {
@@ -32,8 +37,15 @@ ELEMENT_LOOPS = {
     "kernels.gradient": ["load_tile", "write_tile"],
     "kernels.forward": ["deviations", "load_tile", "write_tile"],
     "kernels.backward": ["load_tile", "tile_products", "write_tile"],
+    "kernels.shared_gradient": ["load_tile", "write_tile"],
+    "along_kernels.forward": ["deviations", "load_tile", "write_normalized"],
+    "along_kernels.backward": ["load_tile", "piece_products", "write_gradient"],
+    "strips._products": ["_products"],
 }
-WRITERS = ("kernels.normalize", "kernels.gradient", "kernels.forward", "kernels.backward")
+WRITERS = (
+    "kernels.normalize", "kernels.gradient", "kernels.shared_gradient", "kernels.forward", "kernels.backward",
+    "along_kernels.forward", "along_kernels.backward",
+)  # fmt: skip
 
 
 def missing():
@@ -68,7 +80,7 @@ def everything(tmp_path_factory):
         env={name: value for name, value in os.environ.items() if name not in hidden},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     assert result.returncode == 0, result.stderr
@@ -78,6 +90,11 @@ def everything(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reports(everything):
     return everything["reports"]
+
+
+def of_samples(report):
+    """Whether samples have statistics of their own, for which kernels need more registers."""
+    return report["kernel"].endswith("(samples)")
 
 
 def wrong(reports, value, allowed):
@@ -95,7 +112,7 @@ def count(report, opcode):
 
 
 def of_tiles(reports):
-    return [r for r in reports if r["kernel"].startswith("kernels.")]
+    return [r for r in reports if r["kernel"].startswith(("kernels.", "along_kernels."))]
 
 
 @pytest.mark.slow
@@ -104,17 +121,19 @@ def test_every_kernel_is_compiled(everything, reports):
     compiled = {(r["kernel"].split(" ")[0], r["architecture"]) for r in reports}
     assert len(everything["kernels"]) >= 6
     assert compiled == {(name, arch) for name in everything["kernels"] for arch in ("sm_80", "sm_90")}
-    dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)}
+    dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)} - {("kernels.weigh", "any")}
     assert dtypes == {(kernel, dtype) for kernel, _ in dtypes for dtype in ("float32", "float64")}
 
 
 @pytest.mark.slow
 @pytest.mark.compile
 def test_registers(reports):
-    wide = [r for r in reports if (r["kernel"], r["dtype"]) == WIDE]
-    others = [r for r in reports if r not in wide]
+    wide = [r for r in reports if (r["kernel"], r["dtype"]) == WIDE or of_samples(r)]
+    sums = [r for r in reports if (r["kernel"], r["dtype"]) == SUMS]
+    others = [r for r in reports if r not in wide + sums]
+    assert not wrong(sums, lambda r: r["blocks"], lambda n: n >= 2)
     assert not wrong(others, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS)
-    assert not wrong(wide, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 8)
+    assert not wrong(wide, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 20)
 
 
 @pytest.mark.slow
@@ -134,9 +153,12 @@ def test_no_local_memory(reports):
 @pytest.mark.compile
 def test_shared_memory_and_blocks(reports):
     assert not wrong(reports, lambda r: r["shared_bytes"], lambda n: n <= STATIC_SHARED)
-    others = [r for r in of_tiles(reports) if (r["kernel"], r["dtype"]) != WIDE]
+    others = [r for r in of_tiles(reports) if (r["kernel"], r["dtype"]) != WIDE and not of_samples(r)]
     assert not wrong(others, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS)
-    assert not wrong(of_tiles(reports), lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS - 1)
+    widest = [r for r in of_tiles(reports) if (r["kernel"], r["dtype"]) == WIDEST]
+    others = [r for r in of_tiles(reports) if r not in widest]
+    assert not wrong(widest, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS - 2)
+    assert not wrong(others, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS - 1)
 
 
 @pytest.mark.slow
@@ -144,16 +166,25 @@ def test_shared_memory_and_blocks(reports):
 @pytest.mark.parametrize("opcode", ["LDGSTS.E.BYPASS.128", "LDS.128", "STG.E.128"])
 def test_accesses_of_16_bytes(reports, opcode):
     # Tiles are read by asynchronous copies to shared memory, which take the place of LDG.E.128.
-    chosen = [r for r in of_tiles(reports) if opcode.startswith("LDGSTS") or r["kernel"] in WRITERS]
+    tiles = [r for r in of_tiles(reports) if r["kernel"] != "kernels.weigh"]
+    chosen = [r for r in tiles if opcode.startswith("LDGSTS") or r["kernel"].startswith(WRITERS)]
     assert chosen
     assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
 
 
 @pytest.mark.slow
 @pytest.mark.compile
+def test_sums_over_samples_are_read_16_bytes_at_a_time(reports):
+    chosen = [r for r in reports if r["kernel"] == SUMS[0]]
+    assert chosen
+    assert not wrong(chosen, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
+
+
+@pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
-    found = {r["kernel"]: r["element_loops"] for r in reports if r["element_loops"]}
-    assert found == ELEMENT_LOOPS
+    kinds = re.compile(r"_of_samples| \(samples\)$")
+    found = {(kinds.sub("", r["kernel"]), *r["element_loops"]) for r in reports if r["element_loops"]}
+    assert found == {(kernel, *loops) for kernel, loops in ELEMENT_LOOPS.items()}
     assert not wrong(reports, lambda r: r["slow_in_loops"], lambda leaks: not leaks)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numbabn.backends.cuda import kernels, plan
+from tests.support import sample_rows
 from tests.support.backends import Numba
 from tests.support.checks import assert_same_bits
 from tests.support.cuda import simulator
@@ -49,6 +50,33 @@ def test_same_bits(shape, axis, dtype, monkeypatch):
             expected = expected or found
             for name, value in found.items():
                 assert_same_bits(value, expected[name], f"{name}, {resident} resident blocks, seed {seed}")
+
+
+@pytest.mark.parametrize("shape", [(70, 5), (7, 40), (2, 132)], ids=str)
+@pytest.mark.parametrize("norm", sample_rows.NORMS, ids=lambda norm: norm.name)
+def test_same_bits_of_samples(norm, shape):
+    """Those of layer and RMS norm are the same for any seed."""
+    x, dy, *parameters = norm.problem(shape, (-1,))
+    expected = None
+    for seed in range(3):
+        with simulator.seeded(seed):
+            found = sample_rows.everything(Numba(), norm, x, dy, parameters, (-1,))
+        expected = expected or found
+        for name, value in found.items():
+            assert_same_bits(value, expected[name], f"{name}, seed {seed}")
+
+
+def test_launches_of_samples():
+    """Layer norm reads x once; dx, partial sums and gradients are a launch each, and no more are made."""
+    norm, backend = sample_rows.NORMS[0], Numba()
+    x, dy, *parameters = norm.problem((7, 40), (-1,))
+    before = simulator.simulator.launches
+    _, saved = norm.forward(backend, x, *parameters, (-1,))
+    assert simulator.simulator.launches == before + 1
+    norm.backward(backend, dy, saved)
+    assert simulator.simulator.launches == before + 4
+    norm.backward(backend, dy, saved, need_dgamma=False, need_dbeta=False)
+    assert simulator.simulator.launches == before + 5
 
 
 @pytest.mark.parametrize("name", ["forward", "backward"])

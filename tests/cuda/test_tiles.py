@@ -133,6 +133,8 @@ REAL_SIZES = """
     from tests.support.cuda.simulator import installed, seeded
     from tests.cuda.test_tiles import REAL
     from tests.support.problems import Problem
+    from tests.support.sample_rows import NORMS, values as sample_values
+    from tests.cuda.test_views import Device, View, check as check_view, problem as problem_of
 
     assert {name: getattr(plan, name) for name in REAL} == REAL
     with installed(), seeded(0):
@@ -147,6 +149,11 @@ REAL_SIZES = """
             y, saved = backend.forward(x, problem.gamma(), problem.beta(), **problem.options)
             check_forward(y, saved, problem, x)
             check_backward(backend.backward(dy, saved), problem, False, x, dy)
+        for norm, shape in zip(NORMS, ((5, 768), (3, 20)), strict=True):
+            sample_values(backend, norm, shape, (-1,), np.float32, 3.0)
+        for view in (View(2, 1, 1, 3, 49), View(2, 6, 2, 8, 1)):
+            x, dy, gamma, beta = problem_of(view, np.float32)
+            check_view(Device(), view, x, dy, gamma, beta, (np.float32, np.float32))
     print("as expected")
 """
 

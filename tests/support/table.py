@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import numbabn as nbn
-from tests.support import reference
+from tests.support import reference, sample_rows
 from tests.support.checks import (
     NAMES,
     assert_close,
@@ -512,4 +512,7 @@ def rows(large):
         add(refusals, name)
     for start in (1, 6, 11):
         add(overlaps, start)
+    for check, *arguments in sample_rows.checks(large):
+        norm, *rest = (getattr(argument, "name", argument) for argument in arguments)
+        add(check, *arguments, name=f"samples, {_name(norm, *rest)}")
     return found

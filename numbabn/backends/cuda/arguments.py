@@ -59,6 +59,23 @@ class Scaling(NamedTuple):
     eps: float
 
 
+class AlongMap(NamedTuple):
+    """Like `Map` for gamma and beta in the dtype of x, or 0; ``centered``: the mean is subtracted."""
+
+    gamma: int
+    beta: int
+    eps: float
+    centered: int
+
+
+class AlongScaling(NamedTuple):
+    """What of an `AlongMap` the gradient with respect to x depends on."""
+
+    gamma: int
+    eps: float
+    centered: int
+
+
 class Results(NamedTuple):
     """Where the sums of dy and of dy * xhat are written: to float64 [2, channels], and as gradients."""
 
@@ -108,6 +125,20 @@ def affine_map(affine: Affine) -> Map:
 def scaling(affine: Affine) -> Scaling:
     """Return what kernels take for gamma and eps; a gamma of None is 1."""
     return Scaling(*parameter(affine.parameters[0]), float(affine.eps))
+
+
+def along_map(gamma: DeviceMemory | None, beta: DeviceMemory | None, affine: Affine) -> AlongMap:
+    """Return what kernels take for gamma and beta in the dtype of x, and for the rest of ``affine``."""
+    return AlongMap(_address(gamma), _address(beta), float(affine.eps), int(affine.centered))
+
+
+def along_scaling(gamma: DeviceMemory | None, affine: Affine) -> AlongScaling:
+    """Return what kernels take for gamma in the dtype of x, and for the rest of ``affine``."""
+    return AlongScaling(_address(gamma), float(affine.eps), int(affine.centered))
+
+
+def _address(array: DeviceMemory | None) -> int:
+    return 0 if array is None else array.address
 
 
 def results(sums: DeviceMemory, gradients: Pair) -> Results:

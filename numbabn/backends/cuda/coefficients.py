@@ -11,7 +11,7 @@ import numpy as np
 from numbabn.backends import arithmetic
 from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt
 from numbabn.backends.cuda.parameters import load_parameter
-from numbabn.backends.cuda.tiles import CENTER, ROW, fill_columns
+from numbabn.backends.cuda.tiles import CENTER, GAMMA, ROW, channels_of, fill_columns
 
 normalize_coefficients = device(arithmetic.normalize_coefficients)
 gradient_coefficients = device(arithmetic.gradient_coefficients)
@@ -27,7 +27,8 @@ def fill_affine(tile, geometry, g, like, statistics, affine_map):
     cuda.syncthreads()  # the rows of coefficients were scratch until here
     if t < tile.across:
         mean, var = statistics
-        c, center = g * geometry.span + t, convert(mean, like)
+        _, first, _ = channels_of(geometry, g)
+        c, center = first + t, convert(mean, like)
         scale, shift = normalize_coefficients(
             mean, sqrt(var + affine_map.eps),
             load_parameter(affine_map.gamma, affine_map.gamma_kind, c, 1.0),
@@ -50,12 +51,38 @@ def fill_gradient(tile, geometry, g, like, statistics, scaling, sums, count):
     cuda.syncthreads()  # the rows of coefficients were scratch until here
     if t < tile.across:
         mean, var = statistics
-        c, center, values = g * geometry.span + t, convert(mean, like), np.float64(count)
+        _, first, _ = channels_of(geometry, g)
+        c, center, values = first + t, convert(mean, like), np.float64(count)
         scale, shift, weight = gradient_coefficients(
             mean, sqrt(var + scaling.eps), load_parameter(scaling.gamma, scaling.gamma_kind, c, 1.0),
             sums[0] / values, sums[1] / values, np.float64(center),
         )  # fmt: skip
         fill_columns(CENTER, t, tile, geometry, center)
+        fill_columns(CENTER + ROW, t, tile, geometry, convert(scale, like))
+        fill_columns(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
+        fill_columns(CENTER + 3 * ROW, t, tile, geometry, convert(weight, like))
+    cuda.syncthreads()
+
+
+@device
+def fill_shared_gradient(tile, geometry, g, like, statistics, scaling, sums, count):
+    """Write the coefficients of dx = invstd * (e - sum_e / count - xhat * sum_e_xhat / count).
+
+    Like `fill_gradient`, but channels share statistics, and sums are of e = gamma * dy over several of them.
+    Each has a gamma of its own, which may be 0, and is written to a row of its own.
+    """
+    t = np.int64(cuda.threadIdx.x)
+    cuda.syncthreads()  # the rows of coefficients were scratch until here
+    if t < tile.across:
+        mean, var = statistics
+        _, first, _ = channels_of(geometry, g)
+        center, values = convert(mean, like), np.float64(count)
+        scale, shift, weight = gradient_coefficients(
+            mean, sqrt(var + scaling.eps), 1.0, sums[0] / values, sums[1] / values, np.float64(center)
+        )
+        gamma = load_parameter(scaling.gamma, scaling.gamma_kind, first + t, 1.0)
+        fill_columns(CENTER, t, tile, geometry, center)
+        fill_columns(GAMMA, t, tile, geometry, convert(gamma, like))
         fill_columns(CENTER + ROW, t, tile, geometry, convert(scale, like))
         fill_columns(CENTER + 2 * ROW, t, tile, geometry, convert(shift, like))
         fill_columns(CENTER + 3 * ROW, t, tile, geometry, convert(weight, like))

@@ -31,6 +31,7 @@ memory: Any = import_module(
 cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
+samples_of = memory.samples_of
 copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
 load, load4, store, store4 = memory.load, memory.load4, memory.store, memory.store4
 shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load4, memory.shared_store

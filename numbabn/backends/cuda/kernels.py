@@ -9,15 +9,29 @@ import functools
 import numpy as np
 
 from numbabn.backends.cuda import plan
-from numbabn.backends.cuda.coefficients import fill_affine, fill_gradient
-from numbabn.backends.cuda.division import quotient
-from numbabn.backends.cuda.gpu import Kernel, cuda, device
-from numbabn.backends.cuda.parameters import load_statistics, peek_pair
+from numbabn.backends.cuda.coefficients import fill_affine, fill_gradient, fill_shared_gradient
+from numbabn.backends.cuda.division import quotient, remainder
+from numbabn.backends.cuda.gpu import Kernel, cuda, device, load, shared_load, shared_store, store
+from numbabn.backends.cuda.parameters import load_parameter, load_statistics, peek_pair
 from numbabn.backends.cuda.reductions import finish_moments, finish_products, part_moments, part_products
+from numbabn.backends.cuda.sums import tree
 from numbabn.backends.cuda.synchronization import reset, reset_arrivals, take_part, wait_for_results
-from numbabn.backends.cuda.tiles import HALF, NO_TILE, TILE, finish_loads, load_tile, tile_at, write_tile
+from numbabn.backends.cuda.tiles import (
+    GAMMA,
+    HALF,
+    NO_TILE,
+    ROW,
+    SCRATCH,
+    TILE,
+    finish_loads,
+    load_tile,
+    sum_places,
+    tile_at,
+    write_tile,
+)
 
 limited = functools.partial(Kernel, max_registers=plan.REGISTERS)
+limited_less = functools.partial(Kernel, max_registers=plan.SAMPLE_REGISTERS)
 
 # Two launches: one takes the sums, the next reads the arrays again ------------------------------------------
 
@@ -62,7 +76,7 @@ def normalize(x, geometry, like, statistics, affine_map, y):
     load_tile(x, tile, geometry, like, TILE)
     fill_affine(tile, geometry, g, like, load_statistics(statistics, geometry, g), affine_map)
     finish_loads()
-    write_tile(NO_TILE, TILE, tile, geometry, like, y)
+    write_tile(NO_TILE, TILE, NO_TILE, tile, geometry, like, y)
 
 
 @Kernel
@@ -76,10 +90,51 @@ def gradient(inputs, geometry, like, statistics, scaling, sums, count, dx):
     load_tile(inputs.x, tile, geometry, like, TILE)
     load_tile(inputs.dy, tile, geometry, like, HALF)
     values = load_statistics(statistics, geometry, g)
-    totals = peek_pair(sums, sums + 8 * geometry.channels, geometry, g)
+    totals = peek_pair(sums, sums + 8 * sum_places(geometry), geometry, g)
     fill_gradient(tile, geometry, g, like, values, scaling, totals, count)
     finish_loads()
-    write_tile(HALF, TILE, tile, geometry, like, dx)
+    write_tile(HALF, TILE, NO_TILE, tile, geometry, like, dx)
+
+
+# Where several channels share statistics, their sums are added up by a launch between these two ------------
+
+
+@Kernel
+def weigh(sums, groups, members, scaling, totals):
+    """Sums of gamma * dy and gamma * dy * xhat of every statistic, from those of dy of its channels.
+
+    ``sums`` is float64 [2, samples, groups, members], ``totals`` is [2, samples, groups]. A block has one
+    statistic.
+    """
+    t, zero = np.int64(cuda.threadIdx.x), np.float64(0)
+    k, blocks = np.int64(cuda.blockIdx.x), np.int64(cuda.gridDim.x)
+    group = remainder(k, groups)
+    s, q = zero, zero
+    for i in range(t, members, np.int64(cuda.blockDim.x)):
+        gamma = load_parameter(scaling.gamma, scaling.gamma_kind, group * members + i, 1.0)
+        s += load(sums, k * members + i, zero) * gamma
+        q += load(sums, (blocks + k) * members + i, zero) * gamma
+    shared_store(SCRATCH, t, s)
+    shared_store(SCRATCH + ROW, t, q)
+    tree(np.int64(1), np.int64(cuda.blockDim.x), zero)
+    if t == 0:
+        store(totals, k, shared_load(SCRATCH, 0, zero))
+        store(totals, blocks + k, shared_load(SCRATCH + ROW, 0, zero))
+
+
+@Kernel
+def shared_gradient(inputs, geometry, like, statistics, scaling, totals, count, dx):
+    """Like `gradient`, where channels share statistics; ``totals`` are the sums that `weigh` has written."""
+    g, k = split_backwards(geometry)
+    tile = tile_at(geometry, g, k)
+    load_tile(inputs.x, tile, geometry, like, TILE)
+    load_tile(inputs.dy, tile, geometry, like, HALF)
+    values = load_statistics(statistics, geometry, g)
+    second = totals + 8 * quotient(sum_places(geometry), geometry.members)
+    sums = peek_pair(totals, second, geometry, g)
+    fill_shared_gradient(tile, geometry, g, like, values, scaling, sums, count)
+    finish_loads()
+    write_tile(HALF, TILE, GAMMA, tile, geometry, like, dx)
 
 
 # One launch: a tile stays in shared memory while the blocks of its group find their sums --------------------
@@ -95,7 +150,7 @@ def forward(x, geometry, workspace, like, affine_map, results, y):
     tile = tile_at(geometry, g, part)
     statistics = peek_pair(results.mean, results.var, geometry, g)
     fill_affine(tile, geometry, g, like, statistics, affine_map)
-    write_tile(NO_TILE, TILE, tile, geometry, like, y)
+    write_tile(NO_TILE, TILE, NO_TILE, tile, geometry, like, y)
     reset(geometry, workspace)
 
 
@@ -108,7 +163,12 @@ def backward(inputs, geometry, workspace, like, statistics, scaling, dx, results
     written = finish_products(sample, geometry, workspace, g, part, var, scaling.eps, results)
     wait_for_results(geometry, workspace, g, written)
     tile = tile_at(geometry, g, part)
-    sums = peek_pair(results.sums, results.sums + 8 * geometry.channels, geometry, g)
+    sums = peek_pair(results.sums, results.sums + 8 * sum_places(geometry), geometry, g)
     fill_gradient(tile, geometry, g, like, (mean, var), scaling, sums, geometry.outer * geometry.inner)
-    write_tile(HALF, TILE, tile, geometry, like, dx)
+    write_tile(HALF, TILE, NO_TILE, tile, geometry, like, dx)
     reset(geometry, workspace)
+
+
+# The same for a `plan.SampleGeometry`, with which these two would spill.
+products_of_samples = limited_less(products.dispatcher.py_func)
+forward_of_samples = limited_less(forward.dispatcher.py_func)

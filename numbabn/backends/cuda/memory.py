@@ -185,6 +185,25 @@ def atomic_add(typingctx, base, index, value):
 
 
 @intrinsic
+def samples_of(typingctx, geometry):
+    """Return (batch, sample_groups, members) of a geometry, or the constants 1, 0, 1 where it has none.
+
+    The compiler then leaves out the code for other values.
+    """
+    names = "batch", "sample_groups", "members"
+
+    def codegen(context, builder, signature, arguments):
+        result = ir.Constant(ir.ArrayType(_I64, 3), [1, 0, 1])
+        if names[0] in geometry.fields:
+            for k, name in enumerate(names):
+                value = builder.extract_value(arguments[0], geometry.fields.index(name))
+                result = builder.insert_value(result, value, k)
+        return result
+
+    return types.UniTuple(types.int64, 3)(geometry), codegen
+
+
+@intrinsic
 def convert(typingctx, value, like):
     """Return a number in like's dtype."""
 

@@ -149,6 +149,13 @@ def convert(value, like):
         return type(like)(value)
 
 
+def samples_of(geometry):
+    """Return (batch, sample_groups, members) of a geometry, or 1, 0, 1 where it has none."""
+    return tuple(
+        [getattr(geometry, *named) for named in (("batch", 1), ("sample_groups", 0), ("members", 1))]
+    )
+
+
 def load_float16(base, index):
     """Read a float16 as float32."""
     return np.float32(machine.load(base, index, np.uint16).view(np.float16))

@@ -7,6 +7,7 @@ channel c of a group is read by thread c of a block.
 import numpy as np
 
 from numbabn.backends.cuda.arguments import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
     cuda,
     device,
@@ -14,10 +15,12 @@ from numbabn.backends.cuda.gpu import (
     load_bfloat16,
     load_float16,
     peek,
+    samples_of,
     store,
     store_bfloat16,
     store_float16,
 )
+from numbabn.backends.cuda.tiles import channels_of
 
 
 @device
@@ -49,11 +52,20 @@ def store_parameter(address, kind, index, value):
 
 
 @device
+def statistic_of(geometry, n, c):
+    """Return the index of the statistics of channel c of sample n."""
+    _, _, members = samples_of(geometry)
+    index = n * geometry.channels + c
+    return index if members == 1 else quotient(index, members)
+
+
+@device
 def load_statistics(statistics, geometry, g):
     """Return (mean, variance) of channel c of group g in thread c, and (0, 1) in the other threads."""
-    t, span = np.int64(cuda.threadIdx.x), geometry.span
-    if t < min(span, geometry.channels - g * span):
-        c = g * span + t
+    t = np.int64(cuda.threadIdx.x)
+    n, first, across = channels_of(geometry, g)
+    if t < across:
+        c = statistic_of(geometry, n, first + t)
         mean = load_parameter(statistics.mean, statistics.mean_kind, c, 0.0)
         return mean, load_parameter(statistics.var, statistics.var_kind, c, 1.0)
     return np.float64(0), np.float64(1)
@@ -62,8 +74,9 @@ def load_statistics(statistics, geometry, g):
 @device
 def peek_pair(first, second, geometry, g):
     """Like `load_statistics` for the addresses of two float64 arrays that another block may have written."""
-    t, span, zero = np.int64(cuda.threadIdx.x), geometry.span, np.float64(0)
-    if t < min(span, geometry.channels - g * span):
-        c = g * span + t
+    t, zero = np.int64(cuda.threadIdx.x), np.float64(0)
+    n, channel, across = channels_of(geometry, g)
+    if t < across:
+        c = statistic_of(geometry, n, channel + t)
         return peek(first, c, zero), peek(second, c, zero)
     return zero, np.float64(1)

@@ -4,8 +4,10 @@ An array is read as tiles that fit into a block's shared memory. A group of chan
 holds: one channel where its contiguous pieces are long, else as many as fill a few memory transactions. The
 tiles of a group are dealt to at most ``MAX_PARTS`` blocks, and what they sum is merged in order.
 
-A channel is what one statistic is taken over: a group of `numbabn.backends.verbs.View`, while a group here is
-one or several channels. Only views with batch = members = 1 are cut up.
+A channel here has one gamma and one beta: a member of a group of `numbabn.backends.verbs.View`, while a group
+here is one or several channels, whose statistics are their own or shared by ``members`` channels. To take
+statistics that are shared, a view is read with one channel for each of them, see `merged`. Every sample is
+cut up in the same way, whatever their number: the bits of one do not depend on the others.
 """
 
 import functools
@@ -23,14 +25,25 @@ CAPABILITY = (8, 0)  # the lowest that has asynchronous copies to shared memory,
 # A simulated thread takes some 50 us: the simulator has smaller sizes, with which small arrays are cut up.
 THREADS = 32 if SIMULATED else 256  # of a block
 REGISTERS = 64  # of a thread, where ptxas takes up to 94 without a limit: 4 blocks on an SM, and no spills
+SAMPLE_REGISTERS = 80  # where samples have statistics of their own: 3 blocks, and none of 64 without spills
 TILE_BYTES = 512 if SIMULATED else 32768  # of a block's shared memory: 5 blocks fit in 227 KB
 ROW_BYTES = THREADS * 8  # of a row of coefficients per column, or of a sum per thread
 SHARED_BYTES = TILE_BYTES + 4 * ROW_BYTES
 MIN_TILE_BYTES = 256 if SIMULATED else 4096  # a smaller tile is not worth a block
 SPREAD = 4 if SIMULATED else 512  # blocks that a small array is cut into, for 100 to 200 multiprocessors
+# Blocks that a sample is cut into where statistics are shared: there are more samples, as a rule. Where they
+# are not, a sample of instance norm is also an array of batch norm, and is cut up as such.
+SAMPLE_SPREAD = 2 if SIMULATED else 64
 MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums one block merges
 LINE = 8 if SIMULATED else 32  # elements of a row of a group of several channels: 128 bytes of float32
 VECTOR = 4  # elements of a vector access
+TEAM = (
+    8  # threads of a row at least, unless it is short: of 32, no more than 4 meet in a bank of shared memory
+)
+ALONG = 16  # from so many adjacent elements with one gamma on, these are rows themselves
+CHUNK = (
+    2 if SIMULATED else 16
+)  # samples that a thread adds up at least, so that its sum is worth being stored
 ALIGNMENT = 16  # bytes, of a vector access
 # Number of launches, on as many streams, that may run at once where blocks wait for each other. The blocks of
 # a launch that wait for each other are no more than the device runs at once, divided by this number: else the
@@ -57,13 +70,72 @@ class Geometry(NamedTuple):
     parts: int  # of a group
 
 
+class SampleGeometry(NamedTuple):
+    """Like `Geometry`, where samples have statistics of their own, or channels share them.
+
+    The fields of a `Geometry` are those of one sample, but for ``groups``, which are those of all. Kernels
+    are compiled anew for this type: batch norm does not pay for what the further fields cost, which is up to
+    12 registers of 64. See `memory.samples_of`.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+    span: int
+    pixels: int
+    rows: int
+    pieces: int
+    length: int
+    vector: int
+    tiles: int
+    part_tiles: int
+    groups: int
+    parts: int
+    batch: int
+    sample_groups: int
+    members: int  # channels that share one statistic
+
+
+class Rows(NamedTuple):
+    """How rows are read that have one statistic each, and parameters that vary along them."""
+
+    number: int  # of every sample as many as there are groups
+    groups: int
+    members: int  # places along a row where gamma and beta have values of their own
+    inner: int  # elements side by side that share one of them
+    length: int  # elements of a row: members * inner
+    team: int  # threads of a row, a power of two
+    height: int  # rows of a tile
+    piece: int  # elements of a row that a tile has: all, or those of a piece
+    pieces: int
+    vector: int  # 1 if 16-byte accesses are aligned in arrays that begin at aligned addresses, else 0
+
+
+class Strips(NamedTuple):
+    """How the samples are added up, place by place, which gives dgamma and dbeta."""
+
+    samples: int
+    groups: int  # of a sample
+    length: int  # elements of a group
+    lanes: int  # adjacent elements of a thread
+    width: int  # threads side by side
+    strips: int  # blocks side by side that a group takes
+    chunk: int  # samples of a block
+    chunks: int
+
+
 @functools.lru_cache(1024)
-def geometry(view: View, itemsize: int, arrays: int) -> Geometry:
-    """Return how arrays are cut up of which a block holds tiles of ``arrays`` at the same time."""
-    outer, channels, inner = view.outer, view.groups, view.inner
-    span, pixels = _group(view)
+def geometry(view: View, itemsize: int, arrays: int, shared: bool = False) -> Geometry | SampleGeometry:
+    """Return how arrays are cut up of which a block holds tiles of ``arrays`` at the same time.
+
+    ``shared`` says that members share statistics also where the view has them merged.
+    """
+    outer, channels, inner = view.outer, view.groups * view.members, view.inner
+    # Where statistics are shared, half a row of coefficients is for a fifth one, see `tiles`.
+    span, pixels = _group(outer, channels, inner, THREADS if view.members == 1 else THREADS // 2)
     width = span * pixels * inner
-    nbytes = outer * channels * inner * itemsize // SPREAD
+    spread = SAMPLE_SPREAD if shared or view.members > 1 else SPREAD
+    nbytes = outer * channels * inner * itemsize // spread
     room = min(max(nbytes, MIN_TILE_BYTES), TILE_BYTES // arrays) // itemsize
     lines = -(-outer // pixels)
     pieces, length, rows = 1, inner, max(1, min(lines, room // width))
@@ -78,12 +150,65 @@ def geometry(view: View, itemsize: int, arrays: int) -> Geometry:
         counts.append(pixels * channels * inner)
     if span < channels:
         counts += [span * inner, channels % span * inner]
+    if view.batch > 1:
+        counts.append(outer * channels * inner)
     vector = all(n % VECTOR == 0 for n in counts)
     part_tiles = -(-tiles // MAX_PARTS)
-    return Geometry(
+    groups = -(-channels // span)
+    cut = Geometry(
         outer, channels, inner, span, pixels, rows, pieces, length, int(vector),
-        tiles, part_tiles, groups=-(-channels // span), parts=-(-tiles // part_tiles),
+        tiles, part_tiles, groups * view.batch, parts=-(-tiles // part_tiles),
     )  # fmt: skip
+    return cut if view.batch == view.members == 1 else SampleGeometry(*cut, view.batch, groups, view.members)
+
+
+def merged(view: View) -> View:
+    """Return how arrays are read to take statistics: what they are taken over as one member."""
+    return view._replace(members=1, inner=view.members * view.inner)
+
+
+@functools.lru_cache(1024)
+def rows(view: View, itemsize: int, arrays: int) -> Rows:
+    """Return how rows are read of which a block holds tiles of ``arrays`` at the same time.
+
+    A row is members * inner elements, and nothing that its sums depend on, the team and the pieces, depends
+    on how many rows there are.
+    """
+    count, length = view.batch * view.groups, view.members * view.inner
+    room = TILE_BYTES // arrays // itemsize
+    team = 1
+    while team < min(TEAM, length // VECTOR):
+        team *= 2
+    while team < THREADS and THREADS // team * length > room:
+        team *= 2
+    pieces = -(-length // room)
+    piece = length if pieces == 1 else _whole_vectors(-(-length // pieces))
+    height = 1 if pieces > 1 else max(1, min(THREADS // team, count // SPREAD))
+    return Rows(
+        count, view.groups, view.members, view.inner, length,
+        team, height, piece, -(-length // piece), int(length % VECTOR == 0),
+    )  # fmt: skip
+
+
+@functools.lru_cache(1024)
+def strips(view: View, vector: bool) -> Strips:
+    """Return how samples are added up whose rows are read as vectors, or one by one."""
+    length = view.members * view.inner
+    lanes = VECTOR if vector and length % VECTOR == 0 else 1
+    width = min(THREADS, length // lanes)
+    count = -(-length // (width * lanes))
+    least = CHUNK * (THREADS // width)
+    chunks = max(1, min(SPREAD // (view.groups * count), view.batch // least))
+    chunk = -(-view.batch // chunks)
+    return Strips(view.batch, view.groups, length, lanes, width, count, chunk, -(-view.batch // chunk))
+
+
+def runs_along(view: View) -> bool:
+    """Whether rows have one statistic each, and parameters that change every few elements.
+
+    In batch norm they never do.
+    """
+    return view.outer == 1 and view.inner < ALONG and (view.members > 1 or view.inner == 1)
 
 
 def blocks(threads: int) -> int:
@@ -91,17 +216,19 @@ def blocks(threads: int) -> int:
     return -(-threads // THREADS)
 
 
-def _group(view: View) -> tuple[int, int]:
-    """Return (channels of a group, pixels side by side) for rows of whole vectors that are not too short."""
-    outer, channels, inner = view.outer, view.groups, view.inner
-    if channels == 1 or inner > THREADS // VECTOR or (inner >= LINE and inner % VECTOR == 0):
+def _group(outer: int, channels: int, inner: int, most: int) -> tuple[int, int]:
+    """Return (channels of a group, pixels side by side) for rows of whole vectors that are not too short.
+
+    A row of several channels has ``most`` columns at most.
+    """
+    if channels == 1 or inner > most // VECTOR or (inner >= LINE and inner % VECTOR == 0):
         return 1, 1
     span = max(1, LINE // inner)
     span += -span % (VECTOR // math.gcd(inner, VECTOR))
     if span < channels:
         return span, 1
     pixels = VECTOR // math.gcd(channels * inner, VECTOR)
-    if pixels * channels * inner > THREADS:
+    if pixels * channels * inner > most:
         pixels = 1
     while pixels * channels * inner < LINE and outer >= 64 * pixels:
         pixels *= 2

@@ -11,7 +11,17 @@ from numbabn.backends.cuda.merging import merge, merge_parts, store_sample
 from numbabn.backends.cuda.parameters import store_parameter
 from numbabn.backends.cuda.sums import tile_moments, tile_products
 from numbabn.backends.cuda.synchronization import arrive_in_group
-from numbabn.backends.cuda.tiles import CENTER, HALF, TILE, fill_columns, finish_loads, load_tile, tile_at
+from numbabn.backends.cuda.tiles import (
+    CENTER,
+    HALF,
+    TILE,
+    channels_of,
+    fill_columns,
+    finish_loads,
+    load_tile,
+    sum_places,
+    tile_at,
+)
 
 
 @device
@@ -33,8 +43,8 @@ def finish_moments(sample, geometry, workspace, g, part, divide, results):
     ``sample`` is what `part_moments` returned; the last block of the group merges those of all parts.
     ``results`` are `arguments.Moments`.
     """
-    t, span = np.int64(cuda.threadIdx.x), geometry.span
-    across = min(span, geometry.channels - g * span)
+    t = np.int64(cuda.threadIdx.x)
+    n, first, across = channels_of(geometry, g)
     if geometry.parts > 1:
         store_sample(sample, geometry, workspace, g, part, across)
         if not arrive_in_group(geometry, workspace, g):
@@ -42,8 +52,9 @@ def finish_moments(sample, geometry, workspace, g, part, divide, results):
         sample = merge_parts(geometry, workspace, g, across, True)
     if t < across:
         count, mean, m2 = sample
-        store(results.mean, g * span + t, mean)
-        store(results.var, g * span + t, m2 / count if divide else m2)
+        c = n * geometry.channels + first + t
+        store(results.mean, c, mean)
+        store(results.var, c, m2 / count if divide else m2)
     return True
 
 
@@ -74,17 +85,17 @@ def finish_products(sample, geometry, workspace, g, part, var, eps, results):
     ``sample`` is what `part_products` returned; the last block of the group adds up those of all parts.
     ``var`` is the variance of this thread's channel, ``results`` are `arguments.Results`.
     """
-    t, span = np.int64(cuda.threadIdx.x), geometry.span
-    across = min(span, geometry.channels - g * span)
+    t = np.int64(cuda.threadIdx.x)
+    n, first, across = channels_of(geometry, g)
     if geometry.parts > 1:
         store_sample(sample, geometry, workspace, g, part, across)
         if not arrive_in_group(geometry, workspace, g):
             return False
         sample = merge_parts(geometry, workspace, g, across, False)
     if t < across:
-        c, sum_dy, sum_dy_xhat = g * span + t, sample[1], sample[2] / sqrt(var + eps)
+        c, sum_dy, sum_dy_xhat = n * geometry.channels + first + t, sample[1], sample[2] / sqrt(var + eps)
         store(results.sums, c, sum_dy)
-        store(results.sums, geometry.channels + c, sum_dy_xhat)
+        store(results.sums, sum_places(geometry) + c, sum_dy_xhat)
         store_parameter(results.dbeta, results.dbeta_kind, c, sum_dy)
         store_parameter(results.dgamma, results.dgamma_kind, c, sum_dy_xhat)
     return True

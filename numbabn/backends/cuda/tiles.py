@@ -5,7 +5,8 @@ elements of the tile belong to it. Otherwise (in a narrow geometry) there are at
 belongs to channel (j // inner) % across of the group, and the last row may be shorter.
 
 Shared memory holds one tile of `plan.TILE_BYTES` or two of half that, then four rows of coefficients, with
-one value per column: center, scale, shift and weight. While sums are taken, the last three rows are scratch
+one value per column: center, scale, shift and weight. Where statistics are shared, rows have half as many
+columns at most, and gamma lies behind the centers. While sums are taken, the last three rows are scratch
 memory, with one value per thread. Device functions for `kernels`.
 """
 
@@ -21,6 +22,7 @@ from numbabn.backends.cuda.gpu import (
     copy_wait,
     cuda,
     device,
+    samples_of,
     shared_load,
     shared_load4,
     shared_store,
@@ -34,6 +36,7 @@ HALF = plan.TILE_BYTES // 2  # of the second tile
 CENTER = plan.TILE_BYTES  # of the first row of coefficients
 ROW = plan.ROW_BYTES  # from one row to the next
 SCRATCH = CENTER + ROW
+GAMMA = CENTER + ROW // 2
 NO_TILE = -1  # in place of an offset: there is no such tile
 
 
@@ -48,10 +51,26 @@ class Tile(NamedTuple):
 
 
 @device
+def channels_of(geometry, g):
+    """Return (sample of group g, its first channel, number of its channels)."""
+    _, groups, _ = samples_of(geometry)
+    n = np.int64(0) if groups == 0 else quotient(g, groups)
+    first = (g - n * groups) * geometry.span
+    return n, first, min(geometry.span, geometry.channels - first)
+
+
+@device
+def sum_places(geometry):
+    """Return the number of channels of all samples, each of which has sums of its own."""
+    batch, _, _ = samples_of(geometry)
+    return batch * geometry.channels
+
+
+@device
 def tile_at(geometry, g, t):
     """Return tile t of group g."""
-    across = min(geometry.span, geometry.channels - g * geometry.span)
-    first = g * geometry.span * geometry.inner
+    n, channel, across = channels_of(geometry, g)
+    first = (n * geometry.outer * geometry.channels + channel) * geometry.inner
     if geometry.pieces > 1:
         row = quotient(t, geometry.pieces)
         start = (t - row * geometry.pieces) * geometry.length
@@ -91,10 +110,11 @@ def finish_loads():
 
 
 @device
-def write_tile(dy, x, tile, geometry, like, out):
+def write_tile(dy, x, gamma, tile, geometry, like, out):
     """Write out = (x - center) * scale + shift, or ((x - center) * scale + dy) * weight + shift.
 
-    The second is written if ``dy`` is not ``NO_TILE``.
+    The second is written if ``dy`` is not ``NO_TILE``, with dy * gamma in place of dy if ``gamma``, a row
+    of coefficients, is not.
 
     ``dy`` and ``x`` are offsets of tiles in shared memory, ``out`` is the address of an array. The rows of
     coefficients have been written by the functions of `coefficients`.
@@ -110,6 +130,9 @@ def write_tile(dy, x, tile, geometry, like, out):
         y0, y1, y2, y3 = (x0 - k0) * a0, (x1 - k1) * a1, (x2 - k2) * a2, (x3 - k3) * a3
         if dy != NO_TILE:
             d0, d1, d2, d3 = shared_load4(dy, e, like)
+            if gamma != NO_TILE:
+                g0, g1, g2, g3 = shared_load4(gamma, j, like)
+                d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
             w0, w1, w2, w3 = shared_load4(CENTER + 3 * ROW, j, like)
             y0, y1, y2, y3 = (y0 + d0) * w0, (y1 + d1) * w1, (y2 + d2) * w2, (y3 + d3) * w3
         store4(out, array_index(e, tile), y0 + b0, y1 + b1, y2 + b2, y3 + b3)
@@ -117,7 +140,10 @@ def write_tile(dy, x, tile, geometry, like, out):
         j = remainder(e, tile.width) if geometry.span > 1 else 0
         y = (shared_load(x, e, like) - shared_load(CENTER, j, like)) * shared_load(CENTER + ROW, j, like)
         if dy != NO_TILE:
-            y = (y + shared_load(dy, e, like)) * shared_load(CENTER + 3 * ROW, j, like)
+            d = shared_load(dy, e, like)
+            if gamma != NO_TILE:
+                d = d * shared_load(gamma, j, like)
+            y = (y + d) * shared_load(CENTER + 3 * ROW, j, like)
         store(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like))
 
 

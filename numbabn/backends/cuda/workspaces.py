@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from numbabn.backends.cuda.arguments import Workspace
 from numbabn.backends.cuda.gpu import device_zeros
 from numbabn.backends.cuda.merging import SAMPLE_BYTES
-from numbabn.backends.cuda.plan import Geometry
+from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.synchronization import ARRIVALS
 from numbabn.backends.verbs import DeviceMemory
 
@@ -35,7 +35,7 @@ class _Memory(NamedTuple):
     sample_memory: Any
 
 
-def workspace(array: DeviceMemory, geometry: Geometry) -> Workspace:
+def workspace(array: DeviceMemory, geometry: Geometry | SampleGeometry) -> Workspace:
     """Return the workspace of a launch for ``array`` on the current stream of its library."""
     if geometry.parts == 1:
         return Workspace(0, 0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import itertools
 import json
 import pkgutil
 import re
@@ -33,9 +34,14 @@ from numba.cuda.dispatcher import CUDADispatcher
 from benchmarks.gpu import launches
 from numbabn.backends import cuda as backend
 from numbabn.backends.cuda import copies, gpu, plan, running
-from numbabn.backends.verbs import Population
+from numbabn.backends.verbs import Population, View
 from tests.support.cuda import sass
 
+FAMILY = (
+    View(8192, 1, 1, 768, 1),
+    View(32, 1, 32, 8, 3136),
+    View(32, 1, 64, 1, 3136),
+)  # layer, group, instance
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
 # Of a multiprocessor: registers, threads, bytes of shared memory, of which every block takes 1 KB more.
 REGISTERS, THREADS = 65536, 2048
@@ -81,6 +87,8 @@ def launched() -> list[launches.Launch]:
         for resident in (0, 10**6):  # in two launches and in one
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
+        for view, resident in itertools.product(FAMILY, (0, 10**6)):
+            made += launches.family(view, dtype, resident)
         with launches.recorded(0) as more:
             backend.moments(launches.Array(shape, dtype), launches.view_of(shape))
             for rank in (1, 4):
@@ -124,9 +132,10 @@ def _modules() -> list[Any]:
 
 def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
     dtype = next((type(a).__name__ for a in launch.arguments if isinstance(a, np.floating)), "any")
-    module = launch.kernel.dispatcher.py_func.__module__.rsplit(".")[-1]
+    name = next(name for name, kernel in kernels().items() if kernel is launch.kernel)
     wide = launch.named.get("wide")
-    name = f"{module}.{launch.name}" + (f" ({type(wide).__name__} sums)" if wide is not None else "")
+    name += f" ({type(wide).__name__} sums)" if wide is not None else ""
+    name += " (samples)" if isinstance(launch.named.get("geometry"), plan.SampleGeometry) else ""
     ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
     return {
         "kernel": name + "".join(f" (rank {n})" for n in ranks),
@@ -138,7 +147,7 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
 def _has_loops(launch: launches.Launch) -> bool:
     """Whether float64 arithmetic would be a mistake in some loop of this kernel: float32 is in and out."""
     return (
-        "geometry" in launch.named
+        not {"geometry", "rows", "strips"}.isdisjoint(launch.named)
         and isinstance(launch.named["like"], np.float32)
         and not isinstance(launch.named.get("wide"), np.float64)
     )

@@ -1,0 +1,195 @@
+"""Kernels for rows with one statistic each, and parameters that vary along them: layer norm and RMS norm.
+
+A block keeps some rows in shared memory, or the pieces of one long row, one after the other, which it then
+reads twice. What a row gives depends on nothing but the row. ``rows`` is a `plan.Rows`, ``like`` a zero of
+the dtype of x, which gamma and beta have, too; the other tuples are those of `arguments`.
+"""
+
+import numpy as np
+
+from numbabn.backends.cuda import plan
+from numbabn.backends.cuda.coefficients import gradient_coefficients, normalize_coefficients
+from numbabn.backends.cuda.division import quotient
+from numbabn.backends.cuda.gpu import (
+    Kernel,
+    convert,
+    cuda,
+    device,
+    load4,
+    shared_load,
+    shared_load4,
+    shared_store,
+    sqrt,
+    store,
+    store4,
+)
+from numbabn.backends.cuda.kernels import limited
+from numbabn.backends.cuda.merging import merge
+from numbabn.backends.cuda.parameters import load_parameter
+from numbabn.backends.cuda.teams import (
+    add_up,
+    parameter_index,
+    parameter_or,
+    piece_at,
+    piece_moments,
+    piece_products,
+    row_and_lane,
+)
+from numbabn.backends.cuda.tiles import CENTER, HALF, ROW, TILE, finish_loads, load_tile
+
+
+@limited
+def forward(x, rows, like, affine_map, results, y):
+    """y = xhat * gamma + beta, and every row's mean and biased variance."""
+    first = np.int64(cuda.blockIdx.x) * rows.height
+    sample = np.float64(0), np.float64(0), np.float64(0)
+    for k in range(rows.pieces):
+        tile = piece_at(rows, first, k)
+        load_tile(x, tile, rows, like, TILE)
+        finish_loads()
+        sample = merge(sample, piece_moments(tile, rows, like))
+    fill_normalize(sample, rows, first, like, affine_map, results)
+    for k in range(rows.pieces - 1, -1, -1):  # the last piece is still there
+        tile = piece_at(rows, first, k)
+        if k < rows.pieces - 1:
+            load_again(x, tile, rows, like, TILE)
+            finish_loads()
+        write_normalized(tile, rows, first, k * rows.piece, like, affine_map, y)
+
+
+@Kernel
+def backward(inputs, rows, like, statistics, scaling, dx):
+    """dx = invstd * (e - mean(e) - xhat * mean(e * xhat)), with e = gamma * dy."""
+    first = np.int64(cuda.blockIdx.x) * rows.height
+    mean, var = row_statistics(rows, first, statistics)
+    center, s, q = convert(mean, like), np.float64(0), np.float64(0)
+    for k in range(rows.pieces):
+        tile = piece_at(rows, first, k)
+        load_again(inputs.x, tile, rows, like, TILE)
+        load_tile(inputs.dy, tile, rows, like, HALF)
+        finish_loads()
+        some, more = piece_products(tile, rows, first, k * rows.piece, scaling.gamma, center, like)
+        s, q = s + some, q + more
+    sums = add_up(s, q, rows)
+    fill_gradient(sums, rows, first, like, (mean, var), scaling)
+    for k in range(rows.pieces - 1, -1, -1):
+        tile = piece_at(rows, first, k)
+        if k < rows.pieces - 1:
+            load_again(inputs.x, tile, rows, like, TILE)
+            load_tile(inputs.dy, tile, rows, like, HALF)
+            finish_loads()
+        write_gradient(tile, rows, first, k * rows.piece, like, scaling, dx)
+
+
+@device
+def load_again(x, tile, rows, like, memory):
+    """Begin to copy a tile over one that all threads of the block have read."""
+    cuda.syncthreads()
+    load_tile(x, tile, rows, like, memory)
+
+
+@device
+def row_statistics(rows, first, statistics):
+    """Return (mean, variance) of this thread's row, or (0, 1) where it has none."""
+    row, _ = row_and_lane(rows)
+    if row >= min(rows.height, rows.number - first):
+        return np.float64(0), np.float64(1)
+    mean = load_parameter(statistics.mean, statistics.mean_kind, first + row, 0.0)
+    return mean, load_parameter(statistics.var, statistics.var_kind, first + row, 1.0)
+
+
+@device
+def fill_normalize(sample, rows, first, like, affine_map, results):
+    """Write every row's mean and variance, and its coefficients with (x - center) * scale + shift = xhat."""
+    row, lane = row_and_lane(rows)
+    if lane == 0 and row < min(rows.height, rows.number - first):
+        count, mean, m2 = sample
+        var = m2 / count
+        if not affine_map.centered:
+            mean, var = np.float64(0), var + mean * mean
+        store(results.mean, first + row, mean)
+        store(results.var, first + row, var)
+        center = convert(mean, like)
+        std = sqrt(var + affine_map.eps)
+        scale, shift = normalize_coefficients(mean, std, 1.0, 0.0, np.float64(center))
+        shared_store(CENTER, row, center)
+        shared_store(CENTER + ROW, row, convert(scale, like))
+        shared_store(CENTER + 2 * ROW, row, convert(shift, like))
+    cuda.syncthreads()
+
+
+@device
+def fill_gradient(sums, rows, first, like, statistics, scaling):
+    """Write every row's coefficients with ((x - center) * scale + e) * weight + shift = dx.
+
+    ``sums`` and ``statistics`` are the values (sum of e, sum of e * (x - center)) and (mean, var) of this
+    thread's row.
+    """
+    row, lane = row_and_lane(rows)
+    if lane == 0 and row < min(rows.height, rows.number - first):
+        (s, q), (mean, var), n = sums, statistics, np.float64(rows.length)
+        std, center = sqrt(var + scaling.eps), convert(mean, like)
+        mean_e = s / n if scaling.centered else np.float64(0)
+        mean_e_xhat = (q - (mean - np.float64(center)) * s) / std / n
+        scale, shift, weight = gradient_coefficients(mean, std, 1.0, mean_e, mean_e_xhat, np.float64(center))
+        shared_store(CENTER, row, center)
+        shared_store(CENTER + ROW, row, convert(scale, like))
+        shared_store(CENTER + 2 * ROW, row, convert(shift, like))
+        shared_store(CENTER + 3 * ROW, row, convert(weight, like))
+    cuda.syncthreads()
+
+
+@device
+def write_normalized(tile, rows, first, start, like, affine_map, y):
+    """Write y = ((x - center) * scale + shift) * gamma + beta for the piece that begins at ``start``."""
+    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    gamma, beta, one = affine_map.gamma, affine_map.beta, convert(1.0, like)
+    whole = tile.size if rows.vector and rows.inner == 1 else 0
+    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
+        row = quotient(e, tile.width)
+        place = parameter_index(rows, first + row, start + e - row * tile.width)
+        k, a = shared_load(CENTER, row, like), shared_load(CENTER + ROW, row, like)
+        b = shared_load(CENTER + 2 * ROW, row, like)
+        x0, x1, x2, x3 = shared_load4(TILE, e, like)
+        y0, y1, y2, y3 = (x0 - k) * a + b, (x1 - k) * a + b, (x2 - k) * a + b, (x3 - k) * a + b
+        if gamma != 0:
+            g0, g1, g2, g3 = load4(gamma, place, like)
+            y0, y1, y2, y3 = y0 * g0, y1 * g1, y2 * g2, y3 * g3
+        if beta != 0:
+            b0, b1, b2, b3 = load4(beta, place, like)
+            y0, y1, y2, y3 = y0 + b0, y1 + b1, y2 + b2, y3 + b3
+        store4(y, tile.first + e, y0, y1, y2, y3)
+    for e in range(whole + t, tile.size, threads):
+        row = quotient(e, tile.width)
+        place = parameter_index(rows, first + row, start + e - row * tile.width)
+        d = shared_load(TILE, e, like) - shared_load(CENTER, row, like)
+        xhat = d * shared_load(CENTER + ROW, row, like) + shared_load(CENTER + 2 * ROW, row, like)
+        store(y, tile.first + e, xhat * parameter_or(gamma, place, one) + parameter_or(beta, place, like))
+
+
+@device
+def write_gradient(tile, rows, first, start, like, scaling, dx):
+    """Write dx = ((x - center) * scale + dy * gamma) * weight + shift, as `write_normalized` writes y."""
+    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    gamma, one = scaling.gamma, convert(1.0, like)
+    whole = tile.size if rows.vector and rows.inner == 1 else 0
+    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
+        row = quotient(e, tile.width)
+        place = parameter_index(rows, first + row, start + e - row * tile.width)
+        k, a = shared_load(CENTER, row, like), shared_load(CENTER + ROW, row, like)
+        b, w = shared_load(CENTER + 2 * ROW, row, like), shared_load(CENTER + 3 * ROW, row, like)
+        d0, d1, d2, d3 = shared_load4(HALF, e, like)
+        if gamma != 0:
+            g0, g1, g2, g3 = load4(gamma, place, like)
+            d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
+        x0, x1, x2, x3 = shared_load4(TILE, e, like)
+        d0, d1, d2, d3 = (x0 - k) * a + d0, (x1 - k) * a + d1, (x2 - k) * a + d2, (x3 - k) * a + d3
+        store4(dx, tile.first + e, d0 * w + b, d1 * w + b, d2 * w + b, d3 * w + b)
+    for e in range(whole + t, tile.size, threads):
+        row = quotient(e, tile.width)
+        place = parameter_index(rows, first + row, start + e - row * tile.width)
+        d = shared_load(TILE, e, like) - shared_load(CENTER, row, like)
+        d = d * shared_load(CENTER + ROW, row, like)
+        d += shared_load(HALF, e, like) * parameter_or(gamma, place, one)
+        d = d * shared_load(CENTER + 3 * ROW, row, like)
+        store(dx, tile.first + e, d + shared_load(CENTER + 2 * ROW, row, like))

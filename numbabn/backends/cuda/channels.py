@@ -1,0 +1,185 @@
+"""The verbs of batch norm on flat, dense device arrays, whose kernels also serve samples of channels.
+
+Statistics are a tuple of two arrays here, and the sums of the backward pass are one array [2, channels]. A
+channel has a gamma and a beta. No function waits for the device or copies from it: launches go to the current
+stream of the library of x.
+
+With a batch in the view, every sample has statistics of its own, as in instance norm: then there are results
+of every sample, and no gradients of parameters, which `samples` adds up.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from numbabn.backends.cuda import arguments, kernels, plan
+from numbabn.backends.cuda.arguments import Inputs
+from numbabn.backends.cuda.gpu import Kernel
+from numbabn.backends.cuda.plan import Geometry, SampleGeometry
+from numbabn.backends.cuda.workspaces import streams, workspace
+from numbabn.backends.verbs import Affine, Pair, View
+
+Device = Any  # numbabn.backends.verbs.DeviceMemory
+Cut: TypeAlias = Geometry | SampleGeometry
+
+
+def moments(x: Device, view: View, like: np.floating | None = None) -> Pair:
+    """Return the pair (mean, m2), m2 being the sum of squared deviations from the mean.
+
+    Sums of a few thousand values have the dtype of the scalar ``like``, float64 unless given.
+    """
+    pair = float64(x, view.batch * view.groups), float64(x, view.batch * view.groups)
+    write_moments(x, view, np.float64(0) if like is None else like, 0, pair)
+    return pair
+
+
+def normalize(x: Device, view: View, statistics: Pair, affine: Affine, y: Device) -> None:
+    """Write y = (x - mean) / sqrt(var + eps) * gamma + beta."""
+    geometry = geometry_of(view, 1, x, y)
+    kernels.normalize.launch(
+        x, geometry.groups * geometry.tiles,
+        x.address, geometry, x.dtype.type(0),
+        arguments.statistics(statistics), arguments.affine_map(affine), y.address,
+    )  # fmt: skip
+
+
+def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
+    """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
+    groups, like = view.batch * view.groups, x.dtype.type(0)
+    statistics = float64(x, groups), float64(x, groups)
+    geometry = geometry_of(view, 1, x, y)
+    given = (
+        x.address, geometry, workspace(x, geometry), like,
+        arguments.affine_map(affine), arguments.moments(statistics), y.address,
+    )  # fmt: skip
+    kernel = kernels.forward if type(geometry) is Geometry else kernels.forward_of_samples
+    if _groups_are_resident(kernel, x, geometry, given):
+        kernel.launch(x, geometry.groups * geometry.parts, *given)
+    else:
+        write_moments(x, view, like, 1, statistics)
+        normalize(x, view, statistics, affine, y)
+    return statistics
+
+
+def backward_reduce(
+    dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
+) -> Device:
+    """Return (sum of dy, sum of dy * xhat) as an array [2, channels], and write it to (dgamma, dbeta)."""
+    sums = float64(x, 2, view.groups)
+    write_products(dy, x, view, statistics, eps, gradients, sums)
+    return sums
+
+
+def backward_apply(
+    dy: Device,
+    x: Device,
+    view: View,
+    statistics: Pair,
+    affine: Affine,
+    sums: Device,
+    count: int,
+    dx: Device,
+) -> None:
+    """Write dx = gamma * invstd * (dy - sum_dy / count - xhat * sum_dy_xhat / count).
+
+    The sums may be those of more arrays than this one, and ``count`` their number of values per statistic.
+    """
+    geometry = geometry_of(view, 2, x, dy, dx)
+    kernels.gradient.launch(
+        x, geometry.groups * geometry.tiles,
+        Inputs(dy.address, x.address), geometry, x.dtype.type(0),
+        arguments.statistics(statistics), arguments.scaling(affine), sums.address, int(count), dx.address,
+    )  # fmt: skip
+
+
+def backward(
+    dy: Device,
+    x: Device,
+    view: View,
+    statistics: Pair,
+    affine: Affine,
+    dx: Device,
+    gradients: Pair,
+) -> None:
+    """Write dx and the gradients of the training forward."""
+    backward_with_sums(dy, x, view, statistics, affine, dx, gradients, float64(x, 2, view.groups))
+
+
+def backward_known(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
+    """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
+    gamma, _ = affine.parameters
+    normalize(dy, view, (None, statistics[1]), Affine((gamma, None), affine.eps), dx)
+
+
+def backward_with_sums(
+    dy: Device,
+    x: Device,
+    view: View,
+    statistics: Pair,
+    affine: Affine,
+    dx: Device,
+    gradients: Pair,
+    sums: Device,
+) -> None:
+    """`backward` where every channel has statistics of its own; with ``sums`` as `write_products`."""
+    geometry = geometry_of(view, 2, x, dy, dx)
+    given = (
+        Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
+        arguments.statistics(statistics), arguments.scaling(affine), dx.address,
+        arguments.results(sums, gradients),
+    )  # fmt: skip
+    if _groups_are_resident(kernels.backward, x, geometry, given):
+        kernels.backward.launch(x, geometry.groups * geometry.parts, *given)
+        return
+    write_products(dy, x, view, statistics, affine.eps, gradients, sums)
+    backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
+
+
+def write_moments(x: Device, view: View, wide: np.floating, divide: int, pair: Pair) -> None:
+    """Write (mean, m2), or (mean, m2 / count) if ``divide`` is 1; a tile is summed in wide's dtype."""
+    geometry = geometry_of(plan.merged(view), 1, x, shared=view.members > 1)
+    kernels.moments.launch(
+        x, geometry.groups * geometry.parts,
+        x.address, geometry, workspace(x, geometry), x.dtype.type(0), wide, divide, arguments.moments(pair),
+    )  # fmt: skip
+
+
+def write_products(
+    dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair, sums: Device
+) -> None:
+    """Write (sum of dy, sum of dy * xhat) to ``sums`` and to the gradients (dgamma, dbeta).
+
+    ``sums`` are [2, samples, channels]; with several samples there can be no gradients.
+    """
+    geometry = geometry_of(view, 2, x, dy)
+    kernel = kernels.products if type(geometry) is Geometry else kernels.products_of_samples
+    kernel.launch(
+        x, geometry.groups * geometry.parts,
+        Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
+        arguments.statistics(statistics), float(eps), arguments.results(sums, gradients),
+    )  # fmt: skip
+
+
+def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) -> Cut:
+    """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time."""
+    geometry = plan.geometry(view, arrays[0].itemsize, loaded, shared)
+    aligned = all(array.address % plan.ALIGNMENT == 0 for array in arrays)
+    return geometry if aligned else geometry._replace(vector=0)
+
+
+def _groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[Any, ...]) -> bool:
+    """Whether all blocks of a group run at once and each has one tile, so that a kernel reads x once.
+
+    The blocks of a group wait for each other then, and launches on other streams must leave room for them.
+    """
+    if geometry.part_tiles > 1:
+        return False
+    if geometry.parts == 1:
+        return True
+    launches = max(plan.CONCURRENT_LAUNCHES, streams(x.device))
+    return geometry.parts * launches <= kernel.resident(x, *given)
+
+
+def float64(x: Device, *shape: int) -> Device:
+    """Return an array without values for results of statistics of x."""
+    return x.empty(shape, np.dtype(np.float64))
