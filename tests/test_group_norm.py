@@ -42,6 +42,7 @@ def name_of(problem):
 # Formulas ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=150 if JIT else 40)
 @given(group_problems(layouts=READABLE))
 def test_formulas(problem):
@@ -85,7 +86,11 @@ SHAPES = (
 )
 
 
-@pytest.mark.parametrize("how", REGIMES)
+# Parallel kernels are compiled apart.
+HOW = [pytest.param(name, marks=pytest.mark.slow) if "parallel" in name else name for name in REGIMES]
+
+
+@pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("where", SHAPES, ids=lambda where: f"{'x'.join(map(str, where[0]))} on {where[1]}")
 def test_paths(where, how):
     """Every number of groups takes every path of the kernels of its shape."""
@@ -215,6 +220,7 @@ def test_one_value_per_group_is_exactly_beta(shape, dtype):
     check_group(results, problem, problem.x(), problem.dy())
 
 
+@pytest.mark.slow
 def test_sums_over_many_samples():
     """Gradients of parameters are added up in float64 between samples: sums of ones are exact."""
     samples = 100_000 if JIT else 300

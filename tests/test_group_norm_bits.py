@@ -42,6 +42,7 @@ def check_invariance(problem, x, dy, batches):
                 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60 if JIT else 30)
 @given(
     st.integers(1, 5).flatmap(lambda n: group_problems(shapes(3_000).map(lambda shape: (n, *shape[1:])))),

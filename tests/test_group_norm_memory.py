@@ -38,7 +38,11 @@ def arranged(where, **options):
     return GroupProblem(shape, axis, groups=groups, **options)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+# Kernels are compiled anew for arrays that cannot be written to.
+ALL_LAYOUTS = [*COMPILED_ONCE, pytest.param("read_only", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 @every_problem
 def test_x(where, layout):
     """Whatever the layout, the values are right, x is not changed, and y has the order of memory of x."""
