@@ -92,4 +92,8 @@ def _pair(first: Array | None, second: Array | None, count: int, dtype: np.dtype
 def _pairs(
     first: tuple[Any, Any], second: tuple[Any, Any], count: int
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    return _pair(*first, count, _FLOAT64), _pair(*second, count, _FLOAT64)
+    (a, b), (c, d) = first, second
+    return (
+        np.ones(count) if a is None else a.astype(_FLOAT64),
+        np.zeros(count) if b is None else b.astype(_FLOAT64),
+    ), (c.astype(_FLOAT64), d.astype(_FLOAT64))

@@ -1,8 +1,8 @@
 """What layers with running statistics share, which are one mean and one variance for each channel."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from numbabn import _numbers
 from numbabn.arrays import native
@@ -13,8 +13,6 @@ from numbabn.norms._base import Layer
 from numbabn.norms._call import Call
 from numbabn.norms._running import Running
 
-C = TypeVar("C", bound=Call)
-
 
 class ChannelLayer(Layer):
     """A layer with one gamma and one beta for each channel."""
@@ -24,12 +22,10 @@ class ChannelLayer(Layer):
         self.axis = _numbers.integer(axis, "axis")
         super().__init__((self.num_channels,), **options)
 
-    def _opened(self, kind: Callable[..., C], x: object, *options: Any) -> C:
-        """Return a call of the layer with x, which has the layer's channels and is on its device."""
-        call = kind(x, self.axis, *options)
+    def _check_input(self, call: Call) -> None:
+        """Raise unless x has the channels of the layer, and is on its device."""
         if call.channels != self.num_channels or call.library.place(call.x) != self._place:
             _options.layer_input(call.x, self.axis, self.num_channels, self._place)
-        return call
 
 
 class TrackingLayer(ChannelLayer):

@@ -411,15 +411,16 @@ class BatchNorm(TrackingLayer):
             return self._forward(x, out, message)
 
     def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
-        call = self._opened(Call, x, out)
-        given = self.params.get("gamma"), self.params.get("beta"), self.eps
+        call = Call(x, self.axis, out)
+        self._check_input(call)
+        gamma, beta, eps = self.params.get("gamma"), self.params.get("beta"), self.eps
         running, training = self._running, self.training
         y: A
         if running is not None and not training:
-            affine, known = call.affine_and_known(*given, running.mean, running.var)
+            affine, known = call.affine_and_known(gamma, beta, eps, running.mean, running.var)
             y, self._saved = call.normalize(affine, known, None)
             return y
-        affine = call.affine(*given)
+        affine = call.affine(gamma, beta, eps)
         if reduce is None and call.count == 1:
             raise _checks.one_value(call.x, "use evaluation mode: bn.eval()" if running else None)
         y, saved = call.normalize(affine, None, reduce)

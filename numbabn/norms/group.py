@@ -255,7 +255,8 @@ class GroupNorm(ChannelLayer):
         y : array
             Shape, dtype and library of x; ``out`` if given.
         """
-        call = self._opened(GroupCall, x, self.num_groups, out)
+        call = GroupCall(x, self.axis, self.num_groups, out)
+        self._check_input(call)
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         y: A
         y, self._saved = call.normalize(affine, None, None)

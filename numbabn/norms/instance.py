@@ -278,7 +278,8 @@ class InstanceNorm(TrackingLayer):
         running = self._running
         if running is not None and not self.training:
             return self._evaluated(x, (running.mean, running.var), out)
-        call = self._opened(_Call, x, out)
+        call = _Call(x, self.axis, out)
+        self._check_input(call)
         call.check_count()
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         y: A
@@ -291,7 +292,8 @@ class InstanceNorm(TrackingLayer):
 
     def _evaluated(self, x: A, statistics: Pair, out: A | None) -> A:
         """Normalise x with these statistics."""
-        call = self._opened(_KnownCall, x, out)
+        call = _KnownCall(x, self.axis, out)
+        self._check_input(call)
         given = self.params.get("gamma"), self.params.get("beta"), self.eps
         affine, known = call.affine_and_known(*given, *statistics)
         y: A
