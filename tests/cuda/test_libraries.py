@@ -227,10 +227,10 @@ def test_refused_out(cupy, part, message):
 
 def test_layer_elsewhere(kind):
     x = kind.array(normal(4, 3))
-    with pytest.raises(TypeError, match=r"on cuda:0, but the layer is on cpu; .* bn.to\(x\)"):
+    with pytest.raises(TypeError, match=r"on cuda:0, but the layer is on cpu; .* layer.to\(x\)"):
         nbn.BatchNorm(3)(x)
     bn = nbn.BatchNorm(3).to(x)
-    with pytest.raises(TypeError, match=r"a NumPy array, but the layer is on cuda:0; .* bn.to\(x\)"):
+    with pytest.raises(TypeError, match=r"a NumPy array, but the layer is on cuda:0; .* layer.to\(x\)"):
         bn(normal(4, 3))
     with pytest.raises(TypeError, match=r"on cuda:1, but the layer is on cuda:0"):
         bn(kind.array(normal(4, 3), device=1))

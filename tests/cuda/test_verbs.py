@@ -7,7 +7,7 @@ from types import FunctionType
 import pytest
 
 from numbabn.backends import cpu
-from numbabn.backends.verbs import Backend, RunningVerbs
+from numbabn.backends.verbs import Backend, RunningVerbs, SampleVerbs
 from tests.support.backends import has_gpu
 from tests.support.processes import run_python
 
@@ -22,7 +22,7 @@ def module(name):
         pytest.skip(str(error))
 
 
-PROTOCOLS = {"": Backend, ".running": RunningVerbs}
+PROTOCOLS = {"": Backend, ".running": RunningVerbs, ".samples": SampleVerbs}
 
 
 def parameters(function):
@@ -37,9 +37,13 @@ def verbs(protocol):
 
 
 def offered(package):
-    """Return the parameters of all public functions that are defined in a module, by name."""
+    """Return the parameters of all public functions that are a module's own, by name.
+
+    Those of a backend are its own or those of its module ``channels``.
+    """
+    own = package.__name__, f"{package.__name__}.channels"
     functions = {name: f for name, f in vars(package).items() if is_public(name, f)}
-    return {name: parameters(f) for name, f in functions.items() if f.__module__ == package.__name__}
+    return {name: parameters(f) for name, f in functions.items() if f.__module__ in own}
 
 
 def is_public(name, thing):

@@ -58,13 +58,13 @@ def test_the_default_stream_of_every_thread_is_its_own():
 
 def test_fewer_blocks_wait_where_more_streams_are_busy(monkeypatch):
     """Together they leave room for the last block of any: else none would end."""
-    import numbabn.backends.cuda as backend
+    from numbabn.backends.cuda.channels import groups_are_resident
 
     geometry = plan.geometry(view_of(SMALL), 4, 1)
     kernel = SimpleNamespace(resident=lambda x, *arguments: geometry.parts * plan.CONCURRENT_LAUNCHES)
     x = SimpleNamespace(device=0)
     for stream in range(plan.CONCURRENT_LAUNCHES):
         of(SMALL, stream)
-        assert backend._groups_are_resident(kernel, x, geometry, ())
+        assert groups_are_resident(kernel, x, geometry, ())
     of(SMALL, 99)
-    assert not backend._groups_are_resident(kernel, x, geometry, ())
+    assert not groups_are_resident(kernel, x, geometry, ())

@@ -256,8 +256,9 @@ def checks(large):
             ("fortran", "transposed", "sliced", "offset", "loose"), (-1, 1)
         ):
             yield values, norm, (4, 5, 8), (axis,), np.float32, 0.0, DTYPES, layout
-        for shape, dtype in itertools.product(((30, 3), (12, 40), (4, 150)), DTYPES):
-            yield batch_invariance, norm, shape, dtype
+        for shape in ((30, 3), (12, 40), (4, 150)):
+            yield batch_invariance, norm, shape, np.float32
+        yield batch_invariance, norm, (12, 40), np.float64
         for shape, value in itertools.product(((30, 4), (12, 40), (3, 150)), (np.nan, np.inf)):
             yield poison, norm, shape, value
         yield parameter_layouts, norm

@@ -53,7 +53,7 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
         arguments.affine_map(affine), arguments.moments(statistics), y.address,
     )  # fmt: skip
     kernel = kernels.forward if type(geometry) is Geometry else kernels.forward_of_samples
-    if _groups_are_resident(kernel, x, geometry, given):
+    if groups_are_resident(kernel, x, geometry, given):
         kernel.launch(x, geometry.groups * geometry.parts, *given)
     else:
         write_moments(x, view, like, 1, statistics)
@@ -128,7 +128,7 @@ def backward_with_sums(
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
-    if _groups_are_resident(kernels.backward, x, geometry, given):
+    if groups_are_resident(kernels.backward, x, geometry, given):
         kernels.backward.launch(x, geometry.groups * geometry.parts, *given)
         return
     write_products(dy, x, view, statistics, affine.eps, gradients, sums)
@@ -167,7 +167,7 @@ def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) 
     return geometry if aligned else geometry._replace(vector=0)
 
 
-def _groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[Any, ...]) -> bool:
+def groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[Any, ...]) -> bool:
     """Whether all blocks of a group run at once and each has one tile, so that a kernel reads x once.
 
     The blocks of a group wait for each other then, and launches on other streams must leave room for them.
