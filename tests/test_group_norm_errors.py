@@ -88,7 +88,7 @@ def test_refused_number_of_groups(groups, error, message):
 def test_instances_of_one_value_are_refused(shape):
     """In training; with known statistics, or in evaluation mode of a layer that has them, they are fine."""
     x, out = np.ones(shape, np.float32), np.full(shape, 7, np.float32)
-    message = r"^x has shape .*, one value per channel of a sample, whose variance is 0; pass larger maps, or"
+    message = r"^x has shape .*, one value per channel of a sample, whose variance is 0; pass larger maps"
     with unchanged(x, out), pytest.raises(ValueError, match=message):
         nbn.instance_norm_forward(x, out=out)
     layer = nbn.InstanceNorm(4, track_running_stats=True)
@@ -199,6 +199,9 @@ LAYERS = [
     (lambda: nbn.GroupNorm(2, 4)(X), ValueError, r"^x has shape \(2, 6, 4\), 6 channels .*axis=-1"),
     (lambda: nbn.GroupNorm(2, 4)(X.astype(int)), TypeError, "^x has dtype int64"),
     (lambda: nbn.InstanceNorm(0), ValueError, "^num_channels must be at least 1, not 0"),
+    (lambda: nbn.GroupNorm(2, 6, axis=0), ValueError, "^axis must be that of the channels, not 0"),
+    (lambda: nbn.InstanceNorm(6, axis=0), ValueError, "^axis must be that of the channels, not 0"),
+    (lambda: nbn.GroupNorm(groups=2, num_channels=6), TypeError, "here it is num_groups"),
     (lambda: nbn.InstanceNorm(6, momentum=None), TypeError, "^momentum must be a number .* not None"),
     (lambda: nbn.InstanceNorm(6, momentum=1.5), ValueError, "^momentum is the weight of the new batch"),
     (lambda: nbn.InstanceNorm(6, momentum="slow"), TypeError, "^momentum must be a real number"),
@@ -249,3 +252,26 @@ def test_a_refused_call_of_a_layer_changes_nothing(make):
 def test_momentum_of_keras_warns():
     with pytest.warns(UserWarning, match="momentum=0.99 is the weight of the new batch"):
         nbn.InstanceNorm(6, momentum=0.99)
+
+
+def test_channels_of_a_layer_on_another_axis():
+    """That is said, and not that these channels cannot be cut into its groups."""
+    with pytest.raises(ValueError, match=r"14 channels on axis 1, .* make the layer with axis=-1"):
+        nbn.GroupNorm(32, 64)(np.ones((2, 14, 14, 64), np.float32))
+
+
+def test_momentum_that_is_taken_away():
+    """The statistics of all values would be wrong: each sample has its own."""
+    layer = nbn.InstanceNorm(6, track_running_stats=True)
+    layer.momentum = None
+    with pytest.raises(TypeError, match=r"^momentum must be a number"):
+        layer(np.ones((2, 6, 4), np.float32))
+    assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(("tracking", "advice"), [(True, True), (False, False)])
+def test_advice_for_instances_of_one_value(tracking, advice):
+    layer = nbn.InstanceNorm(6, track_running_stats=tracking)
+    with pytest.raises(ValueError, match="one value per channel of a sample") as refusal:
+        layer(np.ones((2, 6), np.float32))
+    assert ("layer.eval()" in str(refusal.value)) is advice

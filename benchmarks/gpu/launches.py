@@ -106,13 +106,13 @@ def forward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
 
 
 def family(view: View, dtype: Any, resident: int) -> list[Launch]:
-    """Return the launches of a training forward and backward of a norm that reads its arrays so."""
+    """Return the launches of a training forward and backward where every sample has its own statistics."""
     x, y, dy, dx = (Array((math.prod(view),), dtype) for _ in range(4))
     gamma, beta, dgamma, dbeta = (Array((view.groups * view.members,), dtype) for _ in range(4))
     affine = Affine((gamma, beta), EPS)
     with recorded(resident) as launches:
-        statistics = backend.forward(x, view, affine, y)
-        backend.backward(dy, x, view, statistics, affine, dx, (dgamma, dbeta))
+        statistics = backend.samples.forward(x, view, affine, y)
+        backend.samples.backward(dy, x, view, statistics, affine, dx, (dgamma, dbeta))
     return launches
 
 

@@ -17,6 +17,7 @@ _OPTIONS = {
     "bias": ("center",),
     "use_bias": ("center",),
     "epsilon": ("eps",),
+    "groups": ("num_groups",),
     "decay": ("momentum",),
     "decay_rate": ("momentum",),
     "process_group": ("comm",),

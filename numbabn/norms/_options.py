@@ -44,6 +44,14 @@ def channels(value: object) -> int:
     return number
 
 
+def channel_axis(value: object) -> int:
+    """Return the channel axis of a norm whose samples are on axis 0."""
+    number = integer(value, "axis")
+    if number == 0:
+        raise ValueError("axis must be that of the channels, not 0, which is that of the samples")
+    return number
+
+
 def groups(value: object) -> int:
     """Return num_groups as a positive integer."""
     number = integer(value, "num_groups")

@@ -18,8 +18,9 @@ class Saved:
     mean, var : array
         Mean and biased variance that x was normalised with, in float64; arrays that were given on a GPU are
         these arrays themselves. Batch norm has one per channel, shape (C,); group norm one per sample and
-        group, (N, G); instance norm (N, C). Layer norm has one per sample, shaped as the axes of x that it
-        does not normalise; RMS norm's mean is 0, and its variance the mean of the squares.
+        group, (N, G); instance norm (N, C), or (C,) where they were given. Layer norm has one per sample,
+        shaped as the axes of x that it does not normalise; RMS norm's mean is 0, and its variance the mean of
+        the squares.
     count : int
         Number of values of each mean.
     training : bool

@@ -88,8 +88,8 @@ class TrackingLayer(ChannelLayer):
         """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.
 
         Keys: gamma, beta, running_mean, running_var, num_batches_tracked, as far as the layer has them; with
-        ``momentum=None`` also population_count, population_mean and population_m2 in full precision.
-        Counts beyond 2**63 - 1 are written as 2**63 - 1.
+        ``momentum=None`` of `BatchNorm` also population_count, population_mean and population_m2 in full
+        precision. Counts beyond 2**63 - 1 are written as 2**63 - 1.
         """
         state = super().state_dict()
         if self._running is not None:

@@ -21,8 +21,8 @@ class GroupCall(SampleCall):
     __slots__ = ("num_groups",)
     norm = "group_norm"
 
-    def __init__(self, x: object, axis: object, num_groups: int, out: object) -> None:
-        self.num_groups = num_groups  # 0: as many as channels
+    def __init__(self, x: object, axis: object, num_groups: int | None, out: object) -> None:
+        self.num_groups = num_groups or 0  # None: as many as channels
         super().__init__(x, axis, out)
 
     def _read(self, axis: object) -> None:
@@ -35,13 +35,16 @@ class GroupCall(SampleCall):
         self.channels = x.shape[self.axis]
         if not self.num_groups:
             self.num_groups = self.channels
-        elif self.channels % self.num_groups:
+        self.groups = x.shape[0] * self.num_groups
+        self.count = x.size // self.groups if self.groups else 0
+
+    def check_groups(self) -> None:
+        """Raise unless the channels can be cut into groups of the same size; a layer knows that they can."""
+        if self.channels % self.num_groups:
             raise ValueError(
                 f"num_groups is {self.num_groups}, but x has {self.channels} channels on axis {self.axis}, "
                 "which cannot be cut into so many groups of the same size"
             )
-        self.groups = x.shape[0] * self.num_groups
-        self.count = x.size // self.groups if self.groups else 0
 
     def _layout(self, source: AnyArray) -> Layout:
         return samples_layout(source, self.axis, self.num_groups)
@@ -98,7 +101,8 @@ def group_norm_forward(
     Wu and He (2018), "Group normalization". With one group it is layer norm of whole images with one gamma
     per channel; with as many groups as channels it is instance norm. The bits of a sample's y and dx do not
     depend on the other samples, their number, or its place among them, nor on the number of threads. NaN and
-    infinity stay in their group; a constant group gives exactly beta.
+    infinity stay in their group; a constant group gives exactly beta. gamma and beta may be rounded to the
+    dtype of x.
 
     Examples
     --------
@@ -111,6 +115,7 @@ def group_norm_forward(
     array([[ 2., 20.]])
     """
     call = GroupCall(x, axis, _options.groups(num_groups), out)
+    call.check_groups()
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 
@@ -232,7 +237,7 @@ class GroupNorm(ChannelLayer):
     ) -> None:
         self.num_groups = _options.groups(num_groups)
         options = {"eps": eps, "scale": scale, "center": center, "dtype": dtype, "device": device}
-        super().__init__(num_channels, axis, **options)
+        super().__init__(num_channels, _options.channel_axis(axis), **options)
         if self.num_channels % self.num_groups:
             raise ValueError(
                 f"num_channels is {num_channels}, which cannot be cut into num_groups={num_groups} groups of "

@@ -24,12 +24,12 @@ class _Call(GroupCall):
     def __init__(self, x: object, axis: object, out: object) -> None:
         super().__init__(x, axis, 0, out)
 
-    def check_count(self) -> None:
+    def check_count(self, advice: str | None) -> None:
         """Raise if a channel of a sample has just one value."""
         if self.count == 1:
             raise ValueError(
                 f"x has shape {self.x.shape}, one value per channel of a sample, whose variance is 0; pass "
-                "larger maps, or known statistics: mean= and var= of the function, evaluation mode of a layer"
+                f"larger maps{f', or {advice}' if advice else ''}"
             )
 
     def over_samples(self, statistics: Pair) -> Pair:
@@ -99,7 +99,7 @@ def instance_norm_forward(
     Ulyanov, Vedaldi and Lempitsky (2016), "Instance normalization: the missing ingredient for fast
     stylization". The bits of a sample's y and dx do not depend on the other samples, their number, or its
     place among them, nor on the number of threads. NaN and infinity stay in their channel of their sample; a
-    constant channel gives exactly beta.
+    constant channel gives exactly beta. gamma and beta may be rounded to the dtype of x.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def instance_norm_forward(
         affine, known = known_call.affine_and_known(gamma, beta, eps, mean, var)
         return known_call.normalize(affine, known, None)
     call = _Call(x, axis, out)
-    call.check_count()
+    call.check_count("mean= and var= to use known statistics")
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 
@@ -176,6 +176,12 @@ def instance_norm_backward(
     """
     _checks.norm(saved, "instance_norm")
     return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+
+
+def _refuse_none(momentum: object) -> None:
+    """Raise for the momentum with which batch norm keeps the population of all values."""
+    if momentum is None:
+        raise TypeError("momentum must be a number from 0 to 1, the weight of the new batch, not None")
 
 
 class InstanceNorm(TrackingLayer):
@@ -253,11 +259,10 @@ class InstanceNorm(TrackingLayer):
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
     ) -> None:
-        if momentum is None:
-            raise TypeError("momentum must be a number from 0 to 1, the weight of the new batch, not None")
+        _refuse_none(momentum)
         self.momentum = _options.momentum(momentum)
         options = {"eps": eps, "scale": scale, "center": center, "dtype": dtype, "device": device}
-        super().__init__(num_channels, axis, track_running_stats, **options)
+        super().__init__(num_channels, _options.channel_axis(axis), track_running_stats, **options)
 
     def __call__(self, x: A, *, out: A | None = None) -> A:
         """Normalise x; in training mode, update the running statistics if there are any.
@@ -276,11 +281,12 @@ class InstanceNorm(TrackingLayer):
             Shape, dtype and library of x; ``out`` if given.
         """
         running = self._running
+        _refuse_none(self.momentum)
         if running is not None and not self.training:
             return self._evaluated(x, (running.mean, running.var), out)
         call = _Call(x, self.axis, out)
         self._check_input(call)
-        call.check_count()
+        call.check_count("use evaluation mode: layer.eval()" if running else None)
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         y: A
         y, saved = call.normalize(affine, None, None)

@@ -142,7 +142,7 @@ def layer_norm_forward(
     other samples, their number, or its place among them, nor on the number of threads. NaN and infinity stay
     in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype of x.
 
-    On a GPU x is read once where a sample is at most 32 KB. The kernels have not run on hardware yet.
+    On a GPU forward reads x once where a sample is at most 32 KB.
 
     Examples
     --------
@@ -376,7 +376,7 @@ class LayerNorm(_SampleLayer):
     scale, center : bool, default True
         Whether there is a gamma, and a beta.
     dtype : dtype, default float32
-        Of the parameters; any floating dtype. x may have another.
+        Of the parameters; any floating dtype, on a GPU of at most 64 bits. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where the parameters are, and x must be; see `to`.
 
@@ -441,7 +441,7 @@ class RMSNorm(_SampleLayer):
     scale : bool, default True
         Whether there is a gamma.
     dtype : dtype, default float32
-        Of gamma; any floating dtype. x may have another.
+        Of gamma; any floating dtype, on a GPU of at most 64 bits. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where gamma is, and x must be; see `to`.
 

@@ -180,6 +180,7 @@ def test_sums_over_samples_are_read_16_bytes_at_a_time(reports):
     assert not wrong(chosen, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
     kinds = re.compile(r"_of_samples| \(samples\)$")

@@ -124,6 +124,16 @@ def parameter_layouts(backend, norm):
         assert_same_bits(np.ascontiguousarray(value), expected[name], name)
 
 
+def addresses(backend, norm, shape):
+    """Where arrays lie in memory changes no bit, also not whether their addresses are those of vectors."""
+    x, dy, *parameters = norm.problem(shape, (-1,))
+    expected = everything(backend, norm, x, dy, parameters, (-1,))
+    rng = np.random.default_rng(0)
+    shifted = arrange(x, "offset", rng), arrange(dy, "offset", rng)
+    for name, value in everything(backend, norm, *shifted, parameters, (-1,)).items():
+        assert_same_bits(value, expected[name], name)
+
+
 def everything(backend, norm, x, dy, parameters, axes):
     """Return all results by name, for comparison to the last bit."""
     y, saved = norm.forward(backend, x, *parameters, axes)
@@ -262,6 +272,7 @@ def checks(large):
         for shape, value in itertools.product(((30, 4), (12, 40), (3, 150)), (np.nan, np.inf)):
             yield poison, norm, shape, value
         yield parameter_layouts, norm
+        yield addresses, norm, (64, 16)
         for shape in ((6, 12), (3, 150), (2, 768)):
             yield accuracy, norm, shape
         for dtype, spread in (

@@ -88,7 +88,8 @@ def fill_gradient_all(statistics, gamma, eps, count, sums, coefficients):
         fill_gradient(c, statistics[0, c], std, gamma[c], means, coefficients)
 
 
-# A function cannot return a vector or None: vectors are five, of which the gain is used unless gain is None.
+# A function compiled by Numba returns one type, so that the fifth vector is always there. dy is multiplied by
+# it only where the argument ``gain`` is not None, which is known when a kernel is compiled.
 
 
 @helper

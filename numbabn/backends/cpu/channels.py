@@ -1,4 +1,4 @@
-"""The verbs of batch norm, one statistic per channel, on flat, contiguous NumPy arrays.
+"""The verbs of batch norm, one statistic per channel, on flat NumPy arrays; `samples` uses them, too.
 
 A pair is an array [2, channels] of float64 where a verb makes it, and a tuple of two where it was given.
 """

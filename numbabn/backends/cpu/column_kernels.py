@@ -4,7 +4,8 @@ NHWC and NC arrays (inner = 1) are such rows, and NCHW arrays of fewer than 16 p
 by itself over the rows, and each channel's columns are added up at the end. ``copies`` pixels lie side by
 side in one row, so that three channels still fill vectors; the pixels left over make one shorter row.
 
-A task is a chunk of rows. Arrays of columns are a vector longer than the columns.
+A task is a chunk of rows, or a whole sample where every sample has statistics of its own. Arrays of columns
+are a vector longer than the columns.
 """
 
 from typing import NamedTuple

@@ -69,11 +69,11 @@ def _backward_in_phases(
     """`channels.backward_with_sums` of a large sample whose groups have several channels."""
     sums = _sums(dy, x, view, statistics, affine.eps)
     gain = affine.parameters[0].astype(x.dtype)
-    means = (gain * sums).reshape(2, view.groups, view.members).sum(axis=2)
+    totals = (gain * sums).reshape(2, view.groups, view.members).sum(axis=2)
     # dy is multiplied by the gain, so that what is multiplied by the weight has a gamma of 1.
     plain = Affine((np.ones(len(gain)), None), affine.eps)
-    repeated, means = _repeated(statistics, view), _repeated(means, view)
-    channels.apply_gradient(dy, x, _channels(view), (repeated, plain, means, view.values), dx, gain)
+    repeated, totals = _repeated(statistics, view), _repeated(totals, view)
+    channels.apply_gradient(dy, x, _channels(view), (repeated, plain, totals, view.values), dx, gain)
     return sums
 
 

@@ -15,6 +15,7 @@ from numbabn.backends.cuda.gpu import (
     convert,
     cuda,
     device,
+    load,
     load4,
     shared_load,
     shared_load4,
@@ -164,7 +165,10 @@ def write_normalized(tile, rows, first, start, like, affine_map, y):
         place = parameter_index(rows, first + row, start + e - row * tile.width)
         d = shared_load(TILE, e, like) - shared_load(CENTER, row, like)
         xhat = d * shared_load(CENTER + ROW, row, like) + shared_load(CENTER + 2 * ROW, row, like)
-        store(y, tile.first + e, xhat * parameter_or(gamma, place, one) + parameter_or(beta, place, like))
+        value = xhat * parameter_or(gamma, place, one)
+        if beta != 0:  # as above: adding 0 would turn -0 into 0
+            value += load(beta, place, like)
+        store(y, tile.first + e, value)
 
 
 @device

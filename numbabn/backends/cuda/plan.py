@@ -118,6 +118,7 @@ class Strips(NamedTuple):
     groups: int  # of a sample
     length: int  # elements of a group
     lanes: int  # adjacent elements of a thread
+    vector: int  # 1 if a thread reads them at once, else 0: where arrays do not begin at aligned addresses
     width: int  # threads side by side
     strips: int  # blocks side by side that a group takes
     chunk: int  # samples of a block
@@ -192,15 +193,17 @@ def rows(view: View, itemsize: int, arrays: int) -> Rows:
 
 @functools.lru_cache(1024)
 def strips(view: View, vector: bool) -> Strips:
-    """Return how samples are added up whose rows are read as vectors, or one by one."""
+    """Return how samples are added up: the same sums whether rows are read as vectors or one by one."""
     length = view.members * view.inner
-    lanes = VECTOR if vector and length % VECTOR == 0 else 1
+    lanes = VECTOR if length % VECTOR == 0 else 1
     width = min(THREADS, length // lanes)
     count = -(-length // (width * lanes))
     least = CHUNK * (THREADS // width)
     chunks = max(1, min(SPREAD // (view.groups * count), view.batch // least))
     chunk = -(-view.batch // chunks)
-    return Strips(view.batch, view.groups, length, lanes, width, count, chunk, -(-view.batch // chunk))
+    return Strips(
+        view.batch, view.groups, length, lanes, int(vector), width, count, chunk, -(-view.batch // chunk)
+    )
 
 
 def runs_along(view: View) -> bool:

@@ -97,8 +97,8 @@ def _products(inputs, strips, like, statistics, eps, sums):
                 k, a = shared_load(CENTER, e, like), shared_load(CENTER + ROW, e, like)
                 b = shared_load(CENTER + 2 * ROW, e, like)
                 if strips.lanes > 1:
-                    d0, d1, d2, d3 = load4(inputs.dy, i, like)
-                    x0, x1, x2, x3 = load4(inputs.x, i, like)
+                    d0, d1, d2, d3 = load_four(inputs.dy, i, strips.vector, like)
+                    x0, x1, x2, x3 = load_four(inputs.x, i, strips.vector, like)
                     s1, l1 = add_value(s1, l1, d1)
                     s2, l2 = add_value(s2, l2, d2)
                     s3, l3 = add_value(s3, l3, d3)
@@ -117,6 +117,15 @@ def _products(inputs, strips, like, statistics, eps, sums):
         leave(s1, l1, q1, m1, strips, address + 8, more, place)
         leave(s2, l2, q2, m2, strips, address + 16, more, place)
         leave(s3, l3, q3, m3, strips, address + 24, more, place)
+
+
+@device
+def load_four(address, i, vector, like):
+    """Return four adjacent elements, read at once if ``vector``, else one by one."""
+    if vector:
+        return load4(address, i, like)
+    a, b = load(address, i, like), load(address, i + 1, like)
+    return a, b, load(address, i + 2, like), load(address, i + 3, like)
 
 
 @device
