@@ -5,7 +5,8 @@ by itself over the rows, and each channel's columns are added up at the end. ``c
 side in one row, so that three channels still fill vectors; the pixels left over make one shorter row.
 
 A task is a chunk of rows, or a whole sample where every sample has statistics of its own. Arrays of columns
-are a vector longer than the columns.
+are a vector longer than the columns. Some functions have nine parameters, for the reasons that `row_kernels`
+gives.
 """
 
 from typing import NamedTuple

@@ -5,7 +5,9 @@ segments. One task of a fused kernel is a block of groups, statistics and result
 group is what one statistic is taken over: one channel, or in group norm several, which are one row then.
 
 Offsets into flat arrays, not views: making and releasing one view costs two atomic reference counts,
-which is as much as summing 400 floats.
+which is as much as summing 400 floats. Some functions have nine parameters: a tuple with arrays in it counts
+references, too, and dy and gain are apart because only for a parameter that is None does Numba leave out what
+is not needed then.
 """
 
 from typing import NamedTuple
