@@ -15,11 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.libraries import BACKWARD, BOTH, COPY, EPS, FORWARD, LAYER, NUMBABN, OUT, Operations
+from benchmarks.libraries import (
+    BACKWARD,
+    BOTH,
+    COPY,
+    EPS,
+    FORWARD,
+    LAYER,
+    LAYER_BYTES,
+    NUMBABN,
+    OUT,
+    Operations,
+)
 from benchmarks.libraries import copy as copied
+from tests.support.cases import FLOAT32_BYTES
 
-FLOAT32_BYTES = 4
-LAYER_BYTES = 1_000_000  # with larger arrays the layer's own cost per call is too small to be seen
 GROUPS = 32
 
 
