@@ -24,10 +24,10 @@ gradient_coefficients = helper(arithmetic.gradient_coefficients)
 
 
 @helper
-def fill_normalize(c, mean, var, gamma, beta, eps, coefficients):
-    """Coefficients of channel c for y = (x - mean) / sqrt(var + eps) * gamma + beta, of scalars."""
+def fill_normalize(c, mean, std, gamma, beta, coefficients):
+    """Coefficients of channel c for y = (x - mean) / std * gamma + beta, where std is sqrt(var + eps)."""
     center = convert(mean, coefficients[0, c])
-    scale, shift = normalize_coefficients(mean, np.sqrt(var + eps), gamma, beta, center)
+    scale, shift = normalize_coefficients(mean, std, gamma, beta, center)
     coefficients[0, c] = center
     coefficients[1, c] = scale
     coefficients[2, c] = shift
@@ -69,10 +69,20 @@ def fill_group_gradient(first, members, mean, std, gain, count, sums, coefficien
 
 
 @small_kernel
+def fill_group_gradient_all(statistics, gain, eps, count, sums, coefficients):
+    """``fill_group_gradient`` for every group of one sample: statistics[2, groups], sums[2, channels]."""
+    groups, added = statistics.shape[1], (sums[0], sums[1])
+    members = len(gain) // groups
+    for g in range(groups):
+        std = np.sqrt(statistics[1, g] + eps)
+        fill_group_gradient(g * members, members, statistics[0, g], std, gain, count, added, coefficients)
+
+
+@small_kernel
 def fill_normalize_all(mean, var, gamma, beta, eps, coefficients):
     """``fill_normalize`` for every channel."""
     for c in range(len(mean)):
-        fill_normalize(c, mean[c], var[c], gamma[c], beta[c], eps, coefficients)
+        fill_normalize(c, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], coefficients)
 
 
 @small_kernel

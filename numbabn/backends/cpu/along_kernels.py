@@ -15,8 +15,8 @@ import numpy as np
 from numba import prange
 
 from numbabn.backends.cpu.affine import gradient_coefficients, normalize_coefficients, put
+from numbabn.backends.cpu.contiguous import row_moments, row_sums
 from numbabn.backends.cpu.jit import Kernel, helper
-from numbabn.backends.cpu.row_kernels import MERGE, SEGMENT, TINY
 from numbabn.backends.cpu.simd import (
     LANES,
     add,
@@ -31,106 +31,15 @@ from numbabn.backends.cpu.simd import (
     store,
     store_part,
     sub,
-    total,
     widen,
     zeros,
 )
-from numbabn.backends.cpu.welford import merge_means, moments_of_sums
 
 # Helpers here take the elements of arrays instead of arrays, whose references would be counted for every row:
 # 131072 rows of 64 float32 took twice as long. Some have nine parameters and more: dy and dx are apart from
 # the others, because only for a parameter that is None does Numba leave out what is not needed then.
 
 GROUP = 8  # samples whose sums for gamma and beta are added up before they are stored
-
-
-@helper
-def add_values(dy, x, i, gamma, j, k, like, s, q):
-    """(s + e, q + e * d) for the sixteen values from i on: d = x - k, and e = dy * gamma, or d without a dy.
-
-    j is the place in the sample, where gamma is read.
-    """
-    d = sub(load(x, i, like), k)
-    e = d
-    if dy is not None:
-        e = mul(load(dy, i, like), load(gamma, j, like))
-    return add(s, e), fma(e, d, q)
-
-
-@helper
-def add_part(dy, x, i, gamma, j, n, k, like, s, q):
-    """Like ``add_values`` for n < 16 values; the other lanes add nothing."""
-    none = zeros(like)
-    d = sub(load_part(x, i, n, k), k)
-    e = d
-    if dy is not None:
-        e = mul(load_part(dy, i, n, none), load_part(gamma, j, n, none))
-    return add(s, e), fma(e, d, q)
-
-
-@helper
-def sums(dy, x, first, gamma, lo, hi, shift):
-    """(sum of e, sum of e * d) over the places lo..hi of the sample that begins at first; d = x - shift.
-
-    e = dy * gamma, or d where dy is None. Sums of a segment have the dtype of ``shift``, as in
-    ``row_kernels.sums``, which says why segments are short; they are added up in float64.
-    """
-    k, none = splat(shift), zeros(shift)
-    s = q = zeros(np.float64(0))
-    for start in range(lo, hi, SEGMENT):
-        stop = min(start + SEGMENT, hi)
-        body = start + (stop - start) // LANES * LANES
-        s0 = s1 = q0 = q1 = none
-        for j in range(start, body - LANES, 2 * LANES):
-            s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
-            s1, q1 = add_values(dy, x, first + j + LANES, gamma, j + LANES, k, shift, s1, q1)
-        if (body - start) % (2 * LANES) > 0:
-            j = body - LANES
-            s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
-        if stop > body:
-            s1, q1 = add_part(dy, x, first + body, gamma, body, stop - body, k, shift, s1, q1)
-        s, q = add(s, widen(add(s0, s1))), add(q, widen(add(q0, q1)))
-    return total(s), total(q)
-
-
-@helper
-def first_estimate(x, first, length):
-    """Return a value near the mean of a row: the mean of its first vector, or its first value."""
-    if length < LANES:
-        return np.float64(x[first])
-    values = load(x, first, np.float64(0))
-    return total(fma(values, splat(1.0 / LANES), zeros(0.0)))  # a sixteenth first: no sum overflows
-
-
-@helper
-def block_moments(x, first, lo, hi, shift, like):
-    """Return (mean, m2) of the places lo..hi of a row, at most `MERGE` of them.
-
-    ``shift`` is a number near their mean. Sums of a few values have the dtype of ``like``, as in
-    ``row_kernels.slab_moments``.
-    """
-    narrow = convert(shift, like)
-    s, q = sums(None, x, first, None, lo, hi, narrow)
-    if not TINY < q < np.inf:  # squares leave the range of float32, or all is equal, or not finite
-        s, q = sums(None, x, first, None, lo, hi, np.float64(narrow))
-    return moments_of_sums(np.float64(hi - lo), np.float64(narrow), s, q)
-
-
-@helper
-def row_moments(x, first, length, centered, like):
-    """Return (mean, biased variance) of the row that begins at first, in float64."""
-    count, m2 = 0.0, 0.0
-    mean = first_estimate(x, first, length)
-    for lo in range(0, length, MERGE):
-        n = min(MERGE, length - lo)
-        more_mean, more_m2 = block_moments(x, first, lo, lo + n, mean, like)
-        if lo == 0:
-            count, mean, m2 = np.float64(n), more_mean, more_m2
-        else:
-            count, mean, between = merge_means(count, mean, np.float64(n), more_mean)
-            m2 += more_m2 + between
-    var = m2 / length
-    return (mean, var) if centered else (0.0, var + mean * mean)
 
 
 @helper
@@ -277,7 +186,7 @@ def backward_rows(sample, g, count, cut, eps, dy, x, work, dx):
         row, s, q = (sample + n) * cut.groups + g, 0.0, 0.0
         if dx is not None:
             center = convert(work.mean[row], x[0])
-            s, q = sums(dy, x, (sample + n) * cut.size, work.gamma, lo, hi, center)
+            s, q = row_sums(dy, x, (sample + n) * cut.size, work.gamma, lo, hi, center)
         fill_row(n, row, (s, q, length), eps, cut.centered, work, x[0])
     for j in range(lo, hi, LANES):
         backward_column(dy, x, sample * cut.size + j, count, j, hi - j, cut, work, dx)

@@ -65,21 +65,10 @@ def backward_apply(
 
     The sums may be those of more arrays than this one, and ``count`` their number of values per statistic.
     """
-    apply_gradient(dy, x, view, (statistics, affine, sums, count), dx, None)
-
-
-def apply_gradient(
-    dy: Array, x: Array, view: View, of: tuple[Array, Affine, Array, int], dx: Array, gain: Array | None
-) -> None:
-    """`backward_apply`, with dy multiplied by a gain for each channel unless it is None.
-
-    ``of`` are the statistics, the affine map, the sums and their count.
-    """
-    statistics, affine, sums, count = of
     coefficients = np.empty((4, view.groups), x.dtype)
     gamma, _ = affine.parameters
     fill_gradient_all(statistics, gamma, affine.eps, np.float64(count), sums, coefficients)
-    _family(view).apply(dy, x, view, coefficients, dx, gain)
+    _family(view).apply(dy, x, view, coefficients, dx)
 
 
 def backward(

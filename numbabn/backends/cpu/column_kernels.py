@@ -38,7 +38,7 @@ from numbabn.backends.cpu.simd import (
     widen,
     zeros,
 )
-from numbabn.backends.cpu.welford import merge_sums
+from numbabn.backends.cpu.welford import merge_all, merge_sums
 
 MERGE = 4096  # pixels summed about one shift, or 64 rows of them: bounds the cancellation, see merge_sums
 GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
@@ -342,33 +342,46 @@ def apply(dy, x, cut, coefficients, gain, out):
 
 @helper
 def forward_sample(x, cut, gamma, beta, eps, statistics, y):
-    """Training forward in one task: mean and biased variance in statistics[2, 1, groups].
+    """Training forward in one task: ``statistics`` are two arrays, of the mean and the biased variance.
 
-    ``cut`` is (copies, inner, members, streaming); members are the channels of a group.
+    ``cut`` is (chunks, copies, inner, members, streaming); members are the channels of a group. The sums are
+    those of as many chunks as where threads share a sample, so that the bits are the same.
     """
-    copies, inner, members, streaming = cut
-    count, mean, var = np.empty(1), statistics[0, 0], statistics[1, 0]
+    chunks, copies, inner, members, streaming = cut
+    mean, var = statistics
+    count, pair = np.empty(chunks), np.empty((2, chunks, len(mean)))
     coefficients = np.empty((4, len(gamma)), x.dtype)
-    moments_task(0, x, copies, members * inner, x[0], count, statistics)
+    for k in range(chunks):
+        moments_task(k, x, copies, members * inner, x[0], count, pair)
+    merge_all(count, pair)
+    values = np.float64(x.size // len(mean))
     for g in range(len(mean)):
-        var[g] /= count[0]
+        mean[g], var[g] = pair[0, 0, g], pair[1, 0, g] / values
+        std = np.sqrt(var[g] + eps)
         for c in range(g * members, (g + 1) * members):
-            fill_normalize(c, mean[g], var[g], gamma[c], beta[c], eps, coefficients)
+            fill_normalize(c, mean[g], std, gamma[c], beta[c], coefficients)
     apply_task(0, None, x, (1, copies, inner, streaming), coefficients, None, y)
 
 
 @helper
 def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
-    """Sums of dy and dy * xhat in one task: sums[2, 1, channels]. Return the coefficients of dx.
+    """Fill ``sums`` in one task, two arrays: of dy and of dy * xhat. Return the coefficients of dx.
 
-    statistics[2, 1, groups] and ``cut`` are as in ``forward_sample``. Without a gain members is 1.
+    ``statistics`` and ``cut`` are as in ``forward_sample``. Without a gain members is 1.
     """
-    copies, inner, members, _ = cut
-    channels, mean, var = sums.shape[2], statistics[0, 0], statistics[1, 0]
-    coefficients = np.empty((4, channels), x.dtype)
+    chunks, copies, inner, members, _ = cut
+    (mean, var), (sum_dy, sum_dy_xhat) = statistics, sums
+    channels = len(sum_dy)
+    parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), x.dtype)
     count = np.float64(x.size // channels)
-    products_task(0, dy, x, copies, inner, mean, members, sums)
-    sum_dy, sum_dy_xhat = sums[0, 0], sums[1, 0]
+    for k in range(chunks):
+        products_task(k, dy, x, copies, inner, mean, members, parts)
+    for c in range(channels):
+        sum_dy[c], sum_dy_xhat[c] = parts[0, 0, c], parts[1, 0, c]
+    for k in range(1, chunks):
+        for c in range(channels):
+            sum_dy[c] += parts[0, k, c]
+            sum_dy_xhat[c] += parts[1, k, c]
     for g in range(len(mean)):
         std = np.sqrt(var[g] + eps)
         for c in range(g * members, (g + 1) * members):
@@ -385,12 +398,12 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
 @Kernel
 def forward_samples(x, cut, gamma, beta, eps, statistics, y):
     """``forward_sample`` for every sample, with statistics[2, samples, groups]."""
-    copies, inner, members, streaming = cut
+    chunks, copies, inner, members, streaming = cut
     size = x.size // statistics.shape[1]
     for t in prange(statistics.shape[1]):
         n = np.int64(t)
-        lo, hi, task = n * size, (n + 1) * size, (copies, inner, members, streaming)
-        forward_sample(x[lo:hi], task, gamma, beta, eps, statistics[:, n : n + 1], y[lo:hi])
+        lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members, streaming)
+        forward_sample(x[lo:hi], task, gamma, beta, eps, (statistics[0, n], statistics[1, n]), y[lo:hi])
 
 
 @Kernel
@@ -399,12 +412,12 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
 
     statistics[2, samples, groups], sums[2, samples, channels].
     """
-    copies, inner, members, streaming = cut
+    chunks, copies, inner, members, streaming = cut
     size = x.size // sums.shape[1]
     for t in prange(sums.shape[1]):
         n = np.int64(t)
-        lo, hi, task = n * size, (n + 1) * size, (copies, inner, members, streaming)
-        given, added = statistics[:, n : n + 1], sums[:, n : n + 1]
+        lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members, streaming)
+        given, added = (statistics[0, n], statistics[1, n]), (sums[0, n], sums[1, n])
         coefficients = reduce_sample(dy[lo:hi], x[lo:hi], task, given, gamma, gain, eps, added)
         if dx is not None:
             whole = np.int64(1), copies, inner, streaming
@@ -420,19 +433,19 @@ def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
     """Normalise a small array with the statistics given, in one launch."""
     coefficients = np.empty((4, len(mean)), y.dtype)
     for c in range(len(mean)):
-        fill_normalize(c, mean[c], var[c], gamma[c], beta[c], eps, coefficients)
+        fill_normalize(c, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], coefficients)
     apply_task(0, None, x, (1, copies, inner, 0), coefficients, None, y)
 
 
 @small_kernel
 def forward(x, copies, inner, gamma, beta, eps, statistics, y):
     """Training forward of a small array: mean and biased variance in statistics[2, channels]."""
-    forward_sample(x, (copies, inner, 1, 0), gamma, beta, eps, statistics.reshape(2, 1, -1), y)
+    forward_sample(x, (1, copies, inner, 1, 0), gamma, beta, eps, (statistics[0], statistics[1]), y)
 
 
 @small_kernel
 def backward(dy, x, copies, inner, statistics, gamma, eps, sums, dx):
     """Training backward of a small array: sums of dy and dy * xhat in sums[2, channels]."""
-    cut, given, added = (copies, inner, 1, 0), statistics.reshape(2, 1, -1), sums.reshape(2, 1, -1)
+    cut, given, added = (1, copies, inner, 1, 0), (statistics[0], statistics[1]), (sums[0], sums[1])
     coefficients = reduce_sample(dy, x, cut, given, gamma, None, eps, added)
     apply_task(0, dy, x, (1, copies, inner, 0), coefficients, None, dx)

@@ -63,11 +63,13 @@ def backward(
 
 
 def forward_samples(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
-    """Fill statistics[2, batch * groups] and y of small samples in one launch, or return False."""
-    if not plan.small(x.nbytes // view.batch):
+    """Fill statistics[2, batch * groups] and y in one launch, or return False: threads share samples."""
+    sample = x.nbytes // view.batch
+    if not plan.a_thread_each(view, sample):
         return False
     shaped = statistics.reshape(2, view.batch, view.groups)
-    cut = *_cut(view), view.members, int(plan.streams(plan.touched(None, x, y)))
+    copies, chunks = plan.columns(View(1, view.outer, view.groups, 1, view.members * view.inner), sample)
+    cut = chunks, copies, view.inner, view.members, int(plan.streams(plan.touched(None, x, y)))
     kernels.forward_samples(x.nbytes, x, cut, *affine.parameters, affine.eps, shaped, y)
     return True
 
@@ -75,21 +77,23 @@ def forward_samples(x: Array, view: View, affine: Affine, statistics: Array, y: 
 def backward_samples(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array | None
 ) -> bool:
-    """Fill sums[2, batch * groups * members] and dx of small samples in one launch, or return False."""
-    if not plan.small(2 * x.nbytes // view.batch):
+    """Fill sums[2, batch * groups * members] and dx in one launch, or return False as `forward_samples`."""
+    sample = 2 * x.nbytes // view.batch
+    if not plan.a_thread_each(view, sample):
         return False
     gamma, _ = affine.parameters
     gain = gamma.astype(x.dtype) if view.members > 1 else None
     given = statistics.reshape(2, view.batch, view.groups)
     added = sums.reshape(2, view.batch, view.groups * view.members)
     streaming = dx is not None and plan.streams(plan.touched(dy, x, dx))
-    cut = *_cut(view), view.members, int(streaming)
+    copies, chunks = plan.columns(View(1, view.outer, view.groups * view.members, 1, view.inner), sample)
+    cut = chunks, copies, view.inner, view.members, int(streaming)
     kernels.backward_samples(2 * x.nbytes, dy, x, cut, given, gamma, gain, affine.eps, added, dx)
     return True
 
 
 @functools.lru_cache(1024)
 def _cut(view: View) -> tuple[int, int]:
-    """How a small array or sample is cut up: pixels side by side in a row, and inner."""
-    copies, _ = plan.columns(View(1, view.outer, view.groups * view.members, 1, view.inner), 0)
+    """How a small array is cut up: pixels side by side in a row, and inner."""
+    copies, _ = plan.columns(view, 0)
     return copies, view.inner

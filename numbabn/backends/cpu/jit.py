@@ -165,10 +165,16 @@ def use_threads(nbytes: int) -> bool:
 
     Numba's workqueue layer aborts the process when two threads enter it at once, so it is never entered.
     """
-    if nbytes < PARALLEL_BYTES or _forked or config.DISABLE_JIT:
-        return False
+    return nbytes >= PARALLEL_BYTES and thread_count() > 1
+
+
+def thread_count() -> int:
+    """Return how many threads kernels run on: 1 where a parallel region is not safe."""
+    if _forked or config.DISABLE_JIT:
+        return 1
     # get_num_threads starts the pool, and only a started pool has a layer.
-    return numba.get_num_threads() > 1 and numba.threading_layer() in ("omp", "tbb")
+    threads = numba.get_num_threads()
+    return threads if threads > 1 and numba.threading_layer() in ("omp", "tbb") else 1
 
 
 def cache_folder() -> str | None:

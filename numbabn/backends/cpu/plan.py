@@ -7,7 +7,7 @@ bits of its result do not depend on how many others there are.
 import functools
 import math
 
-from numbabn.backends.cpu.jit import PARALLEL_BYTES
+from numbabn.backends.cpu.jit import PARALLEL_BYTES, thread_count
 from numbabn.backends.cpu.row_kernels import SEGMENT, TASK
 from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.verbs import Array, View
@@ -39,6 +39,14 @@ def streams(nbytes: int) -> bool:
 def small(nbytes: int) -> bool:
     """Whether a call reads so little that waking a second thread takes longer than it saves."""
     return nbytes < PARALLEL_BYTES
+
+
+def a_thread_each(view: View, sample: int) -> bool:
+    """Whether every sample, of which so many bytes are read, is best done by one thread.
+
+    The bits are the same where threads share a sample.
+    """
+    return small(sample) or view.batch >= thread_count()
 
 
 def uses_rows(view: View) -> bool:

@@ -5,9 +5,10 @@ segments. One task of a fused kernel is a block of groups, statistics and result
 group is what one statistic is taken over: one channel, or in group norm several, which are one row then.
 
 Offsets into flat arrays, not views: making and releasing one view costs two atomic reference counts,
-which is as much as summing 400 floats. Some functions have nine parameters: a tuple with arrays in it counts
-references, too, and dy and gain are apart because only for a parameter that is None does Numba leave out what
-is not needed then.
+which is as much as summing 400 floats. What is called for every channel takes the ``elements`` of dy and x,
+which are not counted. Some functions have nine parameters: a tuple with arrays in it counts references, too,
+and dy and gain are apart because only for a parameter that is None does Numba leave out what is not needed
+then.
 """
 
 from typing import NamedTuple
@@ -23,31 +24,28 @@ from numbabn.backends.cpu.affine import (
     put,
     put_part,
 )
+from numbabn.backends.cpu.contiguous import MERGE, SEGMENT, TINY, add_part, add_values, row_moments, row_sums
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import (
     LANES,
     add,
     blend,
     convert,
+    elements,
     fence,
     fma,
     load,
-    load_part,
     prefetch,
     splat,
-    sub,
     total,
     unaligned,
     widen,
     zeros,
 )
-from numbabn.backends.cpu.welford import merge_sums
+from numbabn.backends.cpu.welford import merge_sums, moments_of_sums
 from numbabn.backends.verbs import Array
 
 STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
-SEGMENT = 8 * STRIDE  # elements whose sums have the dtype of the shift
-MERGE = 4096  # elements summed about one shift; Welford's update for every element runs at 1.2 GB/s
-TINY = 1e-30  # a sum of squares below this may have lost some to underflow of float32
 TASK = 65536  # elements of one task of apply
 
 
@@ -101,26 +99,15 @@ def segments_per_row(inner):
 
 
 @helper
-def add_values(dy, x, i, k, like, s, q):
-    """(s + e, q + e * d) for the sixteen values from i on: d = x - k, and e = dy, or d where dy is None.
+def row_and_part(t, rows):
+    """Return (row, segment in it) of segment t of a channel.
 
-    Values are read in the dtype of ``like``, which k, s and q have.
+    A division takes as long as the sums of 7x7 values, so that there is none for the first segment.
     """
-    d = sub(load(x, i, like), k)
-    e = d
-    if dy is not None:
-        e = load(dy, i, like)
-    return add(s, e), fma(e, d, q)
-
-
-@helper
-def add_part(dy, x, i, n, k, like, s, q):
-    """Like ``add_values`` for n < 16 values; the other lanes add nothing."""
-    d = sub(load_part(x, i, n, k), k)
-    e = d
-    if dy is not None:
-        e = load_part(dy, i, n, zeros(like))
-    return add(s, e), fma(e, d, q)
+    if t == 0:
+        return np.int64(0), np.int64(0)
+    per_row = segments_per_row(rows.inner)
+    return t // per_row, t % per_row
 
 
 @helper
@@ -128,10 +115,8 @@ def sums(dy, x, c, lo, hi, rows, shift):
     """(n, sum of e, sum of e * d) over segments lo..hi of channel c; d = x - shift.
 
     e = dy, or d where dy is None: the sums of the backward pass, or those of the variance. d, e and the sums
-    of a block have shift's dtype; blocks are added up in float64. Blocks are short because float32 sums of
-    squares are biased where x lies on a grid, as at an offset of 1e4: a square is 0 or 1 modulo 4, so that it
-    is rounded down more often than up. 64 additions a lane cost 3e-7 of the variance there, 8 cost nothing;
-    float64 products instead halve the speed in cache.
+    of a block have shift's dtype; blocks are added up in float64. ``contiguous.row_sums`` says why blocks are
+    short.
     """
     n = pending = 0
     k, none = splat(shift), zeros(shift)
@@ -139,28 +124,31 @@ def sums(dy, x, c, lo, hi, rows, shift):
     s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
     inner, next_row = rows.inner, rows.channels * rows.inner
     per_row = segments_per_row(inner)
-    part, row = lo % per_row, (lo // per_row * rows.channels + c) * inner
+    # What lies behind the array is not prefetched: looking up an address that is not there takes longer.
+    ahead = next_row if rows.outer > 1 else 0
+    sample, part = row_and_part(lo, rows)
+    row = (sample * rows.channels + c) * inner
     for _ in range(lo, hi):
         first = row + part * SEGMENT
         stop = min(first + SEGMENT, row + inner)
         body = first + (stop - first) // STRIDE * STRIDE
         for i in range(first, body, STRIDE):
-            prefetch(x, i + next_row, STRIDE)
+            prefetch(x, i + ahead, STRIDE)
             if dy is not None:
-                prefetch(dy, i + next_row, STRIDE)
-            s0, q0 = add_values(dy, x, i, k, shift, s0, q0)
-            s1, q1 = add_values(dy, x, i + LANES, k, shift, s1, q1)
-            s2, q2 = add_values(dy, x, i + 2 * LANES, k, shift, s2, q2)
-            s3, q3 = add_values(dy, x, i + 3 * LANES, k, shift, s3, q3)
+                prefetch(dy, i + ahead, STRIDE)
+            s0, q0 = add_values(dy, x, i, None, 0, k, shift, s0, q0)
+            s1, q1 = add_values(dy, x, i + LANES, None, 0, k, shift, s1, q1)
+            s2, q2 = add_values(dy, x, i + 2 * LANES, None, 0, k, shift, s2, q2)
+            s3, q3 = add_values(dy, x, i + 3 * LANES, None, 0, k, shift, s3, q3)
         left = stop - body
         if left >= LANES:
-            s0, q0 = add_values(dy, x, body, k, shift, s0, q0)
+            s0, q0 = add_values(dy, x, body, None, 0, k, shift, s0, q0)
         if left >= 2 * LANES:
-            s1, q1 = add_values(dy, x, body + LANES, k, shift, s1, q1)
+            s1, q1 = add_values(dy, x, body + LANES, None, 0, k, shift, s1, q1)
         if left >= 3 * LANES:
-            s2, q2 = add_values(dy, x, body + 2 * LANES, k, shift, s2, q2)
+            s2, q2 = add_values(dy, x, body + 2 * LANES, None, 0, k, shift, s2, q2)
         if left % LANES:
-            s3, q3 = add_part(dy, x, stop - left % LANES, left % LANES, k, shift, s3, q3)
+            s3, q3 = add_part(dy, x, stop - left % LANES, None, 0, left % LANES, k, shift, s3, q3)
         n += stop - first
         pending += stop - first + STRIDE
         if pending > SEGMENT:  # short rows share a block
@@ -184,7 +172,8 @@ def add_four(a, b, c, d):
 @helper
 def first_estimate(x, c, t, rows):
     """Return a value near the mean of segment t of channel c: the mean of the first vector of its row."""
-    first = (t // segments_per_row(rows.inner) * rows.channels + c) * rows.inner
+    sample, _ = row_and_part(t, rows)
+    first = (sample * rows.channels + c) * rows.inner
     values = load(x, first, np.float64(0))
     return total(fma(values, splat(1.0 / LANES), zeros(0.0)))  # a sixteenth first: no sum overflows
 
@@ -194,24 +183,44 @@ def slab_moments(x, c, lo, hi, rows, like):
     """(count, mean, m2) of segments lo..hi of channel c, blocks in like's dtype, merged in float64."""
     count = mean = m2 = 0.0
     shift = first_estimate(x, c, lo, rows)
-    group = MERGE // min(rows.inner, SEGMENT)
-    for t in range(lo, hi, group):
-        stop = min(t + group, hi)
+    longest = min(rows.inner, SEGMENT)
+    together = hi - lo
+    if together * longest > MERGE:
+        together = MERGE // longest
+    for t in range(lo, hi, together):
+        stop = min(t + together, hi)
         shift = np.float64(convert(shift, like))
         n, s, q = sums(None, x, c, t, stop, rows, convert(shift, like))
         if not TINY < q < np.inf:  # squares leave the range of float32, or all is equal, or not finite
             n, s, q = sums(None, x, c, t, stop, rows, shift)
-        count, mean, m2 = merge_sums(count, mean, m2, n, shift, s, q)
+        if t == lo:  # merging with nothing would be two divisions for every short channel
+            count = n
+            mean, m2 = moments_of_sums(n, shift, s, q)
+        else:
+            count, mean, m2 = merge_sums(count, mean, m2, n, shift, s, q)
         shift = mean
     return count, mean, m2
 
 
 @helper
+def slab_statistics(x, g, rows, like):
+    """Return (mean, biased variance) of a group."""
+    if rows.outer == 1:
+        return row_moments(x, g * rows.inner, rows.inner, 1, like)
+    _, segments = segments_of(0, 1, rows)
+    count, mean, m2 = slab_moments(x, g, 0, segments, rows, like)
+    return mean, m2 / count
+
+
+@helper
 def slab_products(dy, x, c, lo, hi, rows, mean, like):
-    """(count, sum of dy, sum of dy * (x - mean)) of segments lo..hi of channel c, blocks in like's dtype."""
+    """(sum of dy, sum of dy * (x - mean)) of segments lo..hi of channel c, blocks in like's dtype."""
     center = convert(mean, like)
-    count, sum_dy, sum_dy_d = sums(dy, x, c, lo, hi, rows, center)
-    return count, sum_dy, sum_dy_d - (mean - center) * sum_dy
+    if rows.outer == 1 and hi - lo == segments_per_row(rows.inner):
+        sum_dy, sum_dy_d = row_sums(dy, x, c * rows.inner, None, 0, rows.inner, center)
+    else:
+        _, sum_dy, sum_dy_d = sums(dy, x, c, lo, hi, rows, center)
+    return sum_dy, sum_dy_d - (mean - center) * sum_dy
 
 
 @helper
@@ -286,7 +295,7 @@ def moments_task(task, x, rows, like, count, pair):
     """Partial moments of a chunk of a channel."""
     c, k = task // len(count), task % len(count)
     start, stop = segments_of(k, len(count), rows)
-    count[k], pair[0, k, c], pair[1, k, c] = slab_moments(x, c, start, stop, rows, like)
+    count[k], pair[0, k, c], pair[1, k, c] = slab_moments(elements(x), c, start, stop, rows, like)
 
 
 @Kernel
@@ -302,7 +311,9 @@ def products_task(task, dy, x, rows, mean, sums):
     chunks = sums.shape[1]
     c, k = task // chunks, task % chunks
     start, stop = segments_of(k, chunks, rows)
-    _, sums[0, k, c], sums[1, k, c] = slab_products(dy, x, c, start, stop, rows, mean[c], np.float64(0))
+    sums[0, k, c], sums[1, k, c] = slab_products(
+        elements(dy), elements(x), c, start, stop, rows, mean[c], np.float64(0)
+    )
 
 
 @Kernel
@@ -316,7 +327,17 @@ def products(dy, x, outer, channels, inner, mean, sums):
 def apply_task(t, dy, x, inner, coefficients, gain, streaming, out):
     """Apply the affine map to one of the tasks that ``apply_start`` bounds."""
     start, stop = apply_start(t, x.size, inner), apply_start(t + 1, x.size, inner)
-    apply_range(dy, x, start, stop, inner, coefficients, gain, Traffic(streaming, 0), out)
+    apply_range(
+        elements(dy),
+        elements(x),
+        start,
+        stop,
+        inner,
+        coefficients,
+        gain,
+        Traffic(streaming, 0),
+        elements(out),
+    )
     fence()
 
 
@@ -345,7 +366,17 @@ def apply_block(dy, x, c0, c1, rows, streaming, coefficients, gain, out):
     traffic = Traffic(streaming, size)
     for n in range(rows.outer):
         start = (n * rows.channels + c0) * rows.inner
-        apply_range(dy, x, start, start + size, rows.inner, coefficients, gain, traffic, out)
+        apply_range(
+            elements(dy),
+            elements(x),
+            start,
+            start + size,
+            rows.inner,
+            coefficients,
+            gain,
+            traffic,
+            elements(out),
+        )
     fence()
 
 
@@ -356,14 +387,15 @@ def forward_task(t, x, cut, norm, coefficients, y):
     rows = Rows(outer, groups, members * inner)
     statistics, gamma, beta, eps = norm
     mean, var = statistics[0], statistics[1]
-    _, segments = segments_of(0, 1, rows)
     first, last = t * block, min((t + 1) * block, groups)
-    p = first * members % len(gamma)
     for g in range(first, last):
-        count, mean[g], m2 = slab_moments(x, g, 0, segments, rows, x[0])
-        var[g] = m2 / count
+        mean[g], var[g] = slab_statistics(elements(x), g, rows, x[0])
+    p = first * members % len(gamma)
+    # In a loop of their own the divisions and square roots of many groups are under way at the same time.
+    for g in range(first, last):
+        std = np.sqrt(var[g] + eps)
         for c in range(g * members, (g + 1) * members):
-            fill_normalize(c, mean[g], var[g], gamma[p], beta[p], eps, coefficients)
+            fill_normalize(c, mean[g], std, gamma[p], beta[p], coefficients)
             p = p + 1 if p + 1 < len(gamma) else 0
     channels = Rows(outer, groups * members, inner)
     apply_block(None, x, first * members, last * members, channels, streaming, coefficients, None, y)
@@ -393,12 +425,16 @@ def backward_task(t, dy, x, cut, norm, gain, sums, coefficients, dx):
     statistics, gamma, _, eps = norm
     _, segments = segments_of(0, 1, rows)
     first, last = t * block, min((t + 1) * block, groups)
-    p = first * members % len(gamma)
     for g in range(first, last):
-        mean, std, count = statistics[0, g], np.sqrt(statistics[1, g] + eps), 0.0
         for c in range(g * members, (g + 1) * members):
-            count, sums[0, c], q = slab_products(dy, x, c, 0, segments, rows, mean, x[0])
-            sums[1, c] = q / std
+            sums[0, c], sums[1, c] = slab_products(
+                elements(dy), elements(x), c, 0, segments, rows, statistics[0, g], x[0]
+            )
+    count, p = np.float64(outer * inner), first * members % len(gamma)
+    for g in range(first, last):  # as in forward_task
+        mean, std = statistics[0, g], np.sqrt(statistics[1, g] + eps)
+        for c in range(g * members, (g + 1) * members):
+            sums[1, c] /= std
         if gain is None:
             fill_gradient(g, mean, std, gamma[p], (sums[0, g] / count, sums[1, g] / count), coefficients)
             p = p + 1 if p + 1 < len(gamma) else 0

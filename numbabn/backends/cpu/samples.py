@@ -7,6 +7,7 @@ it between threads, while it is in the cache.
 import numpy as np
 
 from numbabn.backends.cpu import along, channels, columns, plan, rows
+from numbabn.backends.cpu.affine import fill_group_gradient_all
 from numbabn.backends.cpu.channels import fill
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.verbs import Affine, Array, Pair, View
@@ -68,12 +69,11 @@ def _backward_in_phases(
 ) -> Array:
     """`channels.backward_with_sums` of a large sample whose groups have several channels."""
     sums = _sums(dy, x, view, statistics, affine.eps)
-    gain = affine.parameters[0].astype(x.dtype)
-    totals = (gain * sums).reshape(2, view.groups, view.members).sum(axis=2)
-    # dy is multiplied by the gain, so that what is multiplied by the weight has a gamma of 1.
-    plain = Affine((np.ones(len(gain)), None), affine.eps)
-    repeated, totals = _repeated(statistics, view), _repeated(totals, view)
-    channels.apply_gradient(dy, x, _channels(view), (repeated, plain, totals, view.values), dx, gain)
+    gain, count = affine.parameters[0].astype(x.dtype), np.float64(view.outer * view.inner)
+    coefficients = np.empty((4, len(gain)), x.dtype)
+    fill_group_gradient_all(statistics, gain, affine.eps, count, sums, coefficients)
+    family = rows if plan.uses_rows(view) else columns
+    family.apply(dy, x, _channels(view), coefficients, dx, gain)
     return sums
 
 

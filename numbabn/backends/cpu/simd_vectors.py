@@ -46,9 +46,9 @@ def call(builder, name, result, arguments):
 
 
 def first_lanes(builder, count):
-    """Lanes 0 .. count-1."""
-    word = count.type
-    lane = ir.Constant(ir.VectorType(word, LANES), list(range(LANES)))
+    """Lanes 0 .. count-1, of a count below 2**31: compared in 32 bits, which are half the vectors of 64."""
+    count = builder.trunc(count, _I32)
+    lane = ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES)))
     undefined = ir.Constant(lane.type, ir.Undefined)
     first = builder.insert_element(undefined, count, _I32(0))
     return builder.icmp_signed("<", lane, builder.shuffle_vector(first, undefined, lane_numbers([0] * LANES)))

@@ -29,6 +29,12 @@ def merge_sums(count, mean, m2, n, shift, s, q):
 
 @small_kernel
 def merge_chunks(count, pair):
+    """``merge_all``, to be called from Python."""
+    merge_all(count, pair)
+
+
+@helper
+def merge_all(count, pair):
     """Merge the chunks of count[chunks] and (mean, m2), pair[2, chunks, channels], into chunk 0, in order."""
     mean, m2 = pair[0], pair[1]
     total = count[0]
