@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numbabn.backends.cpu import jit
+from numbabn.backends.cpu import jit, plan
 from tests.support.checks import NAMES, assert_same_bits
 from tests.support.group_problems import GroupProblem
 from tests.support.jit import JIT, needs_jit
@@ -59,12 +59,14 @@ def test_a_sample_alone_and_in_any_batch(problem, how, data):
 
 
 # Sizes of a sample around those of `numbabn.backends.cpu.plan`: below 512 KB, of x forward and of x and dy
-# backward, a sample is one task; 16 blocks keep many cores busy.
+# backward, a sample is one task, and a larger one where there are as many samples as threads; 16 blocks keep
+# many cores busy.
 AROUND = [
     ((3, 15, 66, 66), 1), ((3, 15, 67, 67), 1), ((3, 15, 93, 93), 1), ((3, 15, 97, 97), 1),  # 15 groups
     ((3, 16, 64, 64), 1), ((3, 16, 91, 90), 1), ((3, 16, 91, 91), 1), ((3, 34, 47, 47), 1),
     ((3, 4, 128, 127), 1), ((3, 4, 182, 182), 1), ((3, 2, 300, 300), 1),
     ((3, 63, 65, 16), -1), ((3, 64, 64, 16), -1), ((3, 127, 64, 16), -1), ((3, 128, 64, 16), -1),
+    ((3, 100, 100, 32), -1),
     ((3, 20, 4, 800), 2), ((3, 20, 4, 830), 2), ((3, 20, 4, 1700), 2), ((3, 200, 40, 9), 2),
     ((3, 400, 40, 9), 2), ((3, 70_000), 1), ((3, 140_000), 1),
     ((70, 96), 1), ((7, 512, 7, 7), 1), ((7, 512, 3, 3), 1),
@@ -137,6 +139,15 @@ def bits_of(problem):
     _, *sums = problem.backward(problem.dy(), results.saved, need_dx=False)
     arrays = (results.y, results.saved.mean, results.saved.var, *results.gradients, *sums)
     return [array.tobytes() for array in arrays]
+
+
+def test_same_bits_where_threads_share_a_sample():
+    """A large sample of columns is one task, or several in phases, by the number of threads."""
+    for problem in PROBLEMS:
+        with regime("phases"):
+            expected = bits_of(problem)
+            with mock.patch.object(plan, "thread_count", return_value=1):
+                assert bits_of(problem) == expected, problem
 
 
 @needs_jit

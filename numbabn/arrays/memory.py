@@ -1,9 +1,9 @@
 """Memory for large results: blocks are kept when their array dies, and used again.
 
-The C library gives blocks over 32 MiB back to the system at once, and touching 100 MB of new pages takes
-as long as normalising them or longer: forward of 32x64x112x112 float32 takes 2.8 ms with ``out=``, 3.7 with
-kept memory, 5.9 to 9.6 with new pages. A kept block is marked free for the system to take (MADV_FREE), so
-that it costs nothing where memory is short; where it is not, the next result finds its pages in place.
+The C library gives blocks of 32 MiB and more back to the system at once, and touching 100 MB of new pages
+takes as long as normalising them, or longer: forward of 32x64x112x112 float32 takes 2.8 ms with ``out=``, 3.7
+with kept memory, 5.9 to 9.6 with new pages. A kept block is marked free for the system to take (MADV_FREE),
+so that it costs nothing where memory is short; where it is not, the next result finds its pages in place.
 
 Smaller arrays come from ``numpy.empty``: the C library keeps their memory itself.
 """
@@ -23,7 +23,9 @@ import numpy as np
 from numbabn._numbers import integer
 from numbabn.backends.verbs import Array
 
-SMALLEST_BLOCK = 32 << 20  # glibc's largest threshold for memory of its own, DEFAULT_MMAP_THRESHOLD_MAX
+# glibc's largest threshold for memory of its own, DEFAULT_MMAP_THRESHOLD_MAX, less a page for its header: an
+# array of 32 MiB itself is beyond it.
+SMALLEST_BLOCK = (32 << 20) - mmap.PAGESIZE
 _PAGE = 2 << 20  # a huge page
 _SUPPORTED = hasattr(mmap, "MADV_FREE") and hasattr(mmap, "MADV_HUGEPAGE")
 
@@ -52,7 +54,7 @@ def empty_like(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
 def set_pool_limit(nbytes: int) -> None:
     """Set how much memory of large results may be kept for the next ones; 0 keeps none.
 
-    A result of more than 32 MiB is a block of memory of its own. When its array dies, the block is used for
+    A result of 32 MiB or more is a block of memory of its own. When its array dies, the block is used for
     the next result of the same size, whose pages are then in place: on 100 MB that saves half of the time.
     Beyond the limit, those blocks go first that were used least recently.
 

@@ -1,5 +1,6 @@
 """Layer norm and RMS norm: every sample by itself. The functions, which remember nothing, and the layers."""
 
+import functools
 import math
 from typing import Any
 
@@ -28,19 +29,11 @@ class _Call(SampleCall):
         shape = x.shape
         if not shape:
             raise ValueError("x must have an axis to be normalised, but has shape ()")
-        axes: tuple[int, ...]
         if type(axis) is tuple and len(axis) == 1:
             (axis,) = axis
-        if type(axis) is int:  # most calls, in a third of the time
-            number = axis_number(axis, x.ndim)
-            axes, rest = (number,), shape[:number] + shape[number + 1 :]
-        else:
-            axes = _axes(axis, x.ndim)
-            rest = tuple([n for i, n in enumerate(shape) if i not in axes])
-        self.axis = axes
-        self.shape = tuple([shape[i] for i in axes])
-        self.count = self.channels = math.prod(self.shape)
-        self.groups = math.prod(rest)
+        read = _one_axis if type(axis) is int else _some_axes  # most calls have one: a third of the time
+        self.axis, self.shape, self.count, self.groups = read(shape, axis)
+        self.channels = self.count
 
     def _layout(self, source: AnyArray) -> Layout:
         return rows_layout(source, self.axis)
@@ -71,6 +64,19 @@ def _flat(parameter: AnyArray | None) -> AnyArray | None:
         library.assign(copy, parameter)
         parameter = copy
     return parameter.ravel()
+
+
+def _some_axes(shape: tuple[int, ...], axis: object) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+    """Return the axes, their lengths, and the numbers of values of a statistic and of statistics."""
+    axes = _axes(axis, len(shape))
+    lengths = tuple([shape[i] for i in axes])
+    others = [n for i, n in enumerate(shape) if i not in axes]
+    return axes, lengths, math.prod(lengths), math.prod(others)
+
+
+@functools.lru_cache(1024)
+def _one_axis(shape: tuple[int, ...], axis: int) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+    return _some_axes(shape, axis)
 
 
 def _axes(axis: object, ndim: int) -> tuple[int, ...]:

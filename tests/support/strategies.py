@@ -121,7 +121,12 @@ STARTS = range(18) if JIT else (0, 5)
 # Which kernels run is decided by the shape, and by sizes that only arrays of megabytes have. The regimes
 # change the sizes, so that small arrays take the paths of large ones.
 _STREAMING = {(plan, "STREAM_BYTES"): 0}
-_PHASES = {(plan, "PARALLEL_BYTES"): 0, (plan, "FUSED_TASKS"): 1 << 30, (plan, "CHUNK_BYTES"): 512}
+_PHASES = {
+    (plan, "PARALLEL_BYTES"): 0,
+    (plan, "FUSED_TASKS"): 1 << 30,
+    (plan, "CHUNK_BYTES"): 512,
+    (plan, "thread_count"): lambda: 1 << 30,
+}
 _BLOCKS = {(plan, "PARALLEL_BYTES"): 0, (plan, "FUSED_TASKS"): 1, (plan, "BLOCK_BYTES"): 4096}
 _IN_PARALLEL = {(jit, "PARALLEL_BYTES"): 0}
 REGIMES = {

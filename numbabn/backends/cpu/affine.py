@@ -13,6 +13,8 @@ shift, where it costs no operation per element. x - center is exact near the mea
 gives exactly beta.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from numbabn.backends import arithmetic
@@ -21,6 +23,13 @@ from numbabn.backends.cpu.simd import convert, fma, load, load_part, mul, store,
 
 normalize_coefficients = helper(arithmetic.normalize_coefficients)
 gradient_coefficients = helper(arithmetic.gradient_coefficients)
+
+
+class Traffic(NamedTuple):
+    """How a pass from x to out moves memory."""
+
+    streaming: int  # whether results are written past the caches
+    ahead: int  # elements from what is read to what is prefetched
 
 
 @helper

@@ -16,7 +16,6 @@ TASK_BYTES = 64 << 10  # of x in a task of the forward pass
 # that 32 samples are enough; fewer where there would not be 64 tasks, to keep many cores busy with some large
 # images.
 MOST_ROWS, LEAST_ROWS, TASKS = 32, 4, 64
-GROUP_BYTES = 256 << 10  # of x and dy in rows done together: they are read twice, the second time from L2
 
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
@@ -35,13 +34,12 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
     row, width = view.values * x.itemsize, view.groups * view.values
     sample = width * x.itemsize
     samples = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // sample)
-    together = max(1, min(kernels.GROUP, GROUP_BYTES // (2 * row)))
     streaming = 0 if dx is None else _streams(plan.touched(dy, x, dx), row, dx)
     tasks = -(-view.batch // samples)
-    sums, coefficients = np.empty((tasks, 2, width)), np.empty((tasks, 6 * together), x.dtype)
+    sums, few = np.empty((tasks, 2, width)), np.empty((tasks, 2, width), x.dtype)
     gamma = _in_places(affine.parameters[0], view, x)
-    cut = width, view.groups, samples, together, int(affine.centered), streaming
-    kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, coefficients, sums, dx)
+    cut = width, view.groups, samples, int(affine.centered), streaming
+    kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, few, sums, dx)
     total: Array = sums.sum(axis=0)
     return total if view.inner == 1 else total.reshape(2, -1, view.inner).sum(axis=2)
 

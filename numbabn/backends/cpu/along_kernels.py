@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from numbabn.backends.cpu.affine import gradient_coefficients, normalize_coefficients, put
+from numbabn.backends.cpu.affine import Traffic, gradient_coefficients, normalize_coefficients, put
 from numbabn.backends.cpu.contiguous import row_moments, row_sums
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import (
@@ -27,11 +27,11 @@ from numbabn.backends.cpu.simd import (
     load,
     load_part,
     mul,
+    prefetch,
     splat,
     store,
     store_part,
     sub,
-    widen,
     zeros,
 )
 
@@ -39,19 +39,21 @@ from numbabn.backends.cpu.simd import (
 # 131072 rows of 64 float32 took twice as long. Some have nine parameters and more: dy and dx are apart from
 # the others, because only for a parameter that is None does Numba leave out what is not needed then.
 
-GROUP = 8  # samples whose sums for gamma and beta are added up before they are stored
+AHEAD = 1024  # values at least, from what is read to what is prefetched
+GROUP = 8  # samples whose sums for gamma and beta have the dtype of x; they are added up in float64
 
 
 @helper
-def forward_row(x, first, gamma, beta, lo, hi, vectors, streaming, y):
+def forward_row(x, first, gamma, beta, lo, hi, vectors, traffic, y):
     """Write y = ((x - k) * a + b) * gamma + beta of the places lo..hi of the sample that begins at first.
 
     ``vectors`` are k, a and b.
     """
-    k, a, b = vectors
+    (k, a, b), streaming = vectors, traffic.streaming
     like = y[0]
     body = lo + (hi - lo) // LANES * LANES
     for j in range(lo, body, LANES):
+        prefetch(x, first + j + traffic.ahead, LANES)
         xhat = fma(sub(load(x, first + j, like), k), a, b)
         put(fma(xhat, load(gamma, j, like), load(beta, j, like)), first + j, streaming, y)
     n = hi - body
@@ -70,13 +72,14 @@ def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
     size, groups, rows, centered, streaming = cut
     mean, var = statistics[0], statistics[1]
     length, like = size // groups, y[0]
+    traffic = Traffic(streaming, max(length, AHEAD))
     lo = t * rows % groups * length
     for row in range(t * rows, min((t + 1) * rows, len(mean))):
         mean[row], var[row] = row_moments(x, row * length, length, centered, like)
         center = convert(mean[row], like)
         scale, shift = normalize_coefficients(mean[row], np.sqrt(var[row] + eps), 1.0, 0.0, center)
         vectors = splat(center), splat(convert(scale, like)), splat(convert(shift, like))
-        forward_row(x, row * length - lo, gamma, beta, lo, lo + length, vectors, streaming, y)
+        forward_row(x, row * length - lo, gamma, beta, lo, lo + length, vectors, traffic, y)
         lo = lo + length if lo + length < size else 0
     fence()
 
@@ -101,8 +104,9 @@ class Sums(NamedTuple):
     gamma: Any
     mean: Any
     var: Any
-    coefficients: Any  # six of every row that is done at the same time, one row after the other
-    dy: Any  # sum of dy at every place of a sample
+    few_dy: Any  # sums of dy over at most `GROUP` samples, at every place of a sample, in the dtype of x
+    few_dy_xhat: Any
+    dy: Any  # sums over the samples of the task, in float64
     dy_xhat: Any
 
 
@@ -112,17 +116,16 @@ class Cut(NamedTuple):
     size: int  # values of a sample
     groups: int  # rows of a sample
     samples: int  # of a task
-    together: int  # samples whose rows are done at the same time
     centered: int
     streaming: int  # whether dx is written past the caches
 
 
 @helper
-def fill_row(n, row, products, eps, centered, work, like):
-    """Coefficients of a row, as number n of those that are done at the same time, in the dtype of like.
+def row_coefficients(row, products, eps, centered, work, like):
+    """Return center, scale and shift of xhat, and scale, shift and weight of dx, in every lane.
 
-    They are center, scale and shift of xhat, and scale, shift and weight of dx; see `arithmetic`.
-    ``products`` are the row's ``sums`` with dy, and its length.
+    They are those of `arithmetic`, in the dtype of like. ``products`` are the row's ``row_sums`` with dy, and
+    its length.
     """
     (s, q, length), mean, std = products, work.mean[row], np.sqrt(work.var[row] + eps)
     center = convert(mean, like)
@@ -130,94 +133,90 @@ def fill_row(n, row, products, eps, centered, work, like):
     mean_dy = s / length if centered else 0.0
     a, b = normalize_coefficients(mean, std, 1.0, 0.0, center)
     scale, shift, weight = gradient_coefficients(mean, std, 1.0, mean_dy, mean_dy_xhat, center)
-    first, coefficients = 6 * n, work.coefficients
-    coefficients[first] = center
-    coefficients[first + 1] = convert(a, like)
-    coefficients[first + 2] = convert(b, like)
-    coefficients[first + 3] = convert(scale, like)
-    coefficients[first + 4] = convert(shift, like)
-    coefficients[first + 5] = convert(weight, like)
+    return (
+        (splat(center), splat(convert(a, like)), splat(convert(b, like))),
+        (splat(convert(scale, like)), splat(convert(shift, like)), splat(convert(weight, like))),
+    )
 
 
 @helper
-def backward_column(dy, x, i, count, j, n, cut, work, dx):
-    """Sixteen places of ``count`` samples, or n < 16: the sums over the samples, and dx unless it is None.
-
-    i is the element of the first sample, and j the place in it.
-    """
-    like = x[0]
-    none, gamma, coefficients = zeros(like), work.gamma, work.coefficients
-    g = load(gamma, j, like) if n >= LANES else load_part(gamma, j, n, none)
-    t = u = none
-    for r in range(0, 6 * count, 6):
-        k = splat(coefficients[r])
-        if n >= LANES:
-            e, d = load(dy, i, like), sub(load(x, i, like), k)
-        else:
-            e, d = load_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
-        t, u = add(t, e), fma(e, fma(d, splat(coefficients[r + 1]), splat(coefficients[r + 2])), u)
+def backward_row(dy, x, first, lo, hi, coefficients, traffic, work, dx):
+    """Add the places lo..hi of the sample that begins at first to the sums; write a dx that is not None."""
+    (k, a, b), (scale, shift, weight) = coefficients
+    like, none = x[0], zeros(x[0])
+    body = lo + (hi - lo) // LANES * LANES
+    for j in range(lo, body, LANES):
+        i = first + j
+        prefetch(dy, i + traffic.ahead, LANES)
+        prefetch(x, i + traffic.ahead, LANES)
+        e, d = load(dy, i, like), sub(load(x, i, like), k)
+        store(work.few_dy, j, add(load(work.few_dy, j, like), e))
+        store(work.few_dy_xhat, j, fma(e, fma(d, a, b), load(work.few_dy_xhat, j, like)))
         if dx is not None:
-            value = fma(d, splat(coefficients[r + 3]), mul(e, g))
-            value = fma(value, splat(coefficients[r + 5]), splat(coefficients[r + 4]))
-            if n >= LANES:
-                put(value, i, cut.streaming, dx)
-            else:
-                store_part(dx, i, n, value)
-        i += cut.size
-    add_to(work.dy, j, n, widen(t))
-    add_to(work.dy_xhat, j, n, widen(u))
+            value = fma(d, scale, mul(e, load(work.gamma, j, like)))
+            put(fma(value, weight, shift), i, traffic.streaming, dx)
+    i, j, n = first + body, body, hi - body
+    if n > 0:
+        e, d = load_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
+        store_part(work.few_dy, j, n, add(load_part(work.few_dy, j, n, none), e))
+        few = load_part(work.few_dy_xhat, j, n, none)
+        store_part(work.few_dy_xhat, j, n, fma(e, fma(d, a, b), few))
+        if dx is not None:
+            value = fma(d, scale, mul(e, load_part(work.gamma, j, n, none)))
+            store_part(dx, i, n, fma(value, weight, shift))
 
 
 @helper
-def add_to(sums, j, n, more):
-    """Add a vector to the sums from j on, or its first n < 16 lanes: the next sums are of another row."""
-    if n >= LANES:
-        store(sums, j, add(load(sums, j, np.float64(0)), more))
-    else:
-        store_part(sums, j, n, add(load_part(sums, j, n, zeros(np.float64(0))), more))
-
-
-@helper
-def backward_rows(sample, g, count, cut, eps, dy, x, work, dx):
-    """Backward of row g of each of ``count`` samples, whose sums are added to those of its places."""
-    length = cut.size // cut.groups
-    lo, hi = g * length, (g + 1) * length
-    for n in range(count):
-        row, s, q = (sample + n) * cut.groups + g, 0.0, 0.0
+def backward_sample(sample, cut, eps, dy, x, work, dx):
+    """Backward of the rows of a sample. A row is read a second time from the first cache, or the second."""
+    length, first = cut.size // cut.groups, sample * cut.size
+    traffic = Traffic(cut.streaming, max(length, AHEAD))
+    for g in range(cut.groups):
+        row, lo, s, q = sample * cut.groups + g, g * length, 0.0, 0.0
         if dx is not None:
             center = convert(work.mean[row], x[0])
-            s, q = row_sums(dy, x, (sample + n) * cut.size, work.gamma, lo, hi, center)
-        fill_row(n, row, (s, q, length), eps, cut.centered, work, x[0])
-    for j in range(lo, hi, LANES):
-        backward_column(dy, x, sample * cut.size + j, count, j, hi - j, cut, work, dx)
+            s, q = row_sums(dy, x, first, work.gamma, lo, lo + length, center)
+        coefficients = row_coefficients(row, (s, q, length), eps, cut.centered, work, x[0])
+        backward_row(dy, x, first, lo, lo + length, coefficients, traffic, work, dx)
+
+
+@helper
+def add_few(size, work):
+    """Add the sums over a few samples to those of the task, and begin again."""
+    for j in range(size):
+        work.dy[j] += work.few_dy[j]
+        work.dy_xhat[j] += work.few_dy_xhat[j]
+        work.few_dy[j] = 0.0
+        work.few_dy_xhat[j] = 0.0
 
 
 @helper
 def backward_task(t, batch, cut, eps, dy, x, work, dx):
     """Backward of the samples of task t, of ``batch`` samples in all."""
     for j in range(cut.size):
-        work.dy[j] = 0.0
-        work.dy_xhat[j] = 0.0
+        work.few_dy[j] = work.few_dy_xhat[j] = 0.0
+        work.dy[j] = work.dy_xhat[j] = 0.0
     end = min((t + 1) * cut.samples, batch)
-    for sample in range(t * cut.samples, end, cut.together):
-        for g in range(cut.groups):
-            backward_rows(sample, g, min(cut.together, end - sample), cut, eps, dy, x, work, dx)
+    for start in range(t * cut.samples, end, GROUP):
+        for sample in range(start, min(start + GROUP, end)):
+            backward_sample(sample, cut, eps, dy, x, work, dx)
+        add_few(cut.size, work)
     fence()
 
 
 @Kernel
-def backward(dy, x, cut, gamma, statistics, eps, coefficients, added, dx):
+def backward(dy, x, cut, gamma, statistics, eps, few, added, dx):
     """Write dx unless it is None, and the sums of dy and dy * xhat over the samples of every task.
 
     The sums are added[tasks, 2, values of a sample]. ``cut`` has the numbers of `Cut` in a plain tuple, and
-    coefficients[tasks, 6 * rows that are done at the same time] is memory in the dtype of x.
+    few, of the same shape as added, is memory in the dtype of x.
     """
-    size, groups, samples, together, centered, streaming = cut
+    size, groups, samples, centered, streaming = cut
     for t in prange(added.shape[0]):
         n = np.int64(t)
         work = Sums(
             elements(gamma), elements(statistics[0]), elements(statistics[1]),
-            elements(coefficients[n]), elements(added[n, 0]), elements(added[n, 1]),
+            elements(few[n, 0]), elements(few[n, 1]), elements(added[n, 0]), elements(added[n, 1]),
         )  # fmt: skip
-        task, batch = Cut(size, groups, samples, together, centered, streaming), statistics.shape[1] // groups
+        task, batch = Cut(size, groups, samples, centered, streaming), statistics.shape[1] // groups
         backward_task(n, batch, task, eps, elements(dy), elements(x), work, elements(dx))

@@ -15,6 +15,7 @@ import numpy as np
 from numba import prange
 
 from numbabn.backends.cpu.affine import (
+    Traffic,
     affine,
     fill_gradient,
     fill_group_gradient,
@@ -93,8 +94,9 @@ def expand(values, copies, inner, columns):
             for c in range(channels):
                 part[c] = values[c]
         else:
-            for j in range(channels * inner):
-                part[j] = values[j // inner]
+            for c in range(channels):
+                for j in range(c * inner, (c + 1) * inner):
+                    part[j] = values[c]
     width = copies * channels * inner
     for j in range(LANES):
         columns[width + j] = columns[j % width]
@@ -229,15 +231,15 @@ def moments(x, copies, inner, like, count, pair):
 
 
 @helper
-def products_task(k, dy, x, copies, inner, mean, members, sums):
-    """Sums of dy and dy * (x - mean) of chunk k, with one mean for as many channels as ``members``."""
+def products_task(k, dy, x, copies, inner, mean, sums):
+    """Sums of dy and dy * (x - mean) of chunk k."""
     _, chunks, channels = sums.shape
     width = copies * channels * inner + LANES
     center, shift = np.empty(channels, x.dtype), np.empty(width, x.dtype)
     s, q = np.empty(width), np.empty(width)
     sum_dy, sum_dy_d = sums[0, k], sums[1, k]
     for c in range(channels):
-        center[c] = mean[c // members]
+        center[c] = mean[c]
         sum_dy[c] = 0.0
         sum_dy_d[c] = 0.0
     for part in range(2):
@@ -247,14 +249,14 @@ def products_task(k, dy, x, copies, inner, mean, members, sums):
             column_sums(dy, x, rows, shift, s, q)
             for c in range(channels):
                 sum_dy[c] += s[c]
-                sum_dy_d[c] += q[c] - (mean[c // members] - center[c]) * s[c]
+                sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
 
 
 @Kernel
 def products(dy, x, copies, inner, mean, sums):
     """Sums of dy and dy * (x - mean) of every chunk: sums[2, chunks, channels]."""
     for k in prange(sums.shape[1]):
-        products_task(np.int64(k), dy, x, copies, inner, mean, 1, sums)
+        products_task(np.int64(k), dy, x, copies, inner, mean, sums)
 
 
 @helper
@@ -268,7 +270,7 @@ def load_coefficients(columns, gain, j, like):
 
 
 @helper
-def apply_panel(dy, x, rows, first, last, columns, gain, streaming, out):
+def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
     """Columns first..last of rows, in whole vectors.
 
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
@@ -276,12 +278,15 @@ def apply_panel(dy, x, rows, first, last, columns, gain, streaming, out):
     width, like = columns_of(rows), out[0]
     for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
+            prefetch(x, o + j + traffic.ahead, LANES)
+            if dy is not None:
+                prefetch(dy, o + j + traffic.ahead, LANES)
             vectors = load_coefficients(columns, gain, j, like)
-            put(affine(dy, x, o + j, like, vectors, gain), o + j, streaming, out)
+            put(affine(dy, x, o + j, like, vectors, gain), o + j, traffic.streaming, out)
 
 
 @helper
-def apply_tile(dy, x, rows, columns, gain, streaming, out):
+def apply_tile(dy, x, rows, columns, gain, traffic, out):
     """out = ((x - center) * scale + dy) * weight + shift over rows, coefficients columns[5, width + 16].
 
     The last of the five is the gain that dy is multiplied by, unless ``gain`` is None.
@@ -291,14 +296,14 @@ def apply_tile(dy, x, rows, columns, gain, streaming, out):
     """
     base, count, copies, channels, inner = rows
     width = columns_of(rows)
-    first = min(unaligned(out, base), width) if streaming else 0
+    first = min(unaligned(out, base), width) if traffic.streaming else 0
     last = first + (width - first) // LANES * LANES
     if first > 0:
         put_columns(dy, x, base, first, np.int64(0), columns, gain, out)
     for n, end in ((count - 1, first + width), (np.int64(1), last)):
         part = Rows(base, n, copies, channels, inner)
         for j in range(first, end, PANEL):
-            apply_panel(dy, x, part, j, min(j + PANEL, end), columns, gain, streaming, out)
+            apply_panel(dy, x, part, j, min(j + PANEL, end), columns, gain, traffic, out)
         base += n * width
     if last < width:
         put_columns(dy, x, base - width + last, width - last, last, columns, gain, out)
@@ -311,9 +316,9 @@ def put_columns(dy, x, i, count, j, columns, gain, out):
 
 
 @helper
-def apply_task(k, dy, x, cut, coefficients, gain, out):
-    """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner, streaming)."""
-    chunks, copies, inner, streaming = cut
+def apply_task(k, dy, x, cut, traffic, coefficients, gain, out):
+    """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner)."""
+    chunks, copies, inner = cut
     channels = coefficients.shape[1]
     columns = np.empty((5, copies * channels * inner + LANES), out.dtype)
     for part in range(2):
@@ -323,7 +328,7 @@ def apply_task(k, dy, x, cut, coefficients, gain, out):
                 expand(coefficients[c], rows.copies, inner, columns[c])
             if gain is not None:
                 expand(gain, rows.copies, inner, columns[4])
-            apply_tile(dy, x, rows, columns, gain, streaming, out)
+            apply_tile(dy, x, rows, columns, gain, traffic, out)
     fence()
 
 
@@ -336,8 +341,8 @@ def apply(dy, x, cut, coefficients, gain, out):
     """
     chunks, copies, inner, streaming = cut
     for t in prange(chunks):
-        task = chunks, copies, inner, streaming
-        apply_task(chunks - 1 - np.int64(t), dy, x, task, coefficients, gain, out)
+        task, traffic = (chunks, copies, inner), Traffic(streaming, 0)
+        apply_task(chunks - 1 - np.int64(t), dy, x, task, traffic, coefficients, gain, out)
 
 
 @helper
@@ -360,7 +365,8 @@ def forward_sample(x, cut, gamma, beta, eps, statistics, y):
         std = np.sqrt(var[g] + eps)
         for c in range(g * members, (g + 1) * members):
             fill_normalize(c, mean[g], std, gamma[c], beta[c], coefficients)
-    apply_task(0, None, x, (1, copies, inner, streaming), coefficients, None, y)
+    # While a sample is written the next one is prefetched, as in ``row_kernels``.
+    apply_task(0, None, x, (1, copies, inner), Traffic(streaming, x.size), coefficients, None, y)
 
 
 @helper
@@ -373,9 +379,12 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
     (mean, var), (sum_dy, sum_dy_xhat) = statistics, sums
     channels = len(sum_dy)
     parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), x.dtype)
-    count = np.float64(x.size // channels)
+    count, repeated = np.float64(x.size // channels), np.empty(channels)
+    for g in range(len(mean)):
+        for c in range(g * members, (g + 1) * members):
+            repeated[c] = mean[g]
     for k in range(chunks):
-        products_task(k, dy, x, copies, inner, mean, members, parts)
+        products_task(k, dy, x, copies, inner, repeated, parts)
     for c in range(channels):
         sum_dy[c], sum_dy_xhat[c] = parts[0, 0, c], parts[1, 0, c]
     for k in range(1, chunks):
@@ -420,8 +429,8 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
         given, added = (statistics[0, n], statistics[1, n]), (sums[0, n], sums[1, n])
         coefficients = reduce_sample(dy[lo:hi], x[lo:hi], task, given, gamma, gain, eps, added)
         if dx is not None:
-            whole = np.int64(1), copies, inner, streaming
-            apply_task(np.int64(0), dy[lo:hi], x[lo:hi], whole, coefficients, gain, dx[lo:hi])
+            whole, traffic = (np.int64(1), copies, inner), Traffic(streaming, size)
+            apply_task(np.int64(0), dy[lo:hi], x[lo:hi], whole, traffic, coefficients, gain, dx[lo:hi])
 
 
 # Nine parameters of two kernels that follow: for copies and inner in a tuple Numba takes 0.15 us more, of the
@@ -434,7 +443,7 @@ def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
     coefficients = np.empty((4, len(mean)), y.dtype)
     for c in range(len(mean)):
         fill_normalize(c, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], coefficients)
-    apply_task(0, None, x, (1, copies, inner, 0), coefficients, None, y)
+    apply_task(0, None, x, (1, copies, inner), Traffic(0, 0), coefficients, None, y)
 
 
 @small_kernel
@@ -448,4 +457,4 @@ def backward(dy, x, copies, inner, statistics, gamma, eps, sums, dx):
     """Training backward of a small array: sums of dy and dy * xhat in sums[2, channels]."""
     cut, given, added = (1, copies, inner, 1, 0), (statistics[0], statistics[1]), (sums[0], sums[1])
     coefficients = reduce_sample(dy, x, cut, given, gamma, None, eps, added)
-    apply_task(0, dy, x, (1, copies, inner, 0), coefficients, None, dx)
+    apply_task(0, dy, x, (1, copies, inner), Traffic(0, 0), coefficients, None, dx)

@@ -17,6 +17,7 @@ import numpy as np
 from numba import prange
 
 from numbabn.backends.cpu.affine import (
+    Traffic,
     affine,
     fill_gradient,
     fill_group_gradient,
@@ -83,13 +84,6 @@ class Norm(NamedTuple):
     gamma: Array
     beta: Array | None  # None in the backward pass
     eps: float
-
-
-class Traffic(NamedTuple):
-    """How a pass from x to out moves memory."""
-
-    streaming: int  # whether results are written past the caches
-    ahead: int  # elements from what is read to what is prefetched
 
 
 @helper
