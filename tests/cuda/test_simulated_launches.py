@@ -70,7 +70,7 @@ FAILURES = """
         cuda.syncthreads()
         if cuda.threadIdx.x == 0:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        for _ in range(100):  # not for ever: a signal just before a wait is handled after it
+        for _ in range(5000):  # not for ever: a signal just before a wait is handled after it
             cuda.syncthreads()
 
     @Kernel

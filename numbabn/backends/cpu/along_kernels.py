@@ -204,12 +204,21 @@ def backward_task(t, batch, cut, eps, dy, x, work, dx):
     fence()
 
 
+@helper
+def add_tasks(added):
+    """Add the sums of all tasks to those of the first one, in order; NumPy takes 3 us to add two."""
+    for t in range(1, added.shape[0]):
+        for j in range(added.shape[2]):
+            added[0, 0, j] += added[t, 0, j]
+            added[0, 1, j] += added[t, 1, j]
+
+
 @Kernel
 def backward(dy, x, cut, gamma, statistics, eps, few, added, dx):
-    """Write dx unless it is None, and the sums of dy and dy * xhat over the samples of every task.
+    """Write dx unless it is None, and the sums of dy and dy * xhat over all samples to added[0].
 
-    The sums are added[tasks, 2, values of a sample]. ``cut`` has the numbers of `Cut` in a plain tuple, and
-    few, of the same shape as added, is memory in the dtype of x.
+    added[tasks, 2, values of a sample] are those of every task before. ``cut`` has the numbers of `Cut` in a
+    plain tuple, and few, of the same shape as added, is memory in the dtype of x.
     """
     size, groups, samples, centered, streaming = cut
     for t in prange(added.shape[0]):
@@ -220,3 +229,4 @@ def backward(dy, x, cut, gamma, statistics, eps, few, added, dx):
         )  # fmt: skip
         task, batch = Cut(size, groups, samples, centered, streaming), statistics.shape[1] // groups
         backward_task(n, batch, task, eps, elements(dy), elements(x), work, elements(dx))
+    add_tasks(added)

@@ -23,7 +23,8 @@ from numbabn.backends.cpu.simd import (
 )
 from numbabn.backends.cpu.welford import merge_means, moments_of_sums
 
-SEGMENT = 512  # values whose sums have the dtype of the shift
+STRIDE = 2 * LANES  # values an iteration
+SEGMENT = 8 * STRIDE  # values whose sums have the dtype of the shift
 MERGE = 4096  # values summed about one shift; Welford's update for every value runs at 1.2 GB/s
 TINY = 1e-30  # a sum of squares below this may have lost some to underflow of float32
 
@@ -63,7 +64,7 @@ def row_sums(dy, x, first, gamma, lo, hi, shift):
     e = dy * gamma, or d where dy is None; a gamma that is None is 1. Sums of a segment have the dtype of
     ``shift``, and are added up in float64. Segments are short because float32 sums of squares are biased
     where x lies on a grid, as at an offset of 1e4: a square is 0 or 1 modulo 4, so that it is rounded down
-    more often than up. 64 additions a lane cost 3e-7 of the variance there, 16 cost nothing; float64
+    more often than up. 64 additions a lane cost 3e-7 of the variance there, 8 cost nothing; float64
     products instead halve the speed in cache.
     """
     k, none = splat(shift), zeros(shift)
@@ -72,10 +73,10 @@ def row_sums(dy, x, first, gamma, lo, hi, shift):
         stop = min(start + SEGMENT, hi)
         body = start + (stop - start) // LANES * LANES
         s0 = s1 = q0 = q1 = none
-        for j in range(start, body - LANES, 2 * LANES):
+        for j in range(start, body - LANES, STRIDE):
             s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
             s1, q1 = add_values(dy, x, first + j + LANES, gamma, j + LANES, k, shift, s1, q1)
-        if (body - start) % (2 * LANES) > 0:
+        if (body - start) % STRIDE > 0:
             j = body - LANES
             s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
         if stop > body:

@@ -25,7 +25,7 @@ from numbabn.backends.cpu.affine import (
     put,
     put_part,
 )
-from numbabn.backends.cpu.contiguous import MERGE, SEGMENT, TINY, add_part, add_values, row_moments, row_sums
+from numbabn.backends.cpu.contiguous import MERGE, TINY, add_part, add_values, row_moments, row_sums
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -47,6 +47,7 @@ from numbabn.backends.cpu.welford import merge_sums, moments_of_sums
 from numbabn.backends.verbs import Array
 
 STRIDE = 4 * LANES  # elements an iteration: four vectors hide the latency of add and fma
+SEGMENT = 8 * STRIDE  # elements whose sums have the dtype of the shift
 TASK = 65536  # elements of one task of apply
 
 
