@@ -10,8 +10,10 @@ import shutil
 import tempfile
 import zlib
 
-# Before numba is imported, which reads the variable once: the suite compiles the kernels of this source and
-# leaves nothing behind. Subprocesses of the tests inherit the folder.
+# Before numba is imported, which reads the variables once: the suite compiles the kernels of this source and
+# leaves nothing behind. Subprocesses of the tests inherit the folder, and so do those of pytest-xdist. They
+# share the cores: a thread that waits leaves its core to others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "NUMBA_CACHE_DIR" not in os.environ:
     os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="numbabn-tests-")
     atexit.register(shutil.rmtree, os.environ["NUMBA_CACHE_DIR"], ignore_errors=True)

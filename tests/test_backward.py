@@ -23,7 +23,7 @@ from tests.support.jit import JIT
 from tests.support.problems import Problem, guarded
 from tests.support.strategies import (
     PATH_NAMES,
-    PATHS,
+    PATH_PARAMETERS,
     SERIAL_REGIMES,
     SMALL_PATHS,
     STARTS,
@@ -47,7 +47,7 @@ def test_backward(problem, frozen):
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen"])
-@pytest.mark.parametrize(("shape", "axis", "how"), PATHS, ids=PATH_NAMES)
+@pytest.mark.parametrize(("shape", "axis", "how"), PATH_PARAMETERS, ids=PATH_NAMES)
 def test_backward_paths(shape, axis, how, frozen):
     for dtype in (np.float32, np.float64):
         problem = Problem(shape, axis, dtype, offset=3.0, gamma_dtype=dtype, beta_dtype=dtype)

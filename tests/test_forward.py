@@ -23,7 +23,7 @@ from tests.support.jit import JIT
 from tests.support.problems import Problem, guarded
 from tests.support.strategies import (
     PATH_NAMES,
-    PATHS,
+    PATH_PARAMETERS,
     SERIAL_REGIMES,
     SMALL_PATHS,
     STARTS,
@@ -61,7 +61,7 @@ def test_inference(problem, kind):
     assert_same_bits(saved.var, var.astype(np.float64), "saved.var")
 
 
-@pytest.mark.parametrize(("shape", "axis", "how"), PATHS, ids=PATH_NAMES)
+@pytest.mark.parametrize(("shape", "axis", "how"), PATH_PARAMETERS, ids=PATH_NAMES)
 def test_forward_paths(shape, axis, how):
     for dtype in (np.float32, np.float64):
         problem = Problem(shape, axis, dtype, offset=3.0)
@@ -71,7 +71,7 @@ def test_forward_paths(shape, axis, how):
         check_forward(y, saved, problem, x)
 
 
-@pytest.mark.parametrize(("shape", "axis", "how"), PATHS, ids=PATH_NAMES)
+@pytest.mark.parametrize(("shape", "axis", "how"), PATH_PARAMETERS, ids=PATH_NAMES)
 def test_inference_paths(shape, axis, how):
     for dtype in (np.float32, np.float64):
         problem = Problem(shape, axis, dtype, offset=3.0)

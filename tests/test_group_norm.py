@@ -106,15 +106,15 @@ def test_paths(where, how):
 
 LARGE = [
     GroupProblem((2, 16, 56, 56), groups=4),
-    GroupProblem((2, 16, 56, 56), groups=None),
+    pytest.param(GroupProblem((2, 16, 56, 56), groups=None), marks=pytest.mark.slow),
     GroupProblem((2, 32, 120, 121), groups=8),  # 1.8 MB a sample
     GroupProblem((2, 4, 300, 301), groups=2),  # fewer groups than tasks: cut inside of them
-    GroupProblem((2, 4, 300, 301), groups=None),
+    pytest.param(GroupProblem((2, 4, 300, 301), groups=None), marks=pytest.mark.slow),
     GroupProblem((1, 3, 300, 401), groups=1),
     GroupProblem((2, 80, 80, 48), -1, groups=12),
-    GroupProblem((2, 80, 80, 48), -1, groups=None),
+    pytest.param(GroupProblem((2, 80, 80, 48), -1, groups=None), marks=pytest.mark.slow),
     GroupProblem((2, 50, 64, 100), 2, groups=16),
-    GroupProblem((2, 50, 64, 100), 2, groups=None),
+    pytest.param(GroupProblem((2, 50, 64, 100), 2, groups=None), marks=pytest.mark.slow),
     GroupProblem((64, 512, 7, 7), groups=32),
     GroupProblem((3000, 96), groups=32),
     GroupProblem((3, 400_000), groups=50),

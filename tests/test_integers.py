@@ -11,7 +11,7 @@ from tests.support.checks import assert_same_bits, unchanged
 from tests.support.jit import JIT
 from tests.support.problems import WRITABLE, arrange
 from tests.support.reference import along, roundings
-from tests.support.strategies import PATH_NAMES, PATHS, regime, shapes
+from tests.support.strategies import PATH_NAMES, PATH_PARAMETERS, regime, shapes
 
 # Every integer and every result, but not every pair of them, each of which is compiled by itself.
 PAIRS = [(np.uint8, np.float32), (np.int8, np.float32), (np.uint16, np.float32), (np.int16, np.float64)]
@@ -70,7 +70,7 @@ def test_formula(shape, axis, pair, layout, seed):
     assert_same_bits(y, floats, "of integers, and of the same floats")
 
 
-@pytest.mark.parametrize(("shape", "axis", "name"), PATHS, ids=PATH_NAMES)
+@pytest.mark.parametrize(("shape", "axis", "name"), PATH_PARAMETERS, ids=PATH_NAMES)
 def test_every_path(shape, axis, name):
     x = image(shape, np.uint8)
     arguments = parameters(shape[axis], 64)

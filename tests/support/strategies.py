@@ -5,6 +5,7 @@ import math
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from numbabn.backends.cpu import jit, plan
@@ -203,5 +204,9 @@ PATHS = [
     *((shape, axis, name) for shape, axis in SMALL_PATHS for name in REGIMES),
     *((shape, axis, name) for shape, axis in LARGE_PATHS for name in ("as planned", "streaming") if JIT),
     *((shape, axis, "as planned") for shape, axis in STREAMING_PATHS if JIT),
+]
+# Parallel kernels are compiled apart.
+PATH_PARAMETERS = [
+    pytest.param(*path, marks=pytest.mark.slow) if "parallel" in path[2] else path for path in PATHS
 ]
 PATH_NAMES = [f"{'x'.join(map(str, shape))} on {axis}, {name}" for shape, axis, name in PATHS]
