@@ -1,7 +1,8 @@
 """The verbs of all norms but batch norm: every sample has statistics of its own.
 
-Small samples are done in one launch. A large one is done by itself with the verbs of batch norm, which share
-it between threads, while it is in the cache.
+Small samples are done in one launch, and so are large ones of columns where there are as many as threads. Any
+other large one is done by itself with the verbs of batch norm, which share it between threads, while it is in
+the cache.
 """
 
 import numpy as np
