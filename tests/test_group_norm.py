@@ -18,10 +18,7 @@ from tests.support.checks import (
 )
 from tests.support.group_problems import GroupProblem, check_group, check_group_backward
 from tests.support.jit import JIT, needs_jit
-from tests.support.problems import LAYOUTS
 from tests.support.strategies import REGIMES, divisors, group_problems, regime
-
-READABLE = tuple(name for name in LAYOUTS if name != "read_only")  # kernels are compiled anew for those
 
 
 def problems(where, **options):
@@ -44,7 +41,7 @@ def name_of(problem):
 
 @pytest.mark.slow
 @settings(max_examples=150 if JIT else 40)
-@given(group_problems(layouts=READABLE))
+@given(group_problems())
 def test_formulas(problem):
     x, dy = problem.x(), problem.dy()
     with unchanged(x, dy):

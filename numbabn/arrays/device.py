@@ -62,6 +62,11 @@ class Flags(NamedTuple):
     aligned: bool = True
     writeable: bool = True
 
+    @property
+    def carray(self) -> bool:
+        """Whether kernels take the array as it is: in C order, aligned and writeable."""
+        return self.c_contiguous and self.aligned and self.writeable
+
 
 @final  # so that its type can be compared, which is faster than isinstance
 class DeviceArray:

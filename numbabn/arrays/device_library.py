@@ -104,6 +104,9 @@ class DeviceLibrary(Library, Owner, Protocol):
             return array
         return array if array.transpose(memory_order(array.strides)).flags.c_contiguous else self._copy(array)
 
+    def writable(self, array: DeviceArray) -> DeviceArray:
+        return array
+
     def empty_like(self, array: DeviceArray, dtype: Any = None) -> DeviceArray:
         dtype = array.dtype if dtype is None else dtype
         if array.flags.c_contiguous:

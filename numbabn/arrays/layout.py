@@ -33,9 +33,12 @@ class Layout(NamedTuple):
     batch: tuple[int, ...] | None = None
 
     def matches(self, array: AnyArray) -> bool:
-        """Whether an array of the right shape has this memory order, so that ``flat`` is a view."""
+        """Whether an array of the right shape has this memory order, so that ``flat`` is for kernels.
+
+        An array that is read-only has not: see ``Library.writable``.
+        """
         flags = (array if self.order is None else array.transpose(self.order)).flags
-        return bool(flags.c_contiguous and flags.aligned and array.dtype.isnative)
+        return bool(flags.carray and array.dtype.isnative)
 
     def flat(self, array: AnyArray) -> AnyArray:
         """Return the array, which has this memory order, as one dimension: a view, never a copy."""
@@ -126,6 +129,9 @@ def arranged(array: AnyArray, like: AnyArray, layout: Layout) -> AnyArray:
     if layout.matches(array):
         return array
     library = library_of(like)
+    array = library.writable(array)
+    if layout.matches(array):
+        return array
     copy = library.empty_like(like)
     library.assign(copy, array)
     return copy

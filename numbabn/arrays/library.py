@@ -46,7 +46,13 @@ class Library(Protocol):
         """Return a copy of a NumPy array on a device, as an array of the library."""
 
     def dense(self, array: AnyArray) -> AnyArray:
-        """Return the array if it fills memory without gaps, in native byte order, else such a copy."""
+        """Return the array if it fills memory without gaps, in native byte order, else such a copy.
+
+        Of an array that is read-only, it is what ``writable`` returns.
+        """
+
+    def writable(self, array: AnyArray) -> AnyArray:
+        """Return an array over the same memory that may be written to, though nobody does."""
 
     def empty_like(self, array: AnyArray, dtype: Any = None) -> AnyArray:
         """Return memory for a result: shape, dtype and memory order of the array, or another dtype."""

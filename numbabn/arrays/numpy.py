@@ -35,9 +35,13 @@ class NumPy(Library):
             return array
         if not (flags.aligned and array.dtype.isnative):
             return array.astype(array.dtype.newbyteorder("="), order="K")
-        if flags.forc:  # C or Fortran order
-            return array
-        return array if array.transpose(memory_order(array.strides)).flags.c_contiguous else array.copy("K")
+        # C or Fortran order is found out faster.
+        if flags.forc or array.transpose(memory_order(array.strides)).flags.c_contiguous:
+            return writable(array)
+        return array.copy("K")
+
+    def writable(self, array: Array) -> Array:
+        return writable(array)
 
     empty_like = staticmethod(memory.empty_like)  # a method would add a call for every small array
 
@@ -80,6 +84,23 @@ class NumPy(Library):
 
     def cast_text(self, name: str, dtype: str) -> str:
         return f"{name}.astype(numpy.{dtype})"
+
+
+def writable(array: Array) -> Array:
+    """Return an array over the same memory that may be written to, though nobody does.
+
+    Numba has another type for read-only arrays, and would compile all kernels once more for it.
+    """
+    return array if array.flags.writeable else np.asarray(_Writable(array))
+
+
+class _Writable:
+    """The memory of an array, which it keeps alive, without the mark that it is read-only."""
+
+    def __init__(self, array: Array) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = interface["data"][0], False
+        self.__array_interface__, self.array = interface, array
 
 
 def _pair(first: Array | None, second: Array | None, count: int, dtype: np.dtype[Any]) -> tuple[Array, Array]:

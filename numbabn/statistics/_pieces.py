@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numbabn.arrays.numpy import writable
 from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import Array, View
 
@@ -107,17 +108,4 @@ def _view(lengths: Sequence[int], kept: Sequence[bool]) -> View:
 def _flat(part: Array, axes: Sequence[int]) -> Array:
     """Return the elements in the order of the axes, flat and writeable: a view if possible, else a copy."""
     flat = np.ascontiguousarray(part.transpose(axes), dtype=part.dtype.newbyteorder("="))
-    flat = np.require(flat, requirements="A").reshape(-1)
-    return flat if flat.flags.writeable else np.asarray(_Writable(flat))
-
-
-class _Writable:
-    """Read-only memory as a writeable array, to which nothing is written.
-
-    Numba has another type for read-only arrays, and would compile all kernels once more for it.
-    """
-
-    def __init__(self, array: Array) -> None:
-        interface = dict(array.__array_interface__)
-        interface["data"] = interface["data"][0], False
-        self.__array_interface__, self.array = interface, array
+    return writable(np.require(flat, requirements="A").reshape(-1))

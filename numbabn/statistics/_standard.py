@@ -9,6 +9,7 @@ import numpy as np
 from numbabn.arrays import library_of, memory
 from numbabn.arrays.dtypes import COMPUTED, CONVERTED, beyond_float32
 from numbabn.arrays.layout import Layout
+from numbabn.arrays.numpy import writable
 from numbabn.backends import cpu
 from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import Affine, Array, View
@@ -70,4 +71,4 @@ class Standard:
         groups = [n if axis in axes else 1 for axis, n in enumerate(x.shape)]
         ascending = values.transpose(np.argsort(self.kept).tolist())
         whole = np.broadcast_to(ascending.reshape(alone), groups)
-        return whole.transpose(memory_order(x.strides)).reshape(-1)
+        return writable(whole.transpose(memory_order(x.strides)).reshape(-1))

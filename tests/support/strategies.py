@@ -46,15 +46,12 @@ def problems(
     if training and math.prod(shape) == shape[axis]:
         other = (axis + 1) % len(shape)
         shape = (*shape[:other], 2, *shape[other + 1 :])
-    layout = draw(st.sampled_from(sorted(layouts)))
-    # Kernels are compiled anew for read-only arrays: both or none spares half of the combinations.
-    others = sorted(set(layouts) - {"read_only"})
     return Problem(
         shape,
         axis,
         dtype=draw(st.sampled_from([np.float32, np.float64])),
-        layout=layout,
-        dy_layout="read_only" if layout == "read_only" else draw(st.sampled_from(others)),
+        layout=draw(st.sampled_from(sorted(layouts))),
+        dy_layout=draw(st.sampled_from(sorted(layouts))),
         offset=draw(st.sampled_from([0.0, 1.0, -30.0, 1e4])),
         spread=draw(st.sampled_from([1.0, 1e-3, 100.0])),
         gamma_dtype=draw(st.sampled_from([None, *kinds])),
@@ -77,14 +74,12 @@ def group_problems(draw, shapes=shapes(), layouts=tuple(LAYOUTS)):  # noqa: B008
     groups = draw(st.sampled_from([None, *divisors(shape[axis])]))
     if groups is None and math.prod(shape) == shape[0] * shape[axis]:
         shape = (*shape, 2)
-    others = sorted(set(layouts) - {"read_only"})  # as in `problems`
-    layout = draw(st.sampled_from(sorted(layouts)))
     return GroupProblem(
         shape,
         axis - draw(st.sampled_from([0, len(shape)])),
         dtype=draw(st.sampled_from([np.float32, np.float64])),
-        layout=layout,
-        dy_layout="read_only" if layout == "read_only" else draw(st.sampled_from(others)),
+        layout=draw(st.sampled_from(sorted(layouts))),
+        dy_layout=draw(st.sampled_from(sorted(layouts))),
         offset=draw(st.sampled_from([0.0, 1.0, -30.0, 1e4])),
         spread=draw(st.sampled_from([1.0, 1e-3, 100.0])),
         gamma_dtype=draw(st.sampled_from([None, *FLOAT_DTYPES])),
