@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import numbabn as nbn
+from numbabn.backends.cpu import column_kernels
 from tests.support.checks import (
     assert_result_of,
     assert_same_bits,
@@ -20,7 +21,7 @@ from tests.support.checks import (
     saved_of,
     unchanged,
 )
-from tests.support.jit import JIT
+from tests.support.jit import JIT, needs_jit
 from tests.support.problems import LAYOUTS, WRITABLE, Problem, arrange
 from tests.support.processes import run_python
 from tests.support.strategies import problems
@@ -69,6 +70,17 @@ def test_x(where, dtype, layout):
     check_backward(gradients, problem, False, x, dy)
     for name, result in (("y", y), ("y of inference", inference), ("dx", gradients[0])):
         assert_result_of(result, x, name)
+
+
+@needs_jit
+def test_kernels_are_not_compiled_anew_for_read_only_arrays():
+    problem = Problem((7, 3), layout="read_only", dy_layout="read_only")
+    _, saved = nbn.batch_norm_forward(problem.x())
+    nbn.batch_norm_backward(problem.dy(), saved)
+    for kernel in (column_kernels.forward, column_kernels.backward):
+        arrays = [each for signature in kernel.signatures for each in signature if hasattr(each, "mutable")]
+        assert arrays
+        assert all(array.mutable for array in arrays)
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["training", "frozen"])
