@@ -30,7 +30,7 @@ SHAPES = {
     "NHWC": ((4, 8, 8, 32), (8, 32, 32, 64)),
     "rows": ((64, 256), (4096, 256)),
     "NCHW-groups": ((2, 64, 8, 8), (8, 64, 64, 64), (2, 8, 256, 256)),
-    "NHWC-groups": ((4, 8, 8, 32), (8, 32, 32, 64), (2, 128, 128, 64)),
+    "NHWC-groups": ((4, 8, 8, 32), (8, 28, 28, 64), (1, 128, 128, 64)),
 }
 BY_SAMPLE = ("rows", "NCHW-groups", "NHWC-groups")  # layouts in which every sample has statistics of its own
 

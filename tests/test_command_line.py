@@ -117,6 +117,11 @@ REAL_CALLS = """
             for norm in (nbn.GroupNorm(4, shape[1]), nbn.InstanceNorm(shape[1], scale=True)):
                 norm.backward(norm(np.zeros(shape, np.float32)))
 
+    def last():
+        for shape in ((32, 7, 7, 64), (4, 56, 56, 32), (1, 300, 300, 8)):
+            for norm in (nbn.GroupNorm(4, shape[-1], axis=-1), nbn.InstanceNorm(shape[-1], axis=-1)):
+                norm.backward(norm(np.zeros(shape, np.float32)))
+
     def images():
         for shape in ((2, 8, 8, 3), (8, 64, 64, 3), (2, 8, 8, 64)):
             x = np.zeros(shape, np.uint8)
@@ -133,6 +138,7 @@ REAL_CALLS = """
         (("--layouts", "NC", "--dtypes", "float32", "--operations", "inference"), "features"),
         (("--layouts", "rows"), "rows"),
         (("--layouts", "NCHW-groups", "--operations", "training"), "groups"),
+        (("--layouts", "NHWC-groups", "--operations", "training"), "last"),
         (("--layouts", "NHWC", "--dtypes", "uint8"), "images"),
     ],
 )

@@ -33,9 +33,9 @@ class Layout(NamedTuple):
     batch: tuple[int, ...] | None = None
 
     def matches(self, array: AnyArray) -> bool:
-        """Whether an array of the right shape has this memory order, so that ``flat`` is for kernels.
+        """Whether kernels can take ``flat`` of an array of the right shape: a view, native and aligned.
 
-        An array that is read-only has not: see ``Library.writable``.
+        An array that is read-only does not match: see ``Library.writable``.
         """
         flags = (array if self.order is None else array.transpose(self.order)).flags
         return bool(flags.carray and array.dtype.isnative)

@@ -48,7 +48,7 @@ class Library(Protocol):
     def dense(self, array: AnyArray) -> AnyArray:
         """Return the array if it fills memory without gaps, in native byte order, else such a copy.
 
-        Of an array that is read-only, it is what ``writable`` returns.
+        A dense array that is read-only is returned as ``writable`` gives it.
         """
 
     def writable(self, array: AnyArray) -> AnyArray:

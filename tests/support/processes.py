@@ -17,7 +17,9 @@ TIMEOUT = 300
 def environment(folder=None, **changes):
     """Return the variables for a process that imports these tests, and this numbabn or that in ``folder``."""
     path = [folder or Path(nbn.__file__).parents[1], ROOT, os.environ.get("PYTHONPATH")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, path))), **changes}
+    # Pytest in the process is no worker of pytest-xdist, where pytest-benchmark would refuse to measure.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(map(str, filter(None, path))), **changes}
 
 
 def communicate(process):

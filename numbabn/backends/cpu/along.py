@@ -12,7 +12,7 @@ from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
 
 TASK_BYTES = 64 << 10  # of x in a task of the forward pass
-# Samples of a task of the backward pass. Its sums take 2 / samples of the bytes of x and dy in float32, so
+# Samples of a task of the backward pass. Its sums take 3 / samples of the bytes of x and dy in float32, so
 # that 32 samples are enough; fewer where there would not be 64 tasks, to keep many cores busy with some large
 # images.
 MOST_ROWS, LEAST_ROWS, TASKS = 32, 4, 64

@@ -278,9 +278,10 @@ def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
     width, like = columns_of(rows), out[0]
     for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
-            prefetch(x, o + j + traffic.ahead, LANES)
-            if dy is not None:
-                prefetch(dy, o + j + traffic.ahead, LANES)
+            if traffic.ahead:
+                prefetch(x, o + j + traffic.ahead, LANES)
+                if dy is not None:
+                    prefetch(dy, o + j + traffic.ahead, LANES)
             vectors = load_coefficients(columns, gain, j, like)
             put(affine(dy, x, o + j, like, vectors, gain), o + j, traffic.streaming, out)
 
@@ -346,13 +347,13 @@ def apply(dy, x, cut, coefficients, gain, out):
 
 
 @helper
-def forward_sample(x, cut, gamma, beta, eps, statistics, y):
+def forward_sample(x, cut, traffic, gamma, beta, eps, statistics, y):
     """Training forward in one task: ``statistics`` are two arrays, of the mean and the biased variance.
 
-    ``cut`` is (chunks, copies, inner, members, streaming); members are the channels of a group. The sums are
-    those of as many chunks as where threads share a sample, so that the bits are the same.
+    ``cut`` is (chunks, copies, inner, members); members are the channels of a group. The sums are those of as
+    many chunks as where threads share a sample, so that the bits are the same.
     """
-    chunks, copies, inner, members, streaming = cut
+    chunks, copies, inner, members = cut
     mean, var = statistics
     count, pair = np.empty(chunks), np.empty((2, chunks, len(mean)))
     coefficients = np.empty((4, len(gamma)), x.dtype)
@@ -365,17 +366,17 @@ def forward_sample(x, cut, gamma, beta, eps, statistics, y):
         std = np.sqrt(var[g] + eps)
         for c in range(g * members, (g + 1) * members):
             fill_normalize(c, mean[g], std, gamma[c], beta[c], coefficients)
-    # While a sample is written the next one is prefetched, as in ``row_kernels``.
-    apply_task(0, None, x, (1, copies, inner), Traffic(streaming, x.size), coefficients, None, y)
+    apply_task(0, None, x, (1, copies, inner), traffic, coefficients, None, y)
 
 
 @helper
 def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
     """Fill ``sums`` in one task, two arrays: of dy and of dy * xhat. Return the coefficients of dx.
 
-    ``statistics`` and ``cut`` are as in ``forward_sample``. Without a gain members is 1.
+    ``statistics`` and ``cut`` are as in ``forward_sample``. Without a gain members is 1. Chunks are added in
+    order, as NumPy adds them in the phases if there are two channels or more; of one, there are no columns.
     """
-    chunks, copies, inner, members, _ = cut
+    chunks, copies, inner, members = cut
     (mean, var), (sum_dy, sum_dy_xhat) = statistics, sums
     channels = len(sum_dy)
     parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), x.dtype)
@@ -406,26 +407,31 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
 
 @Kernel
 def forward_samples(x, cut, gamma, beta, eps, statistics, y):
-    """``forward_sample`` for every sample, with statistics[2, samples, groups]."""
+    """``forward_sample`` for every sample, with statistics[2, samples, groups].
+
+    While a sample is written the next one is prefetched, as in ``row_kernels``: 32x256x14x14 in one thread
+    takes 0.8 of the time. ``cut`` is (chunks, copies, inner, members, streaming).
+    """
     chunks, copies, inner, members, streaming = cut
     size = x.size // statistics.shape[1]
     for t in prange(statistics.shape[1]):
         n = np.int64(t)
-        lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members, streaming)
-        forward_sample(x[lo:hi], task, gamma, beta, eps, (statistics[0, n], statistics[1, n]), y[lo:hi])
+        lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members)
+        pair, traffic = (statistics[0, n], statistics[1, n]), Traffic(streaming, size)
+        forward_sample(x[lo:hi], task, traffic, gamma, beta, eps, pair, y[lo:hi])
 
 
 @Kernel
 def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
     """``reduce_sample`` for every sample, and dx unless it is None.
 
-    statistics[2, samples, groups], sums[2, samples, channels].
+    statistics[2, samples, groups], sums[2, samples, channels]; ``cut`` is as in ``forward_samples``.
     """
     chunks, copies, inner, members, streaming = cut
     size = x.size // sums.shape[1]
     for t in prange(sums.shape[1]):
         n = np.int64(t)
-        lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members, streaming)
+        lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members)
         given, added = (statistics[0, n], statistics[1, n]), (sums[0, n], sums[1, n])
         coefficients = reduce_sample(dy[lo:hi], x[lo:hi], task, given, gamma, gain, eps, added)
         if dx is not None:
@@ -449,12 +455,13 @@ def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
 @small_kernel
 def forward(x, copies, inner, gamma, beta, eps, statistics, y):
     """Training forward of a small array: mean and biased variance in statistics[2, channels]."""
-    forward_sample(x, (1, copies, inner, 1, 0), gamma, beta, eps, (statistics[0], statistics[1]), y)
+    cut, pair = (1, copies, inner, 1), (statistics[0], statistics[1])
+    forward_sample(x, cut, Traffic(0, 0), gamma, beta, eps, pair, y)
 
 
 @small_kernel
 def backward(dy, x, copies, inner, statistics, gamma, eps, sums, dx):
     """Training backward of a small array: sums of dy and dy * xhat in sums[2, channels]."""
-    cut, given, added = (1, copies, inner, 1, 0), (statistics[0], statistics[1]), (sums[0], sums[1])
+    cut, given, added = (1, copies, inner, 1), (statistics[0], statistics[1]), (sums[0], sums[1])
     coefficients = reduce_sample(dy, x, cut, given, gamma, None, eps, added)
     apply_task(0, dy, x, (1, copies, inner), Traffic(0, 0), coefficients, None, dx)

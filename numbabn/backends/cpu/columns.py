@@ -68,7 +68,7 @@ def forward_samples(x: Array, view: View, affine: Affine, statistics: Array, y: 
     if not plan.a_thread_each(view, sample):
         return False
     shaped = statistics.reshape(2, view.batch, view.groups)
-    copies, chunks = plan.columns(View(1, view.outer, view.groups, 1, view.members * view.inner), sample)
+    copies, chunks = plan.columns(plan.groups_of(view), sample)
     cut = chunks, copies, view.inner, view.members, int(plan.streams(plan.touched(None, x, y)))
     kernels.forward_samples(x.nbytes, x, cut, *affine.parameters, affine.eps, shaped, y)
     return True
@@ -86,7 +86,7 @@ def backward_samples(
     given = statistics.reshape(2, view.batch, view.groups)
     added = sums.reshape(2, view.batch, view.groups * view.members)
     streaming = dx is not None and plan.streams(plan.touched(dy, x, dx))
-    copies, chunks = plan.columns(View(1, view.outer, view.groups * view.members, 1, view.inner), sample)
+    copies, chunks = plan.columns(plan.channels_of(view), sample)
     cut = chunks, copies, view.inner, view.members, int(streaming)
     kernels.backward_samples(2 * x.nbytes, dy, x, cut, given, gamma, gain, affine.eps, added, dx)
     return True

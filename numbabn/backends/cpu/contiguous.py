@@ -1,7 +1,9 @@
 """Sums and moments over contiguous values: a row, or a part of one.
 
 Functions here take the elements of arrays instead of arrays, whose references would be counted for every row,
-atomically: 131072 rows of 64 float32 took twice as long.
+atomically: 131072 rows of 64 float32 took twice as long. Some have nine parameters and more: dy and gamma are
+apart from the others, because only for a parameter that is None does Numba leave out what is not needed then,
+and what changes from vector to vector is faster in registers than in a tuple.
 """
 
 import numpy as np
@@ -23,8 +25,8 @@ from numbabn.backends.cpu.simd import (
 )
 from numbabn.backends.cpu.welford import merge_means, moments_of_sums
 
-STRIDE = 2 * LANES  # values an iteration
-SEGMENT = 8 * STRIDE  # values whose sums have the dtype of the shift
+PAIR = 2 * LANES  # values an iteration: two vectors
+PIECE = 8 * PAIR  # values whose sums have the dtype of the shift
 MERGE = 4096  # values summed about one shift; Welford's update for every value runs at 1.2 GB/s
 TINY = 1e-30  # a sum of squares below this may have lost some to underflow of float32
 
@@ -61,22 +63,22 @@ def add_part(dy, x, i, gamma, j, n, k, like, s, q):
 def row_sums(dy, x, first, gamma, lo, hi, shift):
     """(sum of e, sum of e * d) over the places lo..hi of the sample that begins at first; d = x - shift.
 
-    e = dy * gamma, or d where dy is None; a gamma that is None is 1. Sums of a segment have the dtype of
-    ``shift``, and are added up in float64. Segments are short because float32 sums of squares are biased
+    e = dy * gamma, or d where dy is None; a gamma that is None is 1. Sums of a piece have the dtype of
+    ``shift``, and are added up in float64. Pieces are short because float32 sums of squares are biased
     where x lies on a grid, as at an offset of 1e4: a square is 0 or 1 modulo 4, so that it is rounded down
     more often than up. 64 additions a lane cost 3e-7 of the variance there, 8 cost nothing; float64
     products instead halve the speed in cache.
     """
     k, none = splat(shift), zeros(shift)
     s = q = zeros(np.float64(0))
-    for start in range(lo, hi, SEGMENT):
-        stop = min(start + SEGMENT, hi)
+    for start in range(lo, hi, PIECE):
+        stop = min(start + PIECE, hi)
         body = start + (stop - start) // LANES * LANES
         s0 = s1 = q0 = q1 = none
-        for j in range(start, body - LANES, STRIDE):
+        for j in range(start, body - LANES, PAIR):
             s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
             s1, q1 = add_values(dy, x, first + j + LANES, gamma, j + LANES, k, shift, s1, q1)
-        if (body - start) % STRIDE > 0:
+        if (body - start) % PAIR > 0:
             j = body - LANES
             s0, q0 = add_values(dy, x, first + j, gamma, j, k, shift, s0, q0)
         if stop > body:
@@ -98,7 +100,7 @@ def first_estimate(x, first, length):
 def block_moments(x, first, lo, hi, shift, like):
     """Return (mean, m2) of the places lo..hi of a row, at most `MERGE` of them.
 
-    ``shift`` is a number near their mean. Sums of a segment have the dtype of ``like``.
+    ``shift`` is a number near their mean. Sums of a piece have the dtype of ``like``.
     """
     narrow = convert(shift, like)
     s, q = row_sums(None, x, first, None, lo, hi, narrow)

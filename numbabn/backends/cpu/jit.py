@@ -161,15 +161,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def use_threads(nbytes: int) -> bool:
-    """Whether work of this size is worth a parallel region, and a parallel region is safe here.
-
-    Numba's workqueue layer aborts the process when two threads enter it at once, so it is never entered.
-    """
+    """Whether work of this size is worth a parallel region, and a parallel region is safe here."""
     return nbytes >= PARALLEL_BYTES and thread_count() > 1
 
 
 def thread_count() -> int:
-    """Return how many threads kernels run on: 1 where a parallel region is not safe."""
+    """Return how many threads kernels run on: 1 where a parallel region is not safe.
+
+    Numba's workqueue layer aborts the process when two threads enter it at once, so it is never entered.
+    """
     if _forked or config.DISABLE_JIT:
         return 1
     # get_num_threads starts the pool, and only a started pool has a layer.

@@ -1,4 +1,4 @@
-"""How work is cut up: by shape alone, so that the bits do not depend on the number of threads.
+"""How work is cut up. All that changes bits is decided by the shape alone, and not by the number of threads.
 
 Where every sample has statistics of its own, all that changes bits is decided by the shape of one sample: the
 bits of its result do not depend on how many others there are.
@@ -61,6 +61,16 @@ def runs_along(view: View) -> bool:
     In batch norm they never do. Longer pieces of one parameter are rows.
     """
     return view.outer == 1 and view.inner < LANES and (view.members > 1 or view.inner == 1)
+
+
+def groups_of(view: View) -> View:
+    """Return how one sample is read as groups, whose channels lie side by side."""
+    return View(1, view.outer, view.groups, 1, view.members * view.inner)
+
+
+def channels_of(view: View) -> View:
+    """Return how one sample is read as channels by themselves."""
+    return View(1, view.outer, view.groups * view.members, 1, view.inner)
 
 
 def block_groups(view: View, itemsize: int, arrays: int) -> int:

@@ -119,7 +119,7 @@ def sums(dy, x, c, lo, hi, rows, shift):
     s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = none
     inner, next_row = rows.inner, rows.channels * rows.inner
     per_row = segments_per_row(inner)
-    # What lies behind the array is not prefetched: looking up an address that is not there takes longer.
+    # Where there is no next row nothing is prefetched: looking up an address that is not there takes longer.
     ahead = next_row if rows.outer > 1 else 0
     sample, part = row_and_part(lo, rows)
     row = (sample * rows.channels + c) * inner
@@ -199,7 +199,7 @@ def slab_moments(x, c, lo, hi, rows, like):
 
 @helper
 def slab_statistics(x, g, rows, like):
-    """Return (mean, biased variance) of a group."""
+    """Return (mean, biased variance) of a group; of one row in less time, as there is no next one."""
     if rows.outer == 1:
         return row_moments(x, g * rows.inner, rows.inner, 1, like)
     _, segments = segments_of(0, 1, rows)

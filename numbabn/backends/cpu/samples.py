@@ -31,11 +31,10 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
 def _forward_in_phases(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """`forward` of a large sample whose groups have several channels."""
     family = rows if plan.uses_rows(view) else columns
-    groups = View(1, view.outer, view.groups, 1, view.members * view.inner)
-    pair = channels.merged(*family.moments(x, groups, x.dtype.type(0)))
+    pair = channels.merged(*family.moments(x, plan.groups_of(view), x.dtype.type(0)))
     with np.errstate(all="ignore"):
         pair[1] /= view.values
-    channels.normalize(x, _channels(view), _repeated(pair, view), affine, y)
+    channels.normalize(x, plan.channels_of(view), _repeated(pair, view), affine, y)
     return pair
 
 
@@ -74,7 +73,7 @@ def _backward_in_phases(
     coefficients = np.empty((4, len(gain)), x.dtype)
     fill_group_gradient_all(statistics, gain, affine.eps, count, sums, coefficients)
     family = rows if plan.uses_rows(view) else columns
-    family.apply(dy, x, _channels(view), coefficients, dx, gain)
+    family.apply(dy, x, plan.channels_of(view), coefficients, dx, gain)
     return sums
 
 
@@ -111,16 +110,11 @@ def _sums_of_samples(dy: Array, x: Array, view: View, statistics: Array, affine:
 def _sums(dy: Array, x: Array, view: View, statistics: Array, eps: float) -> Array:
     """Return the sums of dy and dy * xhat of every channel of one sample."""
     repeated = np.ascontiguousarray(_repeated(statistics, view))
-    return channels.backward_reduce(dy, x, _channels(view), repeated, eps, (None, None))
+    return channels.backward_reduce(dy, x, plan.channels_of(view), repeated, eps, (None, None))
 
 
 def _samples(array: Array, view: View) -> Array:
     return array.reshape(view.batch, -1)
-
-
-def _channels(view: View) -> View:
-    """Return how one sample is read as channels by themselves."""
-    return View(1, view.outer, view.groups * view.members, 1, view.inner)
 
 
 def _repeated(pair: Pair, view: View) -> Array:
