@@ -113,8 +113,8 @@ def shared_layer(training):
     in_threads(work)
     after = layer.state_dict()
     assert np.isfinite(after["running_mean"]).all()
-    if training:  # of calls at the same moment just one need be counted
-        assert 63 <= layer.num_batches_tracked - tracked <= 63 * THREADS
+    if training:  # a call replaces the statistics that it found when it began by its own: others may be lost
+        assert 1 <= layer.num_batches_tracked - tracked <= 63 * THREADS
     else:
         assert all(np.array_equal(after[name], state[name]) for name in state)
     return "done"
