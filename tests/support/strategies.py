@@ -123,7 +123,12 @@ _PHASES = {
     (plan, "CHUNK_BYTES"): 512,
     (plan, "thread_count"): lambda: 1 << 30,
 }
-_BLOCKS = {(plan, "PARALLEL_BYTES"): 0, (plan, "FUSED_TASKS"): 1, (plan, "BLOCK_BYTES"): 4096}
+_BLOCKS = {
+    (plan, "PARALLEL_BYTES"): 0,
+    (plan, "FUSED_TASKS"): 1,
+    (plan, "BLOCK_BYTES"): 4096,
+    (plan, "ADJACENT_BYTES"): 4096,
+}
 _IN_PARALLEL = {(jit, "PARALLEL_BYTES"): 0}
 REGIMES = {
     "as planned": {},

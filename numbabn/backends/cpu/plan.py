@@ -17,9 +17,13 @@ from numbabn.backends.verbs import Array, View
 # With a last cache of 32 MB: 8192x512 forward, 34 MB in all, 0.35 ms plain and 0.39 streamed;
 # 32x512x14x14 backward, 38 MB, 0.50 plain and 0.36 streamed.
 STREAM_BYTES = 36 << 20
-# Inputs of a block of channels: it, what is written, and the next one, which is prefetched, fit in a
-# second-level cache of 512 KB. There, blocks of 400 KB took 1.1 to 1.2 times as long.
-BLOCK_BYTES = 160 << 10
+# Inputs of a block of channels: it and the next one, which is prefetched, fit in a 1 MB second-level cache.
+# Smaller blocks are shorter pieces of every image: with 512 KB, too, 32x128x28x28 took 1.1 times as long in
+# blocks of 160 KB.
+BLOCK_BYTES = 400 << 10
+# The same of groups that lie one after the other, where blocks of any size are one piece. This one, what is
+# written, and the next one fit in 512 KB, where blocks of 400 KB took 1.1 to 1.2 times as long.
+ADJACENT_BYTES = 160 << 10
 CHUNK_BYTES = 256 << 10  # of a partial sum: enough to be worth its merge
 MAX_CHUNKS = 64
 MAX_MERGES = 1 << 15  # chunks times channels: the merge is serial
@@ -76,14 +80,15 @@ def channels_of(view: View) -> View:
 def block_groups(view: View, itemsize: int, arrays: int) -> int:
     """Groups of a fused task, or 0 where phases over the whole array, or each sample, are better."""
     groups, slab = view.groups, view.values * itemsize * arrays
-    block = max(1, min(groups, BLOCK_BYTES // slab))
+    most = BLOCK_BYTES if view.outer > 1 else ADJACENT_BYTES
+    block = max(1, min(groups, most // slab))
     block -= block % LANES if block > LANES else 0  # blocks that begin at a cache line, whatever inner is
     if not small(slab * groups):
         block = min(block, groups // FUSED_TASKS)
     if not block or view.batch == view.members == 1:
         return block
     # All samples in one launch: their groups must lie one after the other.
-    return max(1, min(view.batch * groups // FUSED_TASKS, BLOCK_BYTES // slab)) if view.outer == 1 else 0
+    return max(1, min(view.batch * groups // FUSED_TASKS, most // slab)) if view.outer == 1 else 0
 
 
 def row_chunks(view: View, itemsize: int) -> int:
