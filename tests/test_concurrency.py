@@ -113,8 +113,13 @@ def shared_layer(training):
     in_threads(work)
     after = layer.state_dict()
     assert np.isfinite(after["running_mean"]).all()
-    if training:  # a call replaces the statistics that it found when it began by its own: others may be lost
-        assert 1 <= layer.num_batches_tracked - tracked <= 63 * THREADS
+    if training:
+        # A call replaces the statistics that it found when it began by its own, so that those of calls at the
+        # same moment may be lost, of several if it is slow; of one thread alone none is.
+        together = layer.num_batches_tracked - tracked
+        assert 1 <= together <= 63 * THREADS
+        work(0)
+        assert layer.num_batches_tracked - tracked == together + 63
     else:
         assert all(np.array_equal(after[name], state[name]) for name in state)
     return "done"
