@@ -8,7 +8,7 @@ from numbabn import arrays
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.dtypes import COMPUTED
 from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
-from numbabn.arrays.overlap import output, same_memory
+from numbabn.arrays.overlap import output, overlap
 from numbabn.backends.verbs import Affine, Array, Pair
 from numbabn.norms import _checks
 from numbabn.norms._saved import Origin, Saved
@@ -52,7 +52,7 @@ class Call:
         if out is not None:
             result = array.dtype if self.converted is None else self.converted
             self.target = output(out, array, result, "x", {"x": array})
-            self.overwrites = same_memory(self.target, array)
+            self.overwrites = overlap(self.target, array)  # else it was refused, or is the same memory
         self._read(axis)
 
     def _read(self, axis: object) -> None:
