@@ -182,26 +182,28 @@ def backward_sample(sample, cut, eps, dy, x, work, dx):
 
 
 @helper
-def add_few(size, work):
-    """Add the sums over a few samples to those of the task, and begin again."""
-    for j in range(size):
-        work.dy[j] += work.few_dy[j]
-        work.dy_xhat[j] += work.few_dy_xhat[j]
-        work.few_dy[j] = 0.0
-        work.few_dy_xhat[j] = 0.0
+def add_few(size, first, work):
+    """Add the sums over a few samples to those of the task, which begin as the ``first`` ones."""
+    if first:
+        for j in range(size):
+            work.dy[j] = work.few_dy[j]
+            work.dy_xhat[j] = work.few_dy_xhat[j]
+    else:
+        for j in range(size):
+            work.dy[j] += work.few_dy[j]
+            work.dy_xhat[j] += work.few_dy_xhat[j]
 
 
 @helper
 def backward_task(t, batch, cut, eps, dy, x, work, dx):
     """Backward of the samples of task t, of ``batch`` samples in all."""
-    for j in range(cut.size):
-        work.few_dy[j] = work.few_dy_xhat[j] = 0.0
-        work.dy[j] = work.dy_xhat[j] = 0.0
-    end = min((t + 1) * cut.samples, batch)
-    for start in range(t * cut.samples, end, GROUP):
+    begin, end = t * cut.samples, min((t + 1) * cut.samples, batch)
+    for start in range(begin, end, GROUP):
+        for j in range(cut.size):
+            work.few_dy[j] = work.few_dy_xhat[j] = 0.0
         for sample in range(start, min(start + GROUP, end)):
             backward_sample(sample, cut, eps, dy, x, work, dx)
-        add_few(cut.size, work)
+        add_few(cut.size, start == begin, work)
     fence()
 
 
