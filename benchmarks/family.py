@@ -12,10 +12,11 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from benchmarks.family_libraries import LIBRARIES, FamilyCase
+from benchmarks.family_libraries import LIBRARIES, ONEDNN, FamilyCase
 from benchmarks.libraries import BACKWARD, BOTH, COPY, FORWARD, LAYER, NUMBABN, OUT
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
+from benchmarks.onednn_layer_norm import DISTRIBUTION
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.tables import bullets, cells, misses, page, promises, table
 from benchmarks.targets import LARGE, Run, Target, announce, at_least, at_most, geometric_mean
@@ -38,7 +39,14 @@ ABOUT = """\
 All times are milliseconds of one call on float32, measured as those of `python -m benchmarks.report`. Group
 norm has 32 groups; all norms have gamma, and all but RMS norm beta. The fastest library with a fresh output
 is set in bold. PyTorch runs without autograd's bookkeeping, but for the backward passes of RMS and instance
-norm, which have no single call of their own."""
+norm, which have no single call of their own.
+
+oneDNN 3.2 is called through `ctypes`, which takes some 2 us of every call. It writes into the same memory at
+every call, so it is compared with `numbabn out=`. Of these norms it has layer norm alone: group norm came
+with oneDNN 3.3, whose wheels need the runtimes of SYCL and TBB; none of them is built with GNU OpenMP."""
+
+MEANS = f"""\
+Time of each library over the time of numbabn with a fresh output, but of {ONEDNN} over that of `{OUT}`."""
 
 
 def main() -> None:
@@ -74,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _left_out(options: argparse.Namespace, cases: list[FamilyCase]) -> list[str]:
     """Return what the committed results show but this run does not measure."""
-    found = [*uninstalled("torch", "jax"), *fewer_rounds(options.rounds, ROUNDS)]
+    found = [*uninstalled("torch", "jax", DISTRIBUTION), *fewer_rounds(options.rounds, ROUNDS)]
     if len(cases) < len(CASES):
         found.append(f"{len(CASES) - len(cases)} of {len(CASES)} rows")
     return found
@@ -113,7 +121,7 @@ def _latency(run: Run) -> Iterable[Target]:
 def _files(machine: dict[str, str], records: list[Record], targets: list[Target]) -> Files:
     parts = ["Written by `python -m benchmarks.family`.", bullets(machine), ABOUT]
     parts += ["## Targets", promises(targets), misses(targets)]
-    parts += ["## Geometric means", "Time of each library over the time of numbabn with a fresh output."]
+    parts += ["## Geometric means", MEANS]
     parts.append(_means(Run(records)))
     for operation in OPERATIONS:
         parts += [f"## {operation.capitalize()}", _times(records, operation)]
@@ -126,16 +134,17 @@ def _files(machine: dict[str, str], records: list[Record], targets: list[Target]
 
 
 def _means(run: Run) -> str:
+    compared = [(library, OUT if library == ONEDNN else NUMBABN) for library in (OUT, *PEERS, ONEDNN, COPY)]
     rows = []
     for norm in dict.fromkeys(case.norm for case in run.cases):
         for operation in OPERATIONS:
             ratios = (
-                run.ratios(operation, library, NUMBABN, lambda case, of=norm: case.norm == of)
-                for library in (OUT, *PEERS, COPY)
+                run.ratios(operation, library, ours, lambda case, of=norm: case.norm == of)
+                for library, ours in compared
             )
             means = [f"{geometric_mean(found.values()):.2f}x" if found else "" for found in ratios]
             rows.append([f"{norm}, {operation}", *means])
-    return table(["", OUT, *PEERS, COPY], rows)
+    return table(["", *(library for library, _ in compared)], rows)
 
 
 def _times(records: list[Record], operation: str) -> str:

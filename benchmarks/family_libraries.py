@@ -2,7 +2,8 @@
 
 As `benchmarks.libraries`, which has the operations of batch norm: the same numbers and the same work for all,
 each in a process of its own. PyTorch's backward passes are the calls that autograd makes, without its
-bookkeeping; where autograd makes no single call, for RMS and instance norm, they go through it.
+bookkeeping; where autograd makes no single call, for RMS and instance norm, they go through it. oneDNN has
+layer norm alone and writes into the same results at every call, as numbabn does with ``out=``.
 """
 
 from __future__ import annotations
@@ -244,11 +245,26 @@ def _grouped(case: FamilyCase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return shape, tuple(axis for axis in range(1, len(shape)) if axis != case.axis)
 
 
+def onednn(case: FamilyCase, data: Data) -> Operations:
+    """Return the operations of layer norm, the one of these norms that oneDNN 3.2 has.
+
+    Group norm is left out: it came with oneDNN 3.3, whose wheels need the runtimes of SYCL and TBB; none of
+    them is built with GNU OpenMP.
+    """
+    from benchmarks.onednn_layer_norm import LayerNorm
+
+    if case.norm != "layer":
+        return {}
+    norm = LayerNorm(data.x, data.dy, data.gamma, data.beta, EPS)
+    return _steps(norm.forward, lambda y: norm.backward())
+
+
 def copy(case: FamilyCase, data: Data) -> Operations:
     operations = copied(case, data)
     return {name: operations[name] for name in (FORWARD, BACKWARD, BOTH)}
 
 
+ONEDNN = "oneDNN"
 LIBRARIES: Mapping[str, Callable[[FamilyCase, Data], Operations]] = {
     NUMBABN: numbabn,
     OUT: numbabn_out,
@@ -256,5 +272,6 @@ LIBRARIES: Mapping[str, Callable[[FamilyCase, Data], Operations]] = {
     "PyTorch": pytorch,
     "torch.compile": torch_compile,
     "JAX": jax,
+    ONEDNN: onednn,
     COPY: copy,
 }

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("numpy", "numba", "torch", "jax", "scikit-learn")
+PACKAGES = ("numpy", "numba", "torch", "jax", "onednn-cpu-gomp", "scikit-learn")
 GPU_PACKAGES = (
     "numpy", "numba", "numba-cuda", "cuda-bindings", "cupy", "cupy-cuda13x", "cupy-cuda12x",
     "torch", "triton",

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +21,12 @@ RESULTS = Path(__file__).parent / "results"
 
 def uninstalled(*packages: str) -> list[str]:
     """Return those packages that are not installed, for the list of what a run leaves out."""
-    return [f"{package} (not installed)" for package in packages if find_spec(package) is None]
+    return [f"{package} (not installed)" for package in packages if not _installed(package)]
+
+
+def _installed(package: str) -> bool:
+    """Whether there is a module of this name, or a distribution, which need not have modules."""
+    return find_spec(package) is not None or any(metadata.distributions(name=package))
 
 
 def fewer_rounds(rounds: int, all_rounds: int) -> list[str]:

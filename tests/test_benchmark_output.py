@@ -114,6 +114,7 @@ def test_what_a_run_is_short_of():
     assert output.fewer_rounds(5, 5) == output.fewer_rounds(6, 5) == output.uninstalled("json") == []
     assert output.fewer_rounds(2, 5) == ["3 of 5 rounds"]
     assert output.uninstalled("json", "no_such_package") == ["no_such_package (not installed)"]
+    assert output.uninstalled("pytest-cov", "no-such-package") == ["no-such-package (not installed)"]
 
 
 # The programs, with made-up times ---------------------------------------------------------------------------
@@ -228,6 +229,30 @@ def test_a_library_that_is_missing(program, run, results, monkeypatch, capsys):
         run(program, *(("--onednn", "program") if program is report else ()), "--write")
     assert "(not installed)" in capsys.readouterr().err
     assert not names(results)
+
+
+def test_a_page_of_the_family_has_onednn(run, results, monkeypatch, capsys):
+    monkeypatch.setattr(family, "uninstalled", lambda *packages: list(packages))
+    with pytest.raises(SystemExit):
+        run(family, "--write")
+    assert "onednn-cpu-gomp" in capsys.readouterr().err
+    assert not names(results)
+
+
+def test_onednn_is_compared_with_out(run, monkeypatch, capsys):
+    ms = {"numbabn": 1.0, "numbabn out=": 2.0, "oneDNN": 3.0}
+
+    def few(case, crew, rounds):
+        libraries = [name for name in ms if name != "oneDNN" or case.norm == "layer"]
+        return [Record(o, case, name, ms[name], ms[name], 1) for o in family.OPERATIONS for name in libraries]
+
+    monkeypatch.setattr(family, "measure", few)
+    run(family)
+    lines = capsys.readouterr().out.splitlines()
+    assert "|  | numbabn out= | PyTorch | torch.compile | JAX | oneDNN | copy |" in lines
+    assert "| layer, backward | 2.00x |  |  |  | 1.50x |  |" in lines
+    assert "| group, backward | 2.00x |  |  |  |  |  |" in lines
+    assert "| layer 32x768 | **1** | 2 |  |  |  |  | 3 |  | 1 | 2 |" in lines
 
 
 def test_a_library_that_drops_out(run, results, tmp_path, monkeypatch, capsys):
