@@ -405,6 +405,8 @@ def test_sums_over_samples_are_exact_enough():
 X = np.ones((4, 3), np.float32)
 REFUSED = [
     ({"x": np.ones((4, 3), int)}, TypeError, "^x has dtype int64, which is not floating point"),
+    # Batch norm alone reads small integers: no advice to call it instead.
+    ({"x": np.ones((4, 3), np.int8)}, TypeError, r"^x has dtype int8, .*; pass x.astype\(numpy.float32\)$"),
     ({"x": [[1.0]]}, TypeError, "^x must be a NumPy array, not builtins.list"),
     ({"x": np.array(1.0)}, ValueError, r"^x must have an axis to be normalised, but has shape \(\)"),
     ({"x": np.float32(1)}, TypeError, "^x must be a NumPy array"),

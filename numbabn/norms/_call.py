@@ -44,7 +44,7 @@ class Call:
         if dtype is not None:
             self.converted = _checks.converted(array, "x", dtype)
         elif array.dtype not in COMPUTED:
-            _checks.dtype(array, "x")
+            _checks.dtype(array, "x", self.norm)
         self.library = library_of(array)
         self.out = out  # what is returned: a subclass of ndarray, for example
         self.target: AnyArray | None = None

@@ -21,7 +21,7 @@ def converted(x: AnyArray, name: str, wanted: object) -> np.dtype[Any] | None:
                 f"pass {library_of(x).cast_text(name, result.name)}"
             )
         return result
-    dtype(x, name)
+    dtype(x, name, "batch_norm")
     if x.dtype.newbyteorder("=") != result:
         raise TypeError(
             f"dtype is {result}, but {name} has dtype {x.dtype}; dtype is for integers of 8 and 16 bits: "
@@ -38,8 +38,8 @@ def rank(x: AnyArray, name: str) -> ValueError:
     )
 
 
-def dtype(x: AnyArray, name: str) -> None:
-    """Raise unless the dtype is float32 or float64, in either byte order."""
+def dtype(x: AnyArray, name: str, norm: str) -> None:
+    """Raise unless the dtype is float32 or float64, in either byte order; batch norm has advice of its own."""
     kind = x.dtype
     if kind in COMPUTED or (kind.kind == "f" and kind.newbyteorder("=") in COMPUTED):
         return
@@ -48,7 +48,7 @@ def dtype(x: AnyArray, name: str) -> None:
         raise TypeError(f"{name} has dtype {kind}; float32 and float64 are supported: {advice}")
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
-    if kind.kind in "iu" and kind.newbyteorder("=") in CONVERTED:
+    if norm == "batch_norm" and kind.kind in "iu" and kind.newbyteorder("=") in CONVERTED:
         advice += ", or to batch_norm_inference dtype=numpy.float32"
     raise TypeError(f"{name} has dtype {kind}, which is not floating point; {advice}")
 
