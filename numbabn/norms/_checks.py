@@ -39,7 +39,7 @@ def rank(x: AnyArray, name: str) -> ValueError:
 
 
 def dtype(x: AnyArray, name: str, norm: str) -> None:
-    """Raise unless the dtype is float32 or float64, in either byte order; batch norm has advice of its own."""
+    """Raise unless the dtype is float32 or float64, in either byte order. ``norm`` is that of the call."""
     kind = x.dtype
     if kind in COMPUTED or (kind.kind == "f" and kind.newbyteorder("=") in COMPUTED):
         return
