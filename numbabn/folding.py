@@ -7,7 +7,7 @@ import numpy as np
 
 from numbabn import arrays
 from numbabn._numbers import integer, integers
-from numbabn.arrays import AnyArray, host_copy, library_of, location_text, native
+from numbabn.arrays import AnyArray, library_of, location_text, native, on_host
 from numbabn.arrays.device import BFLOAT16
 from numbabn.arrays.device_library import described
 from numbabn.backends.verbs import Array
@@ -304,8 +304,8 @@ def _folded(layer: _Layer, bias: object, bn: object, before: bool, inexact: str 
             f"{norm.shift[c]:.6g}, and {inexact}; fold it into the layer in front of it, or keep it"
         )
     weight = layer.weight
-    offsets = None if given is None else host_copy(given, "bias").astype(np.float64)
-    blocks = layer.blocks(host_copy(weight, "weight").astype(np.float64), norm.groups)
+    offsets = None if given is None else on_host(given, "bias").astype(np.float64)
+    blocks = layer.blocks(on_host(weight, "weight").astype(np.float64), norm.groups)
     with np.errstate(all="ignore"):  # of NaN and infinity, which stay in their channels
         scaled = layer.unblocked(blocks * norm.along(norm.scale))
         if not norm.before:

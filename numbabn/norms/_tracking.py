@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from numbabn import _numbers
-from numbabn.arrays import host_copy, native
+from numbabn.arrays import native, on_host
 from numbabn.arrays.library import Place
 from numbabn.arrays.place import put
 from numbabn.backends.arithmetic import normalize_coefficients
@@ -137,11 +137,11 @@ class TrackingLayer(ChannelLayer):
                 "constant scale and shift; make the layer with track_running_stats=True"
             )
         mean, var = (
-            host_copy(each, name).astype(np.float64)
+            on_host(each, name).astype(np.float64)
             for name, each in (("running_mean", running.mean), ("running_var", running.var))
         )
         gamma, beta = (
-            host_copy(self.params[name], f"params[{name!r}]").astype(np.float64)
+            on_host(self.params[name], f"params[{name!r}]").astype(np.float64)
             if name in self.params
             else otherwise
             for name, otherwise in (("gamma", np.ones_like(mean)), ("beta", np.zeros_like(mean)))
