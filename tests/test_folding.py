@@ -198,7 +198,7 @@ def convolutions(draw):
 # Convolutions -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200 if JIT else 50, deadline=None)
+@settings(max_examples=200 if JIT else 50)
 @given(convolutions())
 def test_any_convolution(problem):
     problem.check()
@@ -294,7 +294,7 @@ def test_transposed_convolutions_with_groups_of_pytorch():
 # Dense layers -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100 if JIT else 40, deadline=None)
+@settings(max_examples=100 if JIT else 40)
 @given(
     st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans(), st.sampled_from([F16, F32, F64]),
     st.sampled_from([None, F16, F32, F64]), st.sampled_from(sorted(ORDERS)), st.integers(0, 99),
