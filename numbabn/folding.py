@@ -97,7 +97,6 @@ def fold_into_dense(
     return _folded(layer, bias, bn, fold_before, None)
 
 
-# Seven parameters: what a user knows of the convolution, by keyword.
 def fold_into_conv(
     weight: A,
     bias: Any,
@@ -283,9 +282,9 @@ class _Norm(NamedTuple):
                 f"with constants in evaluation mode, not {type(bn).__name__}"
             )
         on_shared = before == layer.transposed
-        groups = 1 if on_shared else _groups(layer, bn.num_channels, before)
         if on_shared and layer.shared != bn.num_channels:
             raise _wrong_channels(layer, layer.shared_axis, bn.num_channels, before)
+        groups = 1 if on_shared else _groups(layer, bn.num_channels, before)
         return cls(before, on_shared, groups, *bn._constants())
 
     def along(self, values: Array) -> Array:

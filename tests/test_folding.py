@@ -346,7 +346,7 @@ def test_the_mode_of_the_norm_does_not_matter():
 
 
 def test_bfloat16_stays_bfloat16():
-    """It has 8 bits, so that a rounding is at most 2**-9 of the value and half a spacing 2**-8 of a power."""
+    """It has 8 bits: one rounding is at most 2**-8 of the value."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
     rng = np.random.default_rng(0)
     bn, exact = norm(2, rng), rng.standard_normal((3, 2))
