@@ -8,6 +8,7 @@ import logging
 
 from numbabn._config import show_config
 from numbabn.arrays.memory import set_pool_limit
+from numbabn.folding import fold_into_conv, fold_into_dense
 from numbabn.norms._saved import Saved
 from numbabn.norms.batch import BatchNorm, batch_norm_backward, batch_norm_forward, batch_norm_inference
 from numbabn.norms.group import GroupNorm, group_norm_backward, group_norm_forward
@@ -40,6 +41,8 @@ __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
     "batch_norm_inference",
+    "fold_into_conv",
+    "fold_into_dense",
     "group_norm_backward",
     "group_norm_forward",
     "instance_norm_backward",

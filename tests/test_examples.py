@@ -101,7 +101,10 @@ def test_cupy_batch_norm(tmp_path):
     assert "near 0.3: 0.30" in output
 
 
-@pytest.mark.parametrize("command", [["cupy_batch_norm.py"], ["train_digits.py", "--device", "cuda"]])
+ON_GPU = [["cupy_batch_norm.py"], ["train_digits.py", "--device", "cuda"], ["fold.py", "--device", "cuda"]]
+
+
+@pytest.mark.parametrize("command", ON_GPU)
 def test_what_is_missing_on_a_gpu(command, tmp_path):
     result = run_without_cupy(*command, cwd=tmp_path)
     assert result.returncode == 1
@@ -120,6 +123,33 @@ def test_recalibrate(tmp_path):
     assert after < 1
     assert exact == 0
     assert not list(tmp_path.iterdir())
+
+
+def check_folded(output):
+    """Both networks predict the same without their norms, which have fewer bytes in two layers less."""
+    lines = output.splitlines()
+    for name in ("MLP", "CNN"):
+        before, after = (
+            next(line for line in lines if line.startswith(f"{row}  "))[len(row) :].split()
+            for row in (name, f"{name}, folded")
+        )
+        assert int(before[0]) - int(after[0]) == 2  # layers
+        assert int(before[1]) > int(after[1])  # bytes
+        assert before[2] == after[2]  # accuracy
+        (text,) = [line for line in lines if line.startswith(f"{name}: ")]
+        assert "without its 2 norms all 360 predictions are the same" in text
+        # Logits below 100 after three layers: some hundred roundings of 6e-8 of that at the most.
+        assert float(re.search(r"differ by at most (\S+);", text)[1]) < 1e-4
+
+
+def test_fold(tmp_path):
+    check_folded(run_example("fold.py", "--quick", cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_fold_on_a_gpu(tmp_path):
+    check_folded(run_on_strict_cupy("fold.py", "--quick", "--device", "cuda", cwd=tmp_path))
 
 
 # Ctrl-C while a kernel is compiled: in Numba, and where LLVM calls Python, which cannot raise.

@@ -28,6 +28,10 @@ std = np.sqrt(m2 / count)
 statistics = nbn.Moments(axis=-1).update(x)
 std = statistics.std() * 2
 nbn.recalibrate([bn], bn, [x])
+scale, shift = bn.affine()
+weight, bias = nbn.fold_into_dense(np.ones((2, 3)), None, bn)
+y = x @ weight.T * scale + bias + shift
+weight, bias = nbn.fold_into_conv(np.ones((3, 2, 3, 3)), bias, nbn.InstanceNorm(3), padding=((1, 1), (1, 1)))
 
 bn([1, 2])  # refused
 nbn.batch_norm_forward([[1.0, 2.0]])  # refused
@@ -37,6 +41,9 @@ bn.running_mean.weight  # refused
 bn.backward(y, need_dx=False) * 2  # refused
 saved.count = 3  # refused
 nbn.BatchNorm(3, momentum="high")  # refused
+nbn.fold_into_dense([[1.0]], None, bn)  # refused
+nbn.fold_into_conv(weight, bias, nbn.LayerNorm(3))  # refused
+nbn.LayerNorm(3).affine()  # refused
 """
 REFUSED = {i for i, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# refused")}
 

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
+
 from numbabn import _numbers
-from numbabn.arrays import native
+from numbabn.arrays import native, on_host
 from numbabn.arrays.library import Place
+from numbabn.arrays.place import put
+from numbabn.backends.arithmetic import normalize_coefficients
 from numbabn.backends.verbs import Array
 from numbabn.norms import _options
 from numbabn.norms._base import Layer
@@ -83,6 +87,73 @@ class TrackingLayer(ChannelLayer):
             yield self
         finally:
             self._frozen -= 1
+
+    def affine(self) -> tuple[Array, Array]:
+        r"""Return scale and shift of evaluation mode: y = x * scale + shift, channel by channel.
+
+        .. math:: \mathit{scale}_c = \frac{\gamma_c}{\sqrt{\sigma_c^2 + \epsilon}}, \qquad
+                  \mathit{shift}_c = \beta_c - \mu_c\, \mathit{scale}_c
+
+        with the running mean and the running variance, whatever the mode of the layer.
+
+        Returns
+        -------
+        scale, shift : array of float64, shape (C,)
+            New arrays of the layer's library, on its device.
+
+        Raises
+        ------
+        ValueError
+            If there are no running statistics, a running variance is negative, or it and eps are both 0.
+
+        Notes
+        -----
+        Ioffe and Szegedy (2015), section 3.1: normalisation with constant statistics is a linear map.
+
+        The two are float64 whatever the dtype of the layer, since ``mean * scale`` and ``x * scale`` cancel
+        where the mean is large: at mean 1e4 and variance 1 a shift rounded to float32 puts y off by up to
+        5e-4. The layer itself subtracts the mean first, and has no such error in float32 either.
+
+        To put the map into the weight of the layer before or after, see `fold_into_dense` and
+        `fold_into_conv`.
+
+        Examples
+        --------
+        >>> import numpy as np, numbabn as nbn
+        >>> bn = nbn.BatchNorm(2, eps=0.0)
+        >>> bn.running_mean[:], bn.running_var[:] = [3, 0], [4, 1]
+        >>> bn.affine()
+        (array([0.5, 1. ]), array([-1.5,  0. ]))
+        """
+        scale, shift = self._constants()
+        return put(scale, self._place), put(shift, self._place)
+
+    def _constants(self) -> tuple[Array, Array]:
+        """Return scale and shift of evaluation mode in NumPy, as float64."""
+        running = self._running
+        if running is None:
+            raise ValueError(
+                f"{self!r} has no running statistics, so that evaluation mode takes those of x and has no "
+                "constant scale and shift; make the layer with track_running_stats=True"
+            )
+        mean, var = (
+            on_host(each, name).astype(np.float64)
+            for name, each in (("running_mean", running.mean), ("running_var", running.var))
+        )
+        gamma, beta = (
+            on_host(self.params[name], f"params[{name!r}]").astype(np.float64)
+            if name in self.params
+            else otherwise
+            for name, otherwise in (("gamma", np.ones_like(mean)), ("beta", np.zeros_like(mean)))
+        )
+        if (var < 0).any():
+            c = int(np.argmax(var < 0))
+            raise ValueError(f"running_var must not be negative, but running_var[{c}] is {var[c]}")
+        if (var + self.eps == 0).any():
+            c = int(np.argmax(var + self.eps == 0))
+            raise ValueError(f"running_var[{c}] and eps are 0, so that the scale is infinite; use an eps > 0")
+        with np.errstate(all="ignore"):  # of NaN and infinity in a channel, which stay there
+            return normalize_coefficients(mean, np.sqrt(var + self.eps), gamma, beta, 0.0)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.

@@ -309,6 +309,9 @@ class BatchNorm(TrackingLayer):
 
     A call keeps x for `backward`, and does not copy it: do not change x before.
 
+    For inference alone, `fold_into_dense` and `fold_into_conv` put a layer into the one beside it; `affine`
+    gives the scale and shift that it then is.
+
     In evaluation mode several threads may call one layer at once. In training mode every call gives its own
     right result, but of calls at the same moment just one may be counted in the running statistics, and
     `backward` belongs to the last call: train with one thread per layer.

@@ -11,7 +11,7 @@ import numbabn as nbn
 from numbabn import arrays
 from numbabn.arrays import door
 from tests.support import reference
-from tests.support.checks import assert_close
+from tests.support.checks import assert_close, assert_same_bits
 from tests.support.cuda.kinds import F32, VIEWS, normal
 
 if not numba.config.ENABLE_CUDASIM:
@@ -184,3 +184,55 @@ def test_strided_copies(cupy, dtype, small, monkeypatch):
         expected = np.arange(target.size, dtype=F32).reshape(shape)  # and from one dtype to another
         assign(arrays.of(cupy.over(target), "out"), arrays.of(cupy.over(expected), "x"))
         np.testing.assert_array_equal(target, expected)
+
+
+def folding_problem():
+    """A weight OIHW of two groups, its bias, and the norm behind it."""
+    rng = np.random.default_rng(0)
+    bn = nbn.BatchNorm(4)
+    state = {name: rng.uniform(0.5, 2, 4) for name in ("gamma", "beta", "running_mean", "running_var")}
+    bn.load_state_dict({**bn.state_dict(), **state})
+    return normal(4, 2, 2, 2), normal(4, seed=1).astype(np.float16), bn
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_folding(kind, view):
+    """The bits of the CPU, where the weight is and in its memory order, wherever the norm is."""
+    weight, bias, bn = folding_problem()
+    weight = VIEWS[view](weight)
+    expected = nbn.fold_into_conv(weight, bias, bn)
+    natives = kind.array(weight, device=1), kind.array(bias, device=1)
+    on_gpu = folding_problem()[2].to(kind.array(bias))
+    for layer in (bn, on_gpu):
+        folded = nbn.fold_into_conv(*natives, layer)
+        assert values(folded[0]).strides == np.empty_like(weight).strides
+        for native, host in zip(folded, expected, strict=True):
+            assert kind.is_mine(native)
+            assert kind.device_of(native) == 1
+            assert values(native).dtype == host.dtype
+            np.testing.assert_array_equal(values(native), host)
+    for native, host in zip(on_gpu.affine(), bn.affine(), strict=True):
+        assert kind.is_mine(native)
+        assert_same_bits(values(native), host, "affine")
+    np.testing.assert_array_equal(values(natives[0]), weight)
+    _, bias = nbn.fold_into_conv(natives[0], None, bn)
+    assert values(bias).dtype == F32
+
+
+def test_folding_a_bfloat16_weight(torch):
+    """It stays bfloat16, with eight bits: one rounding is at most 2**-8 of the value."""
+    weight, _, bn = folding_problem()
+    bits = (weight.view(np.uint32) >> 16).astype(np.uint16)
+    native = torch.module.Tensor(bits, torch.module.bfloat16, torch.gpu(0))
+    folded, bias = nbn.fold_into_conv(native, None, bn)
+    assert folded.dtype is bias.dtype is torch.module.bfloat16
+    exact, exact_bias = nbn.fold_into_conv(values(native.float()).astype(np.float64), None, bn)
+    np.testing.assert_allclose(values(folded.float()), exact, rtol=2.0**-8)
+    np.testing.assert_allclose(values(bias.float()), exact_bias, rtol=2.0**-8)
+
+
+def test_folding_needs_weight_and_bias_together(kind):
+    weight, bias, bn = folding_problem()
+    for other in (bias, kind.array(bias, device=1)):
+        with pytest.raises(TypeError, match=r"bias is a .*, but weight is a .* on cuda:0; pass both"):
+            nbn.fold_into_conv(kind.array(weight), other, bn)

@@ -65,6 +65,9 @@ class ndarray:  # noqa: N801
     def __float__(self):
         return float(self.values)
 
+    def __int__(self):
+        return int(self.values)
+
 
 def _add_operators():
     def operator(name):
@@ -113,6 +116,15 @@ class BatchNorm:
         return {name: wrap(value) for name, value in self._layer.grads.items()}
 
 
+def folding(function):
+    """Return a function of numbabn that folds a norm as one for arrays and layers of this module."""
+
+    def fold(weight, bias, bn, **options):
+        return tuple(map(wrap, function(unwrap(weight), unwrap(bias), bn._layer, **options)))
+
+    return fold
+
+
 class CuPy(ModuleType):
     """NumPy's functions, but for arrays of this module."""
 
@@ -133,6 +145,7 @@ if __name__ == "__main__":
     rng = np.random.default_rng(0)
     cupy.random.standard_normal = lambda shape, dtype: wrap(rng.standard_normal(shape, dtype))
     nbn.BatchNorm = BatchNorm
+    nbn.fold_into_conv, nbn.fold_into_dense = folding(nbn.fold_into_conv), folding(nbn.fold_into_dense)
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
     runpy.run_path(sys.argv[0], run_name="__main__")
