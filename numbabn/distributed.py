@@ -40,8 +40,8 @@ def moments(
     Parameters
     ----------
     x : dask.array.Array
-        An array of bool, any integer, float16, float32 or float64 in NumPy blocks. It may be cut along any
-        axes, the channel axes among them, and the lengths of its blocks may be unknown.
+        An array of bool, any integer, float16, bfloat16, float32 or float64 in NumPy blocks. It may be cut
+        along any axes, the channel axes among them, and the lengths of its blocks may be unknown.
     axis : int or tuple of int, default -1
         Channel axes, as for `numbabn.Moments`.
     nan_policy : {"propagate", "omit", "raise"}, default "propagate"

@@ -2,6 +2,7 @@
 
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,9 @@ from tests.support.processes import python
 dask = pytest.importorskip("dask", reason="needs numbabn[dask]")
 da = pytest.importorskip("dask.array", reason="needs numbabn[dask]")
 
-DTYPES = (np.bool_, np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64)
+DTYPES = (
+    np.bool_, np.uint8, np.int16, np.int64, np.float16, ml_dtypes.bfloat16, np.float32, np.float64,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

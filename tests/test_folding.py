@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -347,7 +348,6 @@ def test_the_mode_of_the_norm_does_not_matter():
 
 def test_bfloat16_stays_bfloat16():
     """It has 8 bits: one rounding is at most 2**-8 of the value."""
-    ml_dtypes = pytest.importorskip("ml_dtypes")
     rng = np.random.default_rng(0)
     bn, exact = norm(2, rng), rng.standard_normal((3, 2))
     weight = exact.astype(ml_dtypes.bfloat16)

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,6 +66,14 @@ def test_nan_and_infinity_stay_in_their_channel(dtype, shape):
         assert (m.min[2], m.max[1], m.max[2]) == (-np.inf, np.inf, np.inf)
         np.testing.assert_allclose(m.mean[3:], good.mean[3:], rtol=1e-14)
         np.testing.assert_allclose(m.var()[3:], good.var()[3:], rtol=1e-12)
+
+
+def test_nan_in_bfloat16_that_is_read_only():
+    """Its memory is read through another array, which must be of the same dtype."""
+    x = np.array([[1, np.nan], [3, 2]], ml_dtypes.bfloat16)
+    x.flags.writeable = False
+    m = nbn.Moments().update(x)
+    np.testing.assert_array_equal([m.mean, m.min, m.max], [[2, np.nan], [1, np.nan], [3, np.nan]])
 
 
 @pytest.mark.parametrize("beside", ["weights", "where"])

@@ -91,7 +91,10 @@ def writable(array: Array) -> Array:
 
     Numba has another type for read-only arrays, and would compile all kernels once more for it.
     """
-    return array if array.flags.writeable else np.asarray(_Writable(array))
+    if array.flags.writeable:
+        return array
+    result: Array = np.asarray(_Writable(array)).view(array.dtype)  # bfloat16 has no name in the interface
+    return result
 
 
 class _Writable:

@@ -6,6 +6,7 @@ import numpy as np
 
 from numbabn._numbers import integers, real, sequence
 from numbabn.arrays import library_of, location_text, of, on_host
+from numbabn.arrays.device_library import described
 from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
 
@@ -41,14 +42,15 @@ def ddof(value: object) -> float:
 
 
 def chunk(array: object, name: str = "chunk") -> Array:
-    """Return an array of any library as NumPy's; it has bools, any integers, float16, float32 or float64."""
+    """Return an array of any library as NumPy's; it has bools, any integers, or floats of up to 64 bits."""
     x = on_host(array, name)
-    if x.dtype.kind in "biu" or (x.dtype.kind == "f" and x.dtype.itemsize <= 8):
+    kind = described(x.dtype).kind
+    if kind in "biu" or (kind == "f" and x.dtype.itemsize <= 8):
         return x
     if x.dtype.kind == "c":
         raise TypeError(f"{name} has complex dtype {x.dtype}; pass {name}.real and {name}.imag separately")
     raise TypeError(
-        f"{name} has dtype {x.dtype}; bool, integers, float16, float32 and float64 are supported: "
+        f"{name} has dtype {x.dtype}; bool, integers, float16, bfloat16, float32 and float64 are supported: "
         f"pass {name}.astype(numpy.float64)"
     )
 

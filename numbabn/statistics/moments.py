@@ -89,7 +89,7 @@ class Moments:
 
         Parameters
         ----------
-        chunk : array of bool, any integer, float16, float32 or float64
+        chunk : array of bool, any integer, float16, bfloat16, float32 or float64
             An array of any library that `numbabn.moments` takes; one on a GPU is copied to the host. Its
             memory may have any layout, and may be mapped from a file: it is read in pieces. The first chunk
             fixes the lengths of the channel axes; the number of the other axes, and their lengths, may change
@@ -306,7 +306,7 @@ class Moments:
 
         Parameters
         ----------
-        x : array of bool, any integer, float16, float32 or float64
+        x : array of bool, any integer, float16, bfloat16, float32 or float64
             A NumPy array with the channels of the chunks on the same axes; the other axes may have any
             length. Integers of 8 and 16 bits are converted while they are read, in one pass.
         out : ndarray, optional

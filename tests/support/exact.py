@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from tests.support.problems import LAYOUTS, arrange
 from tests.support.strategies import SIZES
 
 INTEGERS = tuple(np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))
-FLOATS = tuple(np.dtype(f"f{size}") for size in (2, 4, 8))
+FLOATS = tuple(np.dtype(each) for each in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64))
 DTYPES = (np.dtype(bool), *INTEGERS, *FLOATS)
 ELEMENTS = 6000 if JIT else 800
 
@@ -22,6 +23,8 @@ ELEMENTS = 6000 if JIT else 800
 
 def channels(x, kept):
     """Return a `Row` per channel, in the order of the axes kept, of integers over one power of 2."""
+    if x.dtype.kind == "V":
+        x = x.astype(np.float32)  # exactly; bfloat16 numbers have no as_integer_ratio
     rest = [axis for axis in range(x.ndim) if axis not in kept]
     rows = x.transpose([*kept, *rest]).reshape(math.prod(x.shape[axis] for axis in kept), -1).tolist()
     scale = max((v.as_integer_ratio()[1] for row in rows for v in row), default=1)

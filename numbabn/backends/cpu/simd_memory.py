@@ -26,7 +26,7 @@ _I32 = ir.IntType(32)
 
 
 def _storage(dtype):
-    """Type of an element in memory: numbers of 16 bits may be integers or the bits of a float16."""
+    """Type of an element in memory: numbers of 16 bits may be integers, or the bits of half a float."""
     return ir.IntType(dtype.bitwidth) if isinstance(dtype, types.Integer) else float_type(dtype)
 
 
@@ -36,7 +36,11 @@ def _number(builder, value, dtype, like, half):
     if isinstance(dtype, types.Integer) and not half:
         return (builder.sitofp if dtype.signed else builder.uitofp)(value, result)
     width = dtype.bitwidth
-    if half:
+    if half and dtype.signed:  # the upper half of a float32
+        wide = builder.zext(value, ir.VectorType(_I32, LANES))
+        bits = builder.shl(wide, ir.Constant(wide.type, [16] * LANES))
+        value, width = builder.bitcast(bits, ir.VectorType(ir.FloatType(), LANES)), 32
+    elif half:
         value = builder.bitcast(value, ir.VectorType(ir.HalfType(), LANES))
     if width == like.bitwidth:
         return value
@@ -44,7 +48,8 @@ def _number(builder, value, dtype, like, half):
 
 
 def _is_half(dtype, half):
-    return dtype == types.uint16 and half != types.none
+    """Whether numbers of 16 bits are floats: unsigned ones float16, and signed ones bfloat16."""
+    return dtype in (types.uint16, types.int16) and half != types.none
 
 
 def _element(context, builder, array_type, array, index):
@@ -114,7 +119,10 @@ def load_part(typingctx, array, index, count, otherwise):
 
 @intrinsic
 def load_number(typingctx, array, index, half, like):
-    """``load`` of any kind of numbers; those of 16 bits are float16 unless ``half`` is None."""
+    """``load`` of any kind of numbers.
+
+    Unless ``half`` is None those of 16 bits are floats: unsigned ones float16, and signed ones bfloat16.
+    """
 
     def codegen(context, builder, signature, arguments):
         pointer = _vector_pointer(context, builder, array, *arguments[:2])

@@ -27,9 +27,16 @@ def load_part(array, index, count, otherwise):
 
 
 def load_number(array, index, half, like):
-    """``load`` of any kind of numbers; those of 16 bits are float16 unless ``half`` is None."""
+    """``load`` of any kind of numbers.
+
+    Unless ``half`` is None those of 16 bits are floats: unsigned ones float16, and signed ones bfloat16.
+    """
     part = array[index : index + LANES]
-    return (part if half is None or part.dtype != np.uint16 else part.view(np.float16)).astype(type(like))
+    if half is not None and part.dtype == np.uint16:
+        part = part.view(np.float16)
+    elif half is not None and part.dtype == np.int16:
+        part = (part.astype(np.uint32) << 16).view(np.float32)
+    return part.astype(type(like))
 
 
 def load_number_part(array, index, count, half, like):

@@ -7,7 +7,7 @@ Two arguments select code when a kernel is compiled:
 
 shift
     None for integers, whose sums are those of the values themselves: d = v. Else d = v - k, with the shift in
-    the vector k, and numbers of 16 bits are float16.
+    the vector k, and numbers of 16 bits are floats: unsigned ones float16, and signed ones bfloat16.
 summation
     A `Summation`. Where it is masked, the weights are those in the array w; or where w is None, 0 for NaN and
     1 for all other values. An element of weight 0 is left out of all five sums, even if it is NaN.

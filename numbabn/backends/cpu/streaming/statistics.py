@@ -3,8 +3,8 @@
 Both take ``x, view, weight``:
 
 x
-    A flat, contiguous NumPy array: of bools or integers for `integers`; of float16, float32 or float64 for
-    `moments`, and with weights of bools or integers, too.
+    A flat, contiguous NumPy array: of bools or integers for `integers`; of float16, bfloat16, float32 or
+    float64 for `moments`, and with weights of bools or integers, too.
 view
     How x is read: (outer, groups, inner), the groups being the channels. batch and members are 1.
 weight
@@ -97,6 +97,8 @@ def moments(x: Array, view: View, weight: Array | None, omit: bool) -> tuple[Arr
             weight = np.where(np.isnan(x), 0, weight)
     elif x.dtype == np.float16:
         x = x.view(np.uint16) if _HAS_HALF else x.astype(np.float32)
+    elif x.dtype.kind == "V":  # bfloat16, a dtype of ml_dtypes
+        x = x.view(np.int16)
     masked = True if omit or weight is not None else None
     value = _FLOAT64 if masked or x.dtype == np.float64 else _FLOAT32
     summation = Summation(masked, value, _FLOAT64)
