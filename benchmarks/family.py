@@ -41,7 +41,7 @@ norm has 32 groups; all norms have gamma, and all but RMS norm beta. The fastest
 is set in bold. PyTorch runs without autograd's bookkeeping, but for the backward passes of RMS and instance
 norm, which have no single call of their own.
 
-oneDNN 3.2 is called through `ctypes`, which takes some 2 us of every call. It writes into the same memory at
+oneDNN 3.2 is called through `ctypes`, whose own time is in every call. It writes into the same memory at
 every call, so it is compared with `numbabn out=`. Of these norms it has layer norm alone: group norm came
 with oneDNN 3.3, whose wheels need the runtimes of SYCL and TBB; none of them is built with GNU OpenMP."""
 

@@ -36,9 +36,9 @@ def fold_into_dense(
 
     Parameters
     ----------
-    weight : array of any float dtype, also bfloat16, shape (I, O) or (O, I)
+    weight : array of float16, bfloat16, float32 or float64, shape (I, O) or (O, I)
         Of NumPy, or of a library of arrays on a GPU.
-    bias : array of any float dtype, shape (O,), or None
+    bias : array of one of these dtypes, shape (O,), or None
         Of the same library and device as weight. None is a layer without bias.
     bn : BatchNorm, or InstanceNorm that tracks running statistics
         With O channels, or in front of the layer with I; on any device, in any mode: its running statistics
@@ -60,8 +60,8 @@ def fold_into_dense(
     Raises
     ------
     TypeError
-        If an array is of no library that is supported or has no float dtype, bias is elsewhere than weight,
-        or bn is another layer.
+        If an array is of no library that is supported or has another dtype, bias is elsewhere than weight, or
+        bn is another layer.
     ValueError
         If shapes or ``channel_axis`` do not fit, bn has no running statistics or not the variances that
         `BatchNorm.affine` takes, or a result is beyond the range of its dtype.
@@ -70,11 +70,11 @@ def fold_into_dense(
     -----
     Ioffe and Szegedy (2015), section 3.1.
 
-    The arithmetic is float64, once on the host; each result is rounded once to its dtype. So y changes by no
-    more than :math:`|x| \cdot |w'| + |b'|`, the sum of the sizes of its terms, times 2**-24 = 6e-8 in
-    float32, 2**-11 in float16 and 2**-8 in bfloat16; the rounding of the matrix product comes on top, as it
-    did before. Of a weight or bias below the smallest normal number of the dtype, 1.2e-38 in float32 and
-    6.1e-5 in float16, digits are lost.
+    The arithmetic is float64, once on the host; each result is rounded once to its dtype, to bfloat16 by way
+    of float32. So y changes by no more than :math:`|x| \cdot |w'| + |b'|`, the sum of the sizes of its terms,
+    times 2**-24 = 6e-8 in float32, 2**-11 in float16 and 2**-8 in bfloat16; the rounding of the matrix
+    product comes on top, as it did before. Of a weight or bias below the smallest normal number of the dtype,
+    1.2e-38 in float32 and 6.1e-5 in float16, digits are lost.
 
     Nothing is changed in weight, bias and bn. Leave the norm out of the network afterwards.
 
@@ -93,7 +93,10 @@ def fold_into_dense(
     array = _floating(weight, "weight")
     if array.ndim != 2:
         raise ValueError(f"weight of a dense layer must have shape (I, O) or (O, I), not {array.shape}")
-    layer = _Layer(array, *_axes(channel_axis, 2), transposed=False, dense=True)
+    number = integer(channel_axis, "channel_axis")
+    if not -2 <= number <= 1:
+        raise ValueError(f"channel_axis must be -1 for a weight (I, O) or 0 for (O, I), not {number}")
+    layer = _Layer(array, number % 2, 1 - number % 2, groups=1, transposed=False, dense=True)
     return _folded(layer, bias, bn, fold_before, None)
 
 
@@ -103,9 +106,10 @@ def fold_into_conv(
     bn: TrackingLayer,
     *,
     channel_axis: int = 0,
+    groups: int = 1,
     transposed: bool = False,
     fold_before: bool = False,
-    padding: Any = 0,
+    padding: Any = None,
 ) -> tuple[A, Any]:
     r"""Return weight and bias of a convolution that does what the convolution and its norm do in inference.
 
@@ -122,11 +126,11 @@ def fold_into_conv(
 
     Parameters
     ----------
-    weight : array of any float dtype, also bfloat16, rank >= 3
+    weight : array of float16, bfloat16, float32 or float64, rank >= 3
         Of NumPy, or of a library of arrays on a GPU. O output and I input channels on two axes, before the
-        axes of the kernel or behind them. With groups, the second one has the channels of one group:
+        axes of the kernel or behind them. With groups, one of the two has the channels of one group:
         (O, I / groups, H, W), as in all frameworks.
-    bias : array of any float dtype, shape (O,), or None
+    bias : array of one of these dtypes, shape (O,), or None
         Of the same library and device as weight. None is a convolution without bias.
     bn : BatchNorm, or InstanceNorm that tracks running statistics
         With O channels, or in front of the convolution with I; on any device, in any mode: its running
@@ -141,16 +145,19 @@ def fold_into_conv(
             HWOI   channel_axis=-1, transposed=True   Keras; Flax with transpose_kernel=True
             HWIO   channel_axis=-2, transposed=True   Flax
 
-        Where both axes are equally long a wrong one cannot be noticed. A depthwise weight of Keras,
-        (H, W, I, M), has I groups: pass ``weight.reshape(H, W, 1, I * M)``.
+        A wrong axis is noticed by the number of its channels, and not where that happens to be the norm's. A
+        depthwise weight of Keras, (H, W, I, M), has I groups: pass ``weight.reshape(H, W, 1, I * M)``.
+    groups : int, default 1
+        Of the convolution. It matters for a norm in front of it, and for transposed convolutions: the norm or
+        the bias has the channels of all groups then, and an axis of weight those of one.
     transposed : bool, default False
         Whether the convolution is a transposed one.
     fold_before : bool, default False
         Whether the norm is in front of the convolution: nothing but the norm is between x and it.
-    padding : int, tuple, or {"valid", "same", "causal"}, default 0
-        Zeros that the convolution puts around its input: a number, one for each axis, or pairs. It matters
-        for ``fold_before`` only, and there only whether it is 0. Other modes than zeros, which repeat values
-        of the input, are no padding here.
+    padding : int, tuple, or {"valid", "same", "causal"}, optional
+        Zeros that the convolution puts around its input: a number, one for each axis, or pairs; 0 if there
+        are none. Needed for ``fold_before`` only, and there only whether it is 0 matters. Other modes than
+        zeros, which repeat values of the input, are no padding here.
 
     Returns
     -------
@@ -163,27 +170,25 @@ def fold_into_conv(
     Raises
     ------
     TypeError
-        If an array is of no library that is supported or has no float dtype, bias is elsewhere than weight,
-        or bn is another layer.
+        If an array is of no library that is supported or has another dtype, bias is elsewhere than weight, or
+        bn is another layer.
     ValueError
-        If shapes or ``channel_axis`` do not fit, bn has no running statistics or not the variances that
-        `BatchNorm.affine` takes, a result is beyond the range of its dtype, or the norm cannot be folded.
+        If shapes, ``channel_axis`` or ``groups`` do not fit, bn has no running statistics or not the
+        variances that `BatchNorm.affine` takes, a result is beyond the range of its dtype, or the norm cannot
+        be folded.
 
     Notes
     -----
     Ioffe and Szegedy (2015), section 3.1. For rounding see `fold_into_dense`.
-
-    **Groups** are not asked for: the channels of bn, divided by those of one group, are their number.
-    Depthwise convolutions have as many as input channels.
 
     **A norm in front** can be folded where every output pixel has all places of the kernel over shifted
     values, since the bias is the same for all pixels. Two cases are refused, unless all shifts are 0:
 
     - *Zero padding.* The zeros come after the norm and are not shifted, so that pixels at the border need
       another bias.
-    - *Transposed convolutions.* Their pixels get different numbers of places of the kernel: less at the
-      border, with a stride also inside; a kernel of one pixel with stride 2 reaches every fourth. What is
-      exact, a stride as long as the kernel, is not seen in the weight.
+    - *Transposed convolutions.* Their output pixels get different numbers of places of the kernel: fewer at
+      the border, and with a stride inside, too; a kernel of one pixel with stride 2 reaches every fourth
+      pixel of a map. A stride as long as the kernel would be exact, but the function is not told the stride.
 
     Fold such a norm into the layer in front of it, if there is no activation in between, or keep it.
 
@@ -205,7 +210,8 @@ def fold_into_conv(
             f"weight has shape {array.shape}; that of a convolution has two channel axes and one or more of "
             "the kernel; for a dense layer use fold_into_dense"
         )
-    layer = _Layer(array, *_axes(channel_axis, array.ndim), bool(transposed), dense=False)
+    axes = _axes(channel_axis, array.ndim)
+    layer = _Layer(array, *axes, _groups(groups, array, axes[0]), bool(transposed), dense=False)
     pads = _pads(padding, layer.taps)
     inexact = None
     if transposed:
@@ -214,8 +220,11 @@ def fold_into_conv(
             "for which one bias cannot stand"
         )
     elif pads:
+        given = (
+            "padding is not given (pass 0 if there is none)" if padding is None else f"padding is {padding!r}"
+        )
         inexact = (
-            f"padding is {padding!r}: the zeros come after the norm and are not shifted, "
+            f"{given}: zeros around the input come after the norm and are not shifted, "
             "but the bias would treat them as if they were"
         )
     return _folded(layer, bias, bn, fold_before, inexact)
@@ -231,6 +240,7 @@ class _Layer(NamedTuple):
     weight: AnyArray
     shared_axis: int
     within_axis: int
+    groups: int
     transposed: bool
     dense: bool
 
@@ -252,10 +262,15 @@ class _Layer(NamedTuple):
         axes = self.shared_axis, self.within_axis
         return math.prod(n for i, n in enumerate(self.weight.shape) if i not in axes)
 
-    def blocks(self, values: Array, groups: int) -> Array:
+    @property
+    def outputs(self) -> int:
+        """Number of output channels."""
+        return self.within * self.groups if self.transposed else self.shared
+
+    def blocks(self, values: Array) -> Array:
         """Return values of the shape of weight as (groups, shared channels of each, within, taps)."""
         moved = np.moveaxis(values, (self.shared_axis, self.within_axis), (0, 1))
-        return moved.reshape(groups, self.shared // groups, self.within, self.taps)
+        return moved.reshape(self.groups, self.shared // self.groups, self.within, self.taps)
 
     def unblocked(self, blocks: Array) -> Array:
         """Inverse of `blocks`."""
@@ -269,7 +284,6 @@ class _Norm(NamedTuple):
 
     before: bool  # whether it is in front of the layer
     on_shared: bool  # whether its channels are those that the groups of the layer share
-    groups: int  # of the layer; 1 where the channels are on the shared axis, which does not tell
     scale: Array
     shift: Array
 
@@ -282,20 +296,20 @@ class _Norm(NamedTuple):
                 f"with constants in evaluation mode, not {type(bn).__name__}"
             )
         on_shared = before == layer.transposed
-        if on_shared and layer.shared != bn.num_channels:
-            raise _wrong_channels(layer, layer.shared_axis, bn.num_channels, before)
-        groups = 1 if on_shared else _groups(layer, bn.num_channels, before)
-        return cls(before, on_shared, groups, *bn._constants())
+        channels = layer.shared if on_shared else layer.within * layer.groups
+        if channels != bn.num_channels:
+            raise _wrong_channels(layer, on_shared, bn.num_channels, before)
+        return cls(before, on_shared, *bn._constants())
 
-    def along(self, values: Array) -> Array:
+    def along(self, values: Array, groups: int) -> Array:
         """Return one value per channel in the shape that lines up with `_Layer.blocks`."""
-        return values.reshape((self.groups, -1, 1, 1) if self.on_shared else (self.groups, 1, -1, 1))
+        return values.reshape((groups, -1, 1, 1) if self.on_shared else (groups, 1, -1, 1))
 
 
 def _folded(layer: _Layer, bias: object, bn: object, before: bool, inexact: str | None) -> tuple[Any, Any]:
     """Return the new weight and bias; ``inexact`` says why a norm in front with a shift cannot be folded."""
     norm = _Norm.beside(layer, bn, bool(before))
-    given = None if bias is None else _checked_bias(bias, layer, norm)
+    given = None if bias is None else _checked_bias(bias, layer)
     if norm.before and inexact is not None and norm.shift.any():
         c = int(np.argmax(norm.shift != 0))
         raise ValueError(
@@ -303,33 +317,43 @@ def _folded(layer: _Layer, bias: object, bn: object, before: bool, inexact: str 
             f"{norm.shift[c]:.6g}, and {inexact}; fold it into the layer in front of it, or keep it"
         )
     weight = layer.weight
-    offsets = None if given is None else on_host(given, "bias").astype(np.float64)
-    blocks = layer.blocks(on_host(weight, "weight").astype(np.float64), norm.groups)
-    with np.errstate(all="ignore"):  # of NaN and infinity, which stay in their channels
-        scaled = layer.unblocked(blocks * norm.along(norm.scale))
+    # NaN and infinity stay in their channels behind the layer; in front of it they reach every bias.
+    with np.errstate(all="ignore"):
+        offsets = None if given is None else on_host(given, "bias").astype(np.float64)
+        blocks = layer.blocks(on_host(weight, "weight").astype(np.float64))
+        constants = (blocks, norm.scale, norm.shift, 0.0 if offsets is None else offsets)
+        finite = all(np.isfinite(each).all() for each in constants)
+        scaled = layer.unblocked(blocks * norm.along(norm.scale, layer.groups))
         if not norm.before:
             offsets = norm.shift if offsets is None else offsets * norm.scale + norm.shift
         elif not layer.transposed:
-            shifts = (blocks * norm.along(norm.shift)).sum(axis=(2, 3)).ravel()
+            shifts = (blocks * norm.along(norm.shift, layer.groups)).sum(axis=(2, 3)).ravel()
             offsets = shifts if offsets is None else offsets + shifts
-    new_weight = _rounded(scaled, "weight", weight.dtype, weight)
+    _refuse_beyond(scaled, "weight", weight.dtype, finite)
     if offsets is None:
-        return new_weight, None
-    return new_weight, _rounded(offsets, "bias", (weight if given is None else given).dtype, weight)
+        return _rounded(scaled, weight.dtype, weight), None
+    bias_dtype = (weight if given is None else given).dtype
+    _refuse_beyond(offsets, "bias", bias_dtype, finite)
+    return _rounded(scaled, weight.dtype, weight), _rounded(offsets, bias_dtype, weight)
 
 
-def _rounded(exact: Array, name: str, dtype: Any, weight: AnyArray) -> Any:
-    """Return values in this dtype, where weight lies, and in its memory order where they have its shape."""
+def _refuse_beyond(exact: Array, name: str, dtype: Any, finite: bool) -> None:
+    """Raise if a value is beyond the range of its dtype; infinity is, if all that it is made of is finite."""
     largest = _LARGEST_BFLOAT16 if described(dtype) is BFLOAT16 else float(np.finfo(dtype).max)
-    beyond = np.isfinite(exact) & (np.abs(exact) > largest)
+    size = np.abs(exact)
+    beyond = ~(size <= largest) if finite else np.isfinite(exact) & (size > largest)
     if beyond.any():
         raise ValueError(
             f"the folded {name} has the value {exact[beyond][0]:.6g}, which is beyond the range of {dtype}; "
-            f"pass {name} in a wider dtype"
+            f"pass a {name} of a wider dtype"
         )
+
+
+def _rounded(exact: Array, dtype: Any, weight: AnyArray) -> Any:
+    """Return values in this dtype, where weight lies, and in its memory order where they have its shape."""
     library = library_of(weight)
     # Numba puts only what is contiguous on a GPU.
-    source = arrays.of(library.put(np.ascontiguousarray(exact), library.place(weight).device), name)
+    source = arrays.of(library.put(np.ascontiguousarray(exact), library.place(weight).device), "weight")
     like = library.dense(weight) if source.shape == weight.shape else source
     result = library.empty_like(like, dtype.newbyteorder("="))
     with np.errstate(all="ignore"):  # of values that become 0
@@ -338,14 +362,17 @@ def _rounded(exact: Array, name: str, dtype: Any, weight: AnyArray) -> Any:
 
 
 def _floating(array: object, name: str) -> AnyArray:
-    """Return an array of any library, if it has a float dtype."""
+    """Return an array of any library, if it has a float dtype that layers have."""
     found = arrays.of(array, name)
-    if described(found.dtype).kind != "f":
-        raise TypeError(f"{name} has dtype {found.dtype}; it must be floating point")
+    if described(found.dtype) is not BFLOAT16 and found.dtype.char not in "efd":
+        raise TypeError(
+            f"{name} has dtype {found.dtype}; it must be floating point: "
+            "float16, bfloat16, float32 or float64"
+        )
     return found
 
 
-def _checked_bias(array: object, layer: _Layer, norm: _Norm) -> AnyArray:
+def _checked_bias(array: object, layer: _Layer) -> AnyArray:
     """Return the bias, if it lies where the weight does and has a value for each output channel."""
     bias, weight = _floating(array, "bias"), layer.weight
     if library_of(bias).place(bias) != library_of(weight).place(weight):
@@ -353,48 +380,41 @@ def _checked_bias(array: object, layer: _Layer, norm: _Norm) -> AnyArray:
             f"bias is {location_text(bias)}, but weight is {location_text(weight)}; "
             "pass both of one library, on one device"
         )
-    if layer.transposed and norm.before:  # nothing says how many groups there are
-        fits = bias.ndim == 1 and bias.size > 0 and bias.size % layer.within == 0
-        needed = f"one value per output channel, a multiple of the {layer.within} on axis {layer.within_axis}"
-    else:
-        outputs = len(norm.shift) if layer.transposed else layer.shared
-        fits, needed = bias.shape == (outputs,), f"({outputs},), one value per output channel"
-    if not fits:
+    if bias.shape != (layer.outputs,):
         raise ValueError(
-            f"bias has shape {bias.shape}, but weight has shape {weight.shape}: it must be {needed}"
+            f"bias has shape {bias.shape}, but weight has shape {weight.shape}: it must be "
+            f"({layer.outputs},), one value per output channel"
         )
     return bias
 
 
-def _groups(layer: _Layer, channels: int, before: bool) -> int:
-    """Return the number of groups of a layer that has so many channels, on the axis within a group."""
-    within = layer.within
-    if within == 0 or channels % within or (layer.dense and channels != within):
-        raise _wrong_channels(layer, layer.within_axis, channels, before)
-    groups = channels // within
-    if layer.shared % groups:
+def _groups(groups: object, weight: AnyArray, shared_axis: int) -> int:
+    """Return the number of groups of a convolution, among which the channels of an axis can be shared."""
+    number, shared = integer(groups, "groups"), weight.shape[shared_axis]
+    if number < 1 or shared % number:
         raise ValueError(
-            f"weight has shape {layer.weight.shape}, and bn has num_channels={channels}: that is {groups} "
-            f"groups of {within} channels on axis {layer.within_axis}, among which the {layer.shared} "
-            f"channels on axis {layer.shared_axis} cannot be shared; {_advice(layer, before)}"
+            f"groups must be a number of groups that can share the {shared} channels on axis {shared_axis} "
+            f"of weight, which has shape {weight.shape}, not {number}"
         )
-    return groups
+    return number
 
 
-def _wrong_channels(layer: _Layer, axis: int, channels: int, before: bool) -> ValueError:
-    """Return the error for a norm whose channels are not those on this axis of the weight."""
-    side = "input" if before else "output"
-    each = " per group" if axis == layer.within_axis and not layer.dense else ""
+def _wrong_channels(layer: _Layer, on_shared: bool, channels: int, before: bool) -> ValueError:
+    """Return the error for a norm whose channels are not those of its side of the layer."""
+    side, axis = "input" if before else "output", layer.shared_axis if on_shared else layer.within_axis
+    each = f" per group on axis {axis}, and groups={layer.groups}"
+    if on_shared or layer.dense:
+        each = f" on axis {axis}"
     return ValueError(
-        f"weight has shape {layer.weight.shape}, {layer.weight.shape[axis]} {side} channels{each} on axis "
-        f"{axis}, but bn has num_channels={channels}; {_advice(layer, before)}"
+        f"weight has shape {layer.weight.shape}, {layer.weight.shape[axis]} {side} channels{each}, "
+        f"but bn has num_channels={channels}; {_advice(layer, before)}"
     )
 
 
 def _advice(layer: _Layer, before: bool) -> str:
     """Say what makes the channels of a weight and of a norm the same."""
     place = "in front of" if before else "behind"
-    options = "channel_axis" if layer.dense else "channel_axis and transposed"
+    options = "channel_axis" if layer.dense else "channel_axis, groups and transposed"
     return f"pass the norm {place} this layer, set {options} as its weight is, or fold_before={not before}"
 
 
@@ -410,7 +430,9 @@ def _axes(channel_axis: object, ndim: int) -> tuple[int, int]:
 
 
 def _pads(padding: object, taps: int) -> bool:
-    """Whether a convolution with a kernel of so many places puts zeros around its input."""
+    """Whether a convolution with a kernel of so many places puts zeros around its input, for all we know."""
+    if padding is None:
+        return True
     if isinstance(padding, str):
         if padding.lower() not in ("valid", "same", "causal"):
             raise ValueError(

@@ -124,6 +124,13 @@ def test_no_backward_after_forward_in_place():
         nbn.batch_norm_backward(problem.dy(), saved)
 
 
+def test_no_backward_after_forward_in_place_of_an_empty_batch():
+    x = np.empty((0, 3), np.float32)
+    _, saved = nbn.batch_norm_forward(x, out=x)
+    with pytest.raises(ValueError, match="out=x"):
+        nbn.batch_norm_backward(x, saved)
+
+
 @given(empty_problems(), st.booleans())
 def test_empty(problem, frozen):
     x, gamma, beta = problem.x(), problem.gamma(), problem.beta()

@@ -146,6 +146,8 @@ class Convolution:
         options = {"transposed": self.transposed, "fold_before": self.before, "padding": self.padding}
         if self.transposed:  # its padding crops the output
             del options["padding"]
+        if self.before or self.transposed:  # else neither norm nor bias has the channels within a group
+            options["groups"] = self.groups
         with unchanged(laid_out, bias):
             folded, new_bias = nbn.fold_into_conv(laid_out, bias, bn, channel_axis=channel_axis, **options)
         assert_result_of(folded, laid_out, "weight")
@@ -270,7 +272,7 @@ def test_as_pytorch_fuses(transposed, groups):
     peer.load_state_dict(state)
     fused = fusion.fuse_conv_bn_eval(conv.eval(), peer.eval(), transpose=transposed)
     weight, bias = (p.detach().numpy() for p in (conv.weight, conv.bias))
-    folded, new_bias = nbn.fold_into_conv(weight, bias, bn, transposed=transposed)
+    folded, new_bias = nbn.fold_into_conv(weight, bias, bn, groups=groups, transposed=transposed)
     # PyTorch computes in float32: the scale has three roundings, each weight one more; the bias cancels.
     np.testing.assert_allclose(folded, fused.weight.detach().numpy(), rtol=4e-7)
     np.testing.assert_allclose(new_bias, fused.bias.detach().numpy(), rtol=1e-6, atol=4e-6)
@@ -288,7 +290,7 @@ def test_transposed_convolutions_with_groups_of_pytorch():
         return torch.nn.functional.conv_transpose2d(*tensors, **options).numpy()
 
     expected = normalised(convolved(weight, bias), bn)
-    found = convolved(*nbn.fold_into_conv(weight, bias, bn, transposed=True))
+    found = convolved(*nbn.fold_into_conv(weight, bias, bn, groups=3, transposed=True))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
@@ -365,6 +367,16 @@ def test_nan_stays_in_its_channel():
     np.testing.assert_array_equal(np.isnan(weight), False)
     np.testing.assert_array_equal(weight[:, 0], 0)
     np.testing.assert_array_equal(bias, [0, np.nan, -np.inf])
+
+
+def test_a_signalling_nan_neither_warns_nor_raises():
+    weight = np.ones((2, 3), F32)
+    weight.view(np.uint32)[0, 0] = 0x7F800001
+    bn = nbn.BatchNorm(3)
+    bn.running_mean.view(np.uint32)[2] = 0x7F800001
+    folded, bias = nbn.fold_into_dense(weight, None, bn)
+    np.testing.assert_array_equal(np.isnan(folded), np.isnan(weight))
+    np.testing.assert_array_equal(np.isnan(bias), [False, False, True])
 
 
 # The map ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What cannot be folded: each message names the argument, what it was, and what would be right."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -20,6 +21,12 @@ def with_variance(value, **options):
 def shifting(channels):
     bn = nbn.BatchNorm(channels)
     bn.params["beta"][1] = 0.5
+    return bn
+
+
+def far():
+    bn = nbn.BatchNorm(3)
+    bn.running_mean[:] = 1e5
     return bn
 
 
@@ -50,6 +57,9 @@ REFUSED = [
         "running_var[1] | eps | infinite | eps > 0"),
     bad("list", lambda w: dense([[1.0]]), TypeError, "weight | numpy.asarray(weight"),
     bad("int8", lambda w: dense(np.ones((4, 3), np.int8)), TypeError, "weight | int8 | floating"),
+    bad("longdouble", lambda w: dense(np.ones((4, 3), np.longdouble)), TypeError, "weight | float16"),
+    bad("8 bits", lambda w: dense(np.ones((4, 3), ml_dtypes.float8_e5m2)), TypeError, "weight | float8_e5m2"),
+    bad("dense axis 2", lambda w: dense(channel_axis=2), ValueError, "channel_axis | -1 | (I, O) | not 2"),
     bad("complex", lambda w: dense(np.ones((4, 3), complex)), TypeError, "weight | complex128 | floating"),
     bad("rank 3", lambda w: dense(np.ones((1, 4, 3))), ValueError, "weight | (1, 4, 3) | (I, O) or (O, I)"),
     bad("rank 2", lambda w: conv((3, 4)), ValueError, "weight | (3, 4) | kernel | fold_into_dense"),
@@ -59,10 +69,12 @@ REFUSED = [
     bad("bias rank", lambda w: dense(bias=np.zeros((1, 3))), ValueError, "bias | (1, 3) | must be (3,)"),
     bad("bias of inputs", lambda w: conv(bn=shifting(4), bias=np.zeros(4), fold_before=True), ValueError,
         "bias | (4,) | (3, 4, 2, 2) | (3,)"),
-    bad("bias of groups", lambda w: conv(channels=8, bias=np.zeros(4), transposed=True, shape=(2, 4, 2)),
+    bad("bias of groups", lambda w: conv((2, 4, 2), 8, np.zeros(4), groups=2, transposed=True),
         ValueError, "bias | (4,) | (2, 4, 2) | (8,)"),
     bad("bias, transposed, before", lambda w: conv(bias=np.zeros(5), transposed=True, fold_before=True),
-        ValueError, "bias | (5,) | multiple of the 4 on axis 1"),
+        ValueError, "bias | (5,) | (4,)"),
+    bad("nothing in a group", lambda w: conv((3, 0, 2), bias=np.ones(4), transposed=True, fold_before=True),
+        ValueError, "bias | (4,) | (0,)"),
     bad("dense channels", lambda w: dense(np.ones((4, 5), F32)), ValueError,
         "weight | (4, 5) | 5 output channels on axis 1 | num_channels=3 | channel_axis | fold_before=True"),
     bad("dense axis", lambda w: dense(channel_axis=0), ValueError,
@@ -72,16 +84,22 @@ REFUSED = [
     bad("dense has no groups", lambda w: dense(np.ones((3, 4)), bn=nbn.BatchNorm(6), fold_before=True),
         ValueError, "3 input channels on axis 0 | num_channels=6"),
     bad("conv channels", lambda w: conv(channels=4), ValueError,
-        "(3, 4, 2, 2) | 3 output channels on axis 0 | num_channels=4 | channel_axis and transposed"),
+        "(3, 4, 2, 2) | 3 output channels on axis 0 | num_channels=4 | channel_axis, groups and transposed"),
     bad("conv before", lambda w: conv(fold_before=True), ValueError,
-        "4 input channels per group on axis 1 | num_channels=3"),
+        "4 input channels per group on axis 1, and groups=1 | num_channels=3"),
     bad("transposed", lambda w: conv(transposed=True), ValueError,
         "4 output channels per group on axis 1 | num_channels=3"),
-    bad("groups", lambda w: conv(channels=8, fold_before=True), ValueError,
-        "2 groups of 4 channels on axis 1 | the 3 channels on axis 0 cannot be shared"),
+    bad("outputs are no inputs", lambda w: conv((8, 4, 3, 3), 8, fold_before=True), ValueError,
+        "4 input channels per group on axis 1, and groups=1 | num_channels=8"),
+    bad("groups", lambda w: conv(channels=8, fold_before=True, groups=2), ValueError,
+        "groups | the 3 channels on axis 0 | (3, 4, 2, 2) | not 2"),
+    bad("no groups", lambda w: conv(groups=0), ValueError, "groups | not 0"),
+    bad("groups of float", lambda w: conv(groups=1.0), TypeError, "groups | integer | 1.0"),
     bad("keras depthwise", lambda w: conv((2, 2, 3, 1), channel_axis=-1), ValueError, "1 output channels"),
     bad("axis 2", lambda w: conv(channel_axis=2), ValueError, "channel_axis | 0 or 1 | -1 or -2 | not 2"),
     bad("axis of text", lambda w: conv(channel_axis="O"), TypeError, "channel_axis | integer | 'O'"),
+    bad("padding unknown", lambda w: conv(bn=shifting(4), fold_before=True), ValueError,
+        "in front | shifts channel 1 by 0.5 | padding is not given | pass 0 | zeros"),
     bad("padded", lambda w: conv(bn=shifting(4), fold_before=True, padding=1), ValueError,
         "in front | shifts channel 1 by 0.5 | padding is 1 | zeros | keep it"),
     bad("padding pairs", lambda w: conv(bn=shifting(4), fold_before=True, padding=((0, 0), (0, 1))),
@@ -95,6 +113,10 @@ REFUSED = [
     bad("padding float", lambda w: conv(padding=0.5), TypeError, "padding | integer | 0.5"),
     bad("beyond float16", lambda w: dense(np.full((4, 3), 1e4, F16), bn=with_variance(0)), ValueError,
         "folded weight | 3.16 | float16 | wider dtype"),
+    bad("beyond float64", lambda w: dense(np.full((4, 3), 1e307), bn=with_variance(0)), ValueError,
+        "folded weight | inf | float64"),
+    bad("no bias beyond float16", lambda w: dense(np.ones((4, 3), F16), bn=far()), ValueError,
+        "folded bias | float16 | pass a bias of a wider dtype"),
     bad("bias beyond float16", lambda w: dense(bias=np.full(3, 1e4, F16), bn=with_variance(0)), ValueError,
         "folded bias | float16 | wider dtype"),
 ]  # fmt: skip

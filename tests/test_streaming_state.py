@@ -9,6 +9,7 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -207,6 +208,8 @@ REFUSED = [
     (lambda m: m.update([[1.0]]), TypeError, "chunk must be a NumPy array"),
     (lambda m: m.update(X.astype(complex)), TypeError, "chunk.real"),
     (lambda m: m.update(X.astype(np.longdouble)), TypeError, "float64 are supported"),
+    (lambda m: m.update(np.zeros((2, 3), "V2")), TypeError, r"pass chunk.view\(ml_dtypes.bfloat16\)"),
+    (lambda m: m.update(np.zeros((3, 2), ml_dtypes.float8_e5m2)), TypeError, "chunk has dtype float8_e5m2"),
     (lambda m: m.update(X.astype(object)), TypeError, "dtype object"),
     (lambda m: m.update(X[:, :2]), ValueError, r"shape \(2,\).* have shape \(3,\)"),
     (lambda m: m.update(np.array(1.0)), ValueError, "axis must be"),

@@ -68,6 +68,12 @@ def test_nan_and_infinity_stay_in_their_channel(dtype, shape):
         np.testing.assert_allclose(m.var()[3:], good.var()[3:], rtol=1e-12)
 
 
+def test_weights_of_bfloat16():
+    x = np.array([[1.0, 2.0], [3.0, 6.0]])
+    m = nbn.Moments().update(x, np.array([[1], [3]], ml_dtypes.bfloat16))
+    assert (m.mean.tolist(), m.count.tolist()) == ([2.5, 5], [4, 4])
+
+
 def test_nan_in_bfloat16_that_is_read_only():
     """Its memory is read through another array, which must be of the same dtype."""
     x = np.array([[1, np.nan], [3, 2]], ml_dtypes.bfloat16)

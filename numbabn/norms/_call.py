@@ -52,7 +52,8 @@ class Call:
         if out is not None:
             result = array.dtype if self.converted is None else self.converted
             self.target = output(out, array, result, "x", {"x": array})
-            self.overwrites = overlap(self.target, array)  # else it was refused, or is the same memory
+            # `output` has refused every overlap but x itself.
+            self.overwrites = self.target is array or overlap(self.target, array)
         self._read(axis)
 
     def _read(self, axis: object) -> None:

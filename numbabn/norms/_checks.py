@@ -7,6 +7,7 @@ import numpy as np
 
 from numbabn._numbers import real
 from numbabn.arrays import AnyArray, library_of, of_library, values_beside
+from numbabn.arrays.device_library import described
 from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
 from numbabn.norms._saved import Saved
 
@@ -44,7 +45,7 @@ def dtype(x: AnyArray, name: str, norm: str) -> None:
     if kind in COMPUTED or (kind.kind == "f" and kind.newbyteorder("=") in COMPUTED):
         return
     advice = f"pass {library_of(x).cast_text(name, 'float32')}"
-    if kind.kind == "f":
+    if described(kind).kind == "f":
         raise TypeError(f"{name} has dtype {kind}; float32 and float64 are supported: {advice}")
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")

@@ -136,16 +136,17 @@ class TrackingLayer(ChannelLayer):
                 f"{self!r} has no running statistics, so that evaluation mode takes those of x and has no "
                 "constant scale and shift; make the layer with track_running_stats=True"
             )
-        mean, var = (
-            on_host(each, name).astype(np.float64)
-            for name, each in (("running_mean", running.mean), ("running_var", running.var))
-        )
-        gamma, beta = (
-            on_host(self.params[name], f"params[{name!r}]").astype(np.float64)
-            if name in self.params
-            else otherwise
-            for name, otherwise in (("gamma", np.ones_like(mean)), ("beta", np.zeros_like(mean)))
-        )
+        with np.errstate(all="ignore"):  # of a signalling NaN
+            mean, var = (
+                on_host(each, name).astype(np.float64)
+                for name, each in (("running_mean", running.mean), ("running_var", running.var))
+            )
+            gamma, beta = (
+                on_host(self.params[name], f"params[{name!r}]").astype(np.float64)
+                if name in self.params
+                else otherwise
+                for name, otherwise in (("gamma", np.ones_like(mean)), ("beta", np.zeros_like(mean)))
+            )
         if (var < 0).any():
             c = int(np.argmax(var < 0))
             raise ValueError(f"running_var must not be negative, but running_var[{c}] is {var[c]}")

@@ -1,11 +1,13 @@
 """Checks of what `Moments` is given: each error names the argument, what it was, and what would be right."""
 
 import math
+from typing import Any
 
 import numpy as np
 
 from numbabn._numbers import integers, real, sequence
 from numbabn.arrays import library_of, location_text, of, on_host
+from numbabn.arrays.device import BFLOAT16
 from numbabn.arrays.device_library import described
 from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
@@ -44,15 +46,24 @@ def ddof(value: object) -> float:
 def chunk(array: object, name: str = "chunk") -> Array:
     """Return an array of any library as NumPy's; it has bools, any integers, or floats of up to 64 bits."""
     x = on_host(array, name)
-    kind = described(x.dtype).kind
-    if kind in "biu" or (kind == "f" and x.dtype.itemsize <= 8):
+    if _supported(x.dtype):
         return x
+    if x.dtype == "V2":
+        raise TypeError(
+            f"{name} has dtype {x.dtype}, bytes without a meaning, which numpy.load makes of bfloat16: "
+            f"pass {name}.view(ml_dtypes.bfloat16)"
+        )
     if x.dtype.kind == "c":
         raise TypeError(f"{name} has complex dtype {x.dtype}; pass {name}.real and {name}.imag separately")
     raise TypeError(
         f"{name} has dtype {x.dtype}; bool, integers, float16, bfloat16, float32 and float64 are supported: "
         f"pass {name}.astype(numpy.float64)"
     )
+
+
+def _supported(dtype: np.dtype[Any]) -> bool:
+    """Whether it is bool, an integer, float16, bfloat16, float32 or float64, in either byte order."""
+    return dtype.kind in "biu" or dtype.char in "efd" or described(dtype) is BFLOAT16
 
 
 def host_chunk(array: object, name: str) -> Array:
@@ -93,7 +104,7 @@ def weights(value: object, shape: tuple[int, ...]) -> Array | None:
     if value is None:
         return None
     array = sequence(value, "weights") if isinstance(value, (list, tuple)) else on_host(value, "weights")
-    if array.dtype.kind not in "iuf" or array.dtype.itemsize > 8:
+    if array.dtype.kind == "b" or not _supported(array.dtype):
         hint = "pass where= for a mask" if array.dtype.kind == "b" else "pass weights.astype(numpy.float64)"
         raise TypeError(f"weights has dtype {array.dtype}; real numbers are supported: {hint}")
     wide = _broadcast(array, shape, "weights")

@@ -183,7 +183,7 @@ def backward_sample(sample, cut, eps, dy, x, work, dx):
 
 @helper
 def add_few(size, first, work):
-    """Add the sums over a few samples to those of the task, which begin as the ``first`` ones."""
+    """Add the sums over a few samples to those of the task, which have no value yet if ``first``."""
     if first:
         for j in range(size):
             work.dy[j] = work.few_dy[j]
