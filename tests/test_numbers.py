@@ -129,6 +129,7 @@ def test_gradients_of_ten_million(shape):
     assert relative_to_largest(dbeta, np.array(exact_dbeta)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_moments_of_a_hundred_million():
     """Mean and variance of 1e8 float32 elements to 1e-12, however channels and rows divide them."""
     size = 100_000_000 if JIT else 90_000

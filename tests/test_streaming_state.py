@@ -166,6 +166,7 @@ SAVER = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     path = tmp_path / "state"
@@ -348,6 +349,7 @@ def bits_with_threads(threads):
 
 
 @needs_jit
+@pytest.mark.slow
 def test_same_bits_for_any_number_of_threads():
     assert bits_with_threads(1) == bits_with_threads(2) == bits_with_threads(4)
 
