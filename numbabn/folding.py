@@ -9,7 +9,7 @@ from numbabn import arrays
 from numbabn._numbers import integer, integers
 from numbabn.arrays import AnyArray, library_of, location_text, native, on_host
 from numbabn.arrays.device import BFLOAT16
-from numbabn.arrays.device_library import described
+from numbabn.arrays.device_library import described, is_float
 from numbabn.backends.verbs import Array
 from numbabn.norms._tracking import TrackingLayer
 from numbabn.norms._types import A
@@ -244,17 +244,11 @@ class _Layer(NamedTuple):
     transposed: bool
     dense: bool
 
-    @property
-    def shared(self) -> int:
-        """Number of channels on the axis that the groups share."""
-        length: int = self.weight.shape[self.shared_axis]
-        return length
-
-    @property
-    def within(self) -> int:
-        """Number of channels on the other axis, those of one group."""
-        length: int = self.weight.shape[self.within_axis]
-        return length
+    def channels(self, shared: bool) -> int:
+        """Return the number of channels of all groups that lie on the shared axis, or on the other one."""
+        lengths = self.weight.shape
+        number: int = lengths[self.shared_axis] if shared else lengths[self.within_axis] * self.groups
+        return number
 
     @property
     def taps(self) -> int:
@@ -262,21 +256,22 @@ class _Layer(NamedTuple):
         axes = self.shared_axis, self.within_axis
         return math.prod(n for i, n in enumerate(self.weight.shape) if i not in axes)
 
-    @property
-    def outputs(self) -> int:
-        """Number of output channels."""
-        return self.within * self.groups if self.transposed else self.shared
-
     def blocks(self, values: Array) -> Array:
         """Return values of the shape of weight as (groups, shared channels of each, within, taps)."""
         moved = np.moveaxis(values, (self.shared_axis, self.within_axis), (0, 1))
-        return moved.reshape(self.groups, self.shared // self.groups, self.within, self.taps)
+        shared, within, *_ = moved.shape
+        return moved.reshape(self.groups, shared // self.groups, within, self.taps)
 
     def unblocked(self, blocks: Array) -> Array:
         """Inverse of `blocks`."""
         axes = self.shared_axis, self.within_axis
         kernel = (n for i, n in enumerate(self.weight.shape) if i not in axes)
-        return np.moveaxis(blocks.reshape(self.shared, self.within, *kernel), (0, 1), axes)
+        groups, shared, within, _ = blocks.shape
+        return np.moveaxis(blocks.reshape(groups * shared, within, *kernel), (0, 1), axes)
+
+    def along(self, values: Array, shared: bool) -> Array:
+        """Return one value per channel of the shared axis, or of the other, lined up with `blocks`."""
+        return values.reshape((self.groups, -1, 1, 1) if shared else (self.groups, 1, -1, 1))
 
 
 class _Norm(NamedTuple):
@@ -296,14 +291,9 @@ class _Norm(NamedTuple):
                 f"with constants in evaluation mode, not {type(bn).__name__}"
             )
         on_shared = before == layer.transposed
-        channels = layer.shared if on_shared else layer.within * layer.groups
-        if channels != bn.num_channels:
+        if layer.channels(on_shared) != bn.num_channels:
             raise _wrong_channels(layer, on_shared, bn.num_channels, before)
         return cls(before, on_shared, *bn._constants())
-
-    def along(self, values: Array, groups: int) -> Array:
-        """Return one value per channel in the shape that lines up with `_Layer.blocks`."""
-        return values.reshape((groups, -1, 1, 1) if self.on_shared else (groups, 1, -1, 1))
 
 
 def _folded(layer: _Layer, bias: object, bn: object, before: bool, inexact: str | None) -> tuple[Any, Any]:
@@ -323,11 +313,11 @@ def _folded(layer: _Layer, bias: object, bn: object, before: bool, inexact: str 
         blocks = layer.blocks(on_host(weight, "weight").astype(np.float64))
         constants = (blocks, norm.scale, norm.shift, 0.0 if offsets is None else offsets)
         finite = all(np.isfinite(each).all() for each in constants)
-        scaled = layer.unblocked(blocks * norm.along(norm.scale, layer.groups))
+        scaled = layer.unblocked(blocks * layer.along(norm.scale, norm.on_shared))
         if not norm.before:
             offsets = norm.shift if offsets is None else offsets * norm.scale + norm.shift
         elif not layer.transposed:
-            shifts = (blocks * norm.along(norm.shift, layer.groups)).sum(axis=(2, 3)).ravel()
+            shifts = (blocks * layer.along(norm.shift, norm.on_shared)).sum(axis=(2, 3)).ravel()
             offsets = shifts if offsets is None else offsets + shifts
     _refuse_beyond(scaled, "weight", weight.dtype, finite)
     if offsets is None:
@@ -364,7 +354,7 @@ def _rounded(exact: Array, dtype: Any, weight: AnyArray) -> Any:
 def _floating(array: object, name: str) -> AnyArray:
     """Return an array of any library, if it has a float dtype that layers have."""
     found = arrays.of(array, name)
-    if described(found.dtype) is not BFLOAT16 and found.dtype.char not in "efd":
+    if not is_float(found.dtype):
         raise TypeError(
             f"{name} has dtype {found.dtype}; it must be floating point: "
             "float16, bfloat16, float32 or float64"
@@ -380,10 +370,11 @@ def _checked_bias(array: object, layer: _Layer) -> AnyArray:
             f"bias is {location_text(bias)}, but weight is {location_text(weight)}; "
             "pass both of one library, on one device"
         )
-    if bias.shape != (layer.outputs,):
+    outputs = layer.channels(not layer.transposed)
+    if bias.shape != (outputs,):
         raise ValueError(
             f"bias has shape {bias.shape}, but weight has shape {weight.shape}: it must be "
-            f"({layer.outputs},), one value per output channel"
+            f"({outputs},), one value per output channel"
         )
     return bias
 

@@ -193,6 +193,11 @@ def described(dtype: Any) -> Any:
     return dtype if dtype.kind != "V" or dtype.name != "bfloat16" else BFLOAT16
 
 
+def is_float(dtype: Any) -> bool:
+    """Whether it is float16, bfloat16, float32 or float64, in either byte order."""
+    return described(dtype) is BFLOAT16 or dtype.char in "efd"
+
+
 def numpy_dtype(dtype: Any) -> Any:
     """Inverse of `described`."""
     return importlib.import_module("ml_dtypes").bfloat16 if dtype is BFLOAT16 else dtype

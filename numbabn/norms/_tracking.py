@@ -128,6 +128,7 @@ class TrackingLayer(ChannelLayer):
         scale, shift = self._constants()
         return put(scale, self._place), put(shift, self._place)
 
+    @np.errstate(all="ignore")  # of NaN and infinity in a channel, which stay there
     def _constants(self) -> tuple[Array, Array]:
         """Return scale and shift of evaluation mode in NumPy, as float64."""
         running = self._running
@@ -136,25 +137,21 @@ class TrackingLayer(ChannelLayer):
                 f"{self!r} has no running statistics, so that evaluation mode takes those of x and has no "
                 "constant scale and shift; make the layer with track_running_stats=True"
             )
-        with np.errstate(all="ignore"):  # of a signalling NaN
-            mean, var = (
-                on_host(each, name).astype(np.float64)
-                for name, each in (("running_mean", running.mean), ("running_var", running.var))
-            )
-            gamma, beta = (
-                on_host(self.params[name], f"params[{name!r}]").astype(np.float64)
-                if name in self.params
-                else otherwise
-                for name, otherwise in (("gamma", np.ones_like(mean)), ("beta", np.zeros_like(mean)))
-            )
+        mean, var = (
+            on_host(each, name).astype(np.float64)
+            for name, each in (("running_mean", running.mean), ("running_var", running.var))
+        )
+        given = {
+            name: on_host(each, f"params[{name!r}]").astype(np.float64) for name, each in self.params.items()
+        }
         if (var < 0).any():
             c = int(np.argmax(var < 0))
             raise ValueError(f"running_var must not be negative, but running_var[{c}] is {var[c]}")
         if (var + self.eps == 0).any():
             c = int(np.argmax(var + self.eps == 0))
             raise ValueError(f"running_var[{c}] and eps are 0, so that the scale is infinite; use an eps > 0")
-        with np.errstate(all="ignore"):  # of NaN and infinity in a channel, which stay there
-            return normalize_coefficients(mean, np.sqrt(var + self.eps), gamma, beta, 0.0)
+        gamma, beta = given.get("gamma", 1.0), given.get("beta", 0.0)
+        return normalize_coefficients(mean, np.sqrt(var + self.eps), gamma, beta, 0.0)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and statistics in NumPy, for `load_state_dict` or ``numpy.savez``.

@@ -7,8 +7,7 @@ import numpy as np
 
 from numbabn._numbers import integers, real, sequence
 from numbabn.arrays import library_of, location_text, of, on_host
-from numbabn.arrays.device import BFLOAT16
-from numbabn.arrays.device_library import described
+from numbabn.arrays.device_library import is_float
 from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
 
@@ -62,8 +61,8 @@ def chunk(array: object, name: str = "chunk") -> Array:
 
 
 def _supported(dtype: np.dtype[Any]) -> bool:
-    """Whether it is bool, an integer, float16, bfloat16, float32 or float64, in either byte order."""
-    return dtype.kind in "biu" or dtype.char in "efd" or described(dtype) is BFLOAT16
+    """Whether it is bool, an integer, or a float of up to 64 bits."""
+    return dtype.kind in "biu" or is_float(dtype)
 
 
 def host_chunk(array: object, name: str) -> Array:
