@@ -45,29 +45,35 @@ def overlap(a: AnyArray, b: AnyArray) -> bool:
 
 
 def output(
-    out: object, x: AnyArray, dtype: np.dtype[Any], inplace: str, inputs: dict[str, AnyArray]
+    out: object,
+    x: AnyArray,
+    dtype: np.dtype[Any],
+    inplace: str,
+    inputs: dict[str, AnyArray],
+    argument: str = "out",
 ) -> AnyArray:
     """Return out if a result for x of this dtype can be written to it.
 
     It may be the same memory as the input named ``inplace``, and must not overlap any input otherwise.
+    ``argument`` is what the user calls it.
     """
-    array = of_library(out, "out", x)
+    array = of_library(out, argument, x)
     if array.shape != x.shape:
-        raise ValueError(f"out has shape {array.shape}; it must be that of the result, {x.shape}")
+        raise ValueError(f"{argument} has shape {array.shape}; it must be that of the result, {x.shape}")
     native = dtype.newbyteorder("=")
     if array.dtype is not dtype and array.dtype.newbyteorder("=") != native:
-        raise TypeError(f"out has dtype {array.dtype}; it must be that of the result, {native}")
+        raise TypeError(f"{argument} has dtype {array.dtype}; it must be that of the result, {native}")
     if overlaps_itself(array):
         raise ValueError(
-            "elements of out share memory, as in a broadcast array; "
+            f"elements of {argument} share memory, as in a broadcast array; "
             f"pass one made by {library_of(array).maker}"
         )
     for name, other in inputs.items():
         if overlap(array, other) and not (name == inplace and same_memory(array, other)):
             raise ValueError(
-                f"out overlaps {name} in memory; pass {inplace} itself to compute in place, "
+                f"{argument} overlaps {name} in memory; pass {inplace} itself to compute in place, "
                 "or an array of its own"
             )
     if not array.flags.writeable:
-        raise ValueError("out is read-only; pass an array that can be written to")
+        raise ValueError(f"{argument} is read-only; pass an array that can be written to")
     return array

@@ -11,6 +11,7 @@ writes to nothing but its results, which come last among the arguments. Running 
 exception: they are updated in place, so that a CUDA graph does it again.
 """
 
+import math
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -84,6 +85,66 @@ class Affine:
         self.centered = centered  # whether the mean is subtracted; in RMS norm it is 0 by definition
 
 
+class Kept(NamedTuple):
+    """What the forward pass of an activation keeps for the backward pass: where the derivative is 1.
+
+    Only the backend that made it knows how. ``phase`` is added to the index of an element.
+    """
+
+    memory: Any
+    phase: int
+
+
+class Result(NamedTuple):
+    """What a verb writes in place of an array y: y = activation(v + residual), v being what is normalised.
+
+    All arrays are flat and have one order of memory. The residual may be y itself, and None adds nothing. The
+    activation of a is a where a > 0, and else max(a * slope, floor), but at most the ceiling.
+    """
+
+    y: Any
+    residual: Any
+    kept: Any  # memory of a `Kept`, or None where there will be no backward pass
+    phase: int
+    slope: float = 1.0
+    floor: float = -math.inf
+    ceiling: float = math.nan  # no number is greater than NaN
+    nan: float = 1.0  # above 0 where the derivative at NaN is 1
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of y."""
+        return self.y.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read and written beside x."""
+        return int(self.y.nbytes + (0 if self.residual is None else self.residual.nbytes))
+
+
+class Gradient(NamedTuple):
+    """What a verb reads in place of an array dy: the gradient g = dy * activation'(v + residual).
+
+    g is also written to ``dresidual`` where dx is, unless that is None; it may be the array dy itself.
+    """
+
+    dy: Any
+    dresidual: Any
+    kept: Any  # memory of a `Kept`; None is the derivative 1
+    phase: int
+    derivative: float  # where it is not 1
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of dy."""
+        return self.dy.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read and written beside x and dx."""
+        return int(self.dy.nbytes + (0 if self.dresidual is None else self.dresidual.nbytes))
+
+
 class Population(NamedTuple):
     """All values that running statistics have seen: their number, mean and m2 in float64."""
 
@@ -104,6 +165,8 @@ class RunningVerbs(Protocol):
 class SampleVerbs(Protocol):
     """The verbs where every sample has statistics of its own; as those of `Backend` for batch norm."""
 
+    def keep(self, y: Any, view: View) -> Kept: ...
+
     def forward(self, x: Any, view: View, affine: Affine, y: Any) -> Pair: ...
 
     def backward_reduce(
@@ -116,10 +179,16 @@ class SampleVerbs(Protocol):
 
 
 class Backend(Protocol):
-    """The verbs in the order in which data meets them. ``forward`` and ``backward`` are combinations."""
+    """The verbs in the order in which data meets them. ``forward`` and ``backward`` are combinations.
+
+    In the place of y there may be a `Result`, and in that of dy a `Gradient`.
+    """
 
     running: RunningVerbs
     samples: SampleVerbs
+
+    def keep(self, y: Any, view: View) -> Kept:
+        """Return memory for what an activation keeps of y, for a `Result` and then for a `Gradient`."""
 
     def moments(self, x: Any, view: View, like: np.floating | None = None) -> Pair:
         """Return (mean, m2), m2 being the sum of squared deviations from the mean.

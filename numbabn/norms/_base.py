@@ -13,7 +13,8 @@ from numbabn.arrays.library import HOST, Place
 from numbabn.arrays.place import place, put
 from numbabn.backends.verbs import Array
 from numbabn.norms import _checks, _options
-from numbabn.norms._call import Reduce, backward
+from numbabn.norms._call import Needs, Reduce, backward
+from numbabn.norms._epilogue import activation_of
 from numbabn.norms._foreign import missing_attribute
 from numbabn.norms._saved import Saved
 from numbabn.norms._types import A
@@ -29,6 +30,11 @@ class Layer:
         they are NumPy's.
     training : bool
         The mode; see `train` and `eval`.
+    activation, negative_slope
+        What follows the norm in the same pass: the name of an activation, or None, and the slope below 0 of a
+        leaky one.
+    dresidual : array or None
+        Gradient of the residual of the last call, from `backward`.
     """
 
     params: dict[str, Array]
@@ -42,10 +48,14 @@ class Layer:
         eps: float,
         scale: bool,
         center: bool,
+        activation: str | None,
+        negative_slope: float,
         dtype: DTypeLike,
         device: Any,
     ) -> None:
         self.eps = _checks.eps(eps)
+        activation_of(activation, negative_slope)  # checks them
+        self.activation, self.negative_slope = activation, negative_slope
         self.dtype = _options.parameter_dtype(dtype)
         self.training = True
         self._place = at = place(device)
@@ -54,6 +64,7 @@ class Layer:
         self.params = {name: put(values, at) for name, values in initial.items()}
         self.grads = {name: put(np.zeros_like(values), at) for name, values in initial.items()}
         self._saved: Saved | None = None
+        self.dresidual: Any = None
 
     if not TYPE_CHECKING:  # for a type checker every attribute would exist then
 
@@ -109,7 +120,7 @@ class Layer:
             name: {key: put(host_copy(value, key), to) for key, value in values.items()}
             for name, values in (("params", self.params), ("grads", self.grads))
         }
-        return {**moved, "_place": to, "_saved": None}
+        return {**moved, "_place": to, "_saved": None, "dresidual": None}
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of all parameters in NumPy, for `load_state_dict` or ``numpy.savez``.
@@ -148,7 +159,7 @@ class Layer:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_saved": None}  # a batch is no part of a layer
+        state = {**self.__dict__, "_saved": None, "dresidual": None}  # a batch is no part of a layer
         if self._place != HOST:  # in NumPy, which every process can read
             state |= {**self._moved(HOST), "_place": self._place}
         return state
@@ -159,11 +170,19 @@ class Layer:
             self.__dict__ |= self._moved(state["_place"])
 
     @overload
-    def backward(self, dy: A, *, out: A | None = None, need_dx: Literal[True] = True) -> A: ...
+    def backward(
+        self, dy: A, *, out: A | None = None, dresidual_out: A | None = None, need_dx: Literal[True] = True
+    ) -> A: ...
     @overload
-    def backward(self, dy: A, *, out: A | None = None, need_dx: bool) -> A | None: ...
-    def backward(self, dy: A, *, out: A | None = None, need_dx: bool = True) -> A | None:
+    def backward(
+        self, dy: A, *, out: A | None = None, dresidual_out: A | None = None, need_dx: bool
+    ) -> A | None: ...
+    def backward(
+        self, dy: A, *, out: A | None = None, dresidual_out: A | None = None, need_dx: bool = True
+    ) -> A | None:
         """Gradient of the last call: return dx, and put dgamma and dbeta into `grads`.
+
+        Where that call had a residual, its gradient is put into ``dresidual``, which is None otherwise.
 
         Parameters
         ----------
@@ -171,6 +190,8 @@ class Layer:
             Gradient with respect to the last result: shape and dtype of that x.
         out : array, optional
             Write dx here; may be dy itself.
+        dresidual_out : array, optional
+            Write dresidual here; may be dy itself, unless dx is written there.
         need_dx : bool, default True
             Without, only the gradients of the parameters are computed.
 
@@ -183,32 +204,41 @@ class Layer:
         RuntimeError
             If the layer was not called before.
         """
-        return self._backward(dy, out, need_dx)
+        return self._backward(dy, out, dresidual_out, need_dx)
 
-    def _backward(self, dy: A, out: A | None, need_dx: bool) -> A | None:
+    def _backward(self, dy: A, out: A | None, dresidual_out: A | None, need_dx: bool) -> A | None:
         """`backward` of this process alone."""
-        return self._gradients(dy, out, need_dx, None)
+        return self._gradients(dy, out, dresidual_out, need_dx, None)
 
-    def _gradients(self, dy: A, out: A | None, need_dx: bool, reduce: Reduce | None) -> A | None:
-        """Return dx, and put the gradients of the parameters that the layer has into `grads`."""
+    def _gradients(
+        self, dy: A, out: A | None, dresidual_out: A | None, need_dx: bool, reduce: Reduce | None
+    ) -> A | None:
+        """Return dx, and put the other gradients where a user looks for them."""
         dx: A | None
-        dx, dgamma, dbeta = backward(dy, self._saved_for_backward(), out, need_dx, True, True, reduce)
+        saved, needs = self._saved_for_backward(), Needs(need_dx, True, True)
+        dx, dgamma, dbeta, *dresidual = backward(dy, saved, out, dresidual_out, needs, reduce)
+        self.dresidual = dresidual[0] if dresidual else None
         if dgamma is not None:
             self.grads["gamma"] = dgamma
         if dbeta is not None:
             self.grads["beta"] = dbeta
         return dx
 
-    def _chosen(self) -> dict[str, bool]:
-        """Return the options of this layer that are on or off, by their names in ``__init__``."""
-        return {"scale": "gamma" in self.params, "center": "beta" in self.params}
+    def _chosen(self) -> dict[str, Any]:
+        """Return options of this layer by their names in ``__init__``."""
+        return {
+            "scale": "gamma" in self.params,
+            "center": "beta" in self.params,
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+        }
 
     def _text(self, options: str) -> str:
         """Return how this layer is made: ``options``, and those of all layers that are not the defaults."""
         known = inspect.signature(type(self)).parameters
         for name, chosen in self._chosen().items():
-            if name in known and chosen is not known[name].default:
-                options += f", {name}={chosen}"
+            if name in known and chosen != known[name].default:
+                options += f", {name}={chosen!r}"
         options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
         options += "" if self._place == HOST else f", device='{self._place}'"
         return f"{type(self).__name__}({options})"

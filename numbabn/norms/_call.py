@@ -1,6 +1,6 @@
 """What every call does, in this order: recognise, check, view, allocate, run, deliver."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -8,9 +8,10 @@ from numbabn import arrays
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.dtypes import COMPUTED
 from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
-from numbabn.arrays.overlap import output, overlap
-from numbabn.backends.verbs import Affine, Array, Pair
+from numbabn.arrays.overlap import output, overlap, same_memory
+from numbabn.backends.verbs import Affine, Array, Gradient, Pair, Result
 from numbabn.norms import _checks
+from numbabn.norms._epilogue import Epilogue, Passed, activation_of
 from numbabn.norms._saved import Origin, Saved
 
 
@@ -33,7 +34,8 @@ class Call:
     """
 
     __slots__ = (
-        "axis", "channels", "converted", "count", "groups", "library", "out", "overwrites", "target", "x",
+        "axis", "channels", "converted", "count", "epilogue", "groups", "library", "out", "overwrites",
+        "target", "x",
     )  # fmt: skip
     norm = "batch_norm"  # what the functions are called before "_forward"
 
@@ -49,6 +51,7 @@ class Call:
         self.out = out  # what is returned: a subclass of ndarray, for example
         self.target: AnyArray | None = None
         self.overwrites = False  # whether y is written over x
+        self.epilogue: Epilogue | None = None  # what follows the norm
         if out is not None:
             result = array.dtype if self.converted is None else self.converted
             self.target = output(out, array, result, "x", {"x": array})
@@ -98,6 +101,28 @@ class Call:
         parameters, statistics = self.library.pairs(given, known, channels)
         return Affine(parameters, number, given), statistics
 
+    def follow(
+        self, activation: object, negative_slope: object, residual: object, backward: bool = True
+    ) -> None:
+        """Let an activation and the addition of a residual follow, as far as they are not None.
+
+        ``backward`` is whether there may be a backward call.
+        """
+        if activation is None and residual is None:
+            return
+        chosen = activation_of(activation, negative_slope)
+        array: AnyArray | None = None
+        if residual is not None:
+            dtype = self.x.dtype if self.converted is None else self.converted
+            array = _checks.residual(residual, self.x, dtype)
+            target = self.target
+            if target is not None and overlap(target, array) and not same_memory(target, array):
+                raise ValueError(
+                    "out overlaps residual in memory; pass residual itself to compute in place, "
+                    "or an array of its own"
+                )
+        self.epilogue = Epilogue(array, chosen, keeps=backward and activation is not None)
+
     def moments(self) -> tuple[int, Pair]:
         """Return the count and the pair (mean, m2) of every channel: NaN and 0 where there are no values."""
         return self._moments(*self._arranged())
@@ -122,18 +147,31 @@ class Call:
         if reduce is not None:
             origin = "ranks"
             count, known = reduce.statistics(*self._moments(source, layout))
+        by_sample = known is None and layout.batch is not None
+        verbs: Any = library.backend.samples if by_sample else library.backend
+        result, passed = layout.flat(y), None
+        if self.epilogue is not None:
+            result, passed = self._result(self.epilogue, y, layout, verbs)
         if source.size == 0:
             nothing = np.nan, np.nan
             statistics = library.constants(source, self.groups, nothing) if known is None else known
         elif known is None:
-            verbs = library.backend if layout.batch is None else library.backend.samples
-            statistics = verbs.forward(layout.flat(source), layout.view, affine, layout.flat(y))
+            statistics = verbs.forward(layout.flat(source), layout.view, affine, result)
         else:
             statistics = known
-            library.backend.normalize(layout.flat(source), layout.view, known, affine, layout.flat(y))
+            verbs.normalize(layout.flat(source), layout.view, known, affine, result)
         x = None if self.overwrites else source
-        saved = Saved(self.norm, x, layout, affine, statistics, count, origin)
+        saved = Saved(self.norm, x, layout, affine, statistics, count, origin, passed)
         return native(y) if target is None else _deliver(y, target, self.out), saved
+
+    def _result(self, epilogue: Epilogue, y: AnyArray, layout: Layout, verbs: Any) -> tuple[Result, Passed]:
+        """Return what is passed to the backend in place of y, and what the backward call needs of it."""
+        flat, (residual, activation, keeps) = layout.flat(y), epilogue
+        kept = verbs.keep(flat, layout.view) if keeps else None
+        memory, phase = (None, 0) if kept is None else kept
+        beside = None if residual is None else layout.flat(arranged(residual, y, layout))
+        result = Result(flat, beside, memory, phase, *activation[:4])
+        return result, Passed(kept, activation.derivative, residual is not None)
 
 
 class SampleCall(Call):
@@ -163,60 +201,92 @@ class SampleCall(Call):
         return copy, layout
 
 
+class Needs(NamedTuple):
+    """Which gradients are wanted; a residual's always is."""
+
+    dx: bool
+    dgamma: bool
+    dbeta: bool
+
+
 def backward(
-    dy: object,
-    saved: object,
-    out: object,
-    need_dx: bool,
-    need_dgamma: bool,
-    need_dbeta: bool,
-    reduce: Reduce | None,
-) -> tuple[Any, Any, Any]:
-    """Return dx, dgamma and dbeta, of which what is not needed is None."""
+    dy: object, saved: object, out: object, dresidual_out: object, needs: Needs, reduce: Reduce | None
+) -> tuple[Any, ...]:
+    """Return dx, dgamma and dbeta, of which what is not needed is None, and a dresidual if there is one."""
     if not isinstance(saved, Saved):
         raise TypeError(
             f"saved must come from a forward call such as batch_norm_forward, but is {type(saved).__name__}"
         )
-    x, layout = saved._x, saved._layout
+    x: AnyArray = saved._x
+    layout, passed = saved._layout, saved._passed
     if x is None:
         raise ValueError(
             "the forward call wrote y over x (out=x), so x is gone; "
             "give that call an out of its own to go backward"
         )
     array = _checks.gradient(dy, x)
-    target = None
-    if out is not None:
-        if not need_dx:
-            raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
-        target = output(out, x, x.dtype, "dy", {"dy": array, "x": x})
+    if out is not None and not needs.dx:
+        raise ValueError("out is given, but need_dx is False: there is nothing to write to it")
+    target = None if out is None else output(out, x, x.dtype, "dy", {"dy": array, "x": x})
+    second = None if dresidual_out is None else _second(dresidual_out, array, saved, target)
     source, library = arranged(array, x, layout), library_of(x)
     gamma, beta = saved._affine.given
-    dgamma = dbeta = dx = None
-    if need_dgamma and gamma is not None:
+    dgamma = dbeta = dx = dresidual = None
+    if needs.dgamma and gamma is not None:
         dgamma = library_of(gamma).empty_vector(gamma)
-    if need_dbeta and beta is not None:
+    if needs.dbeta and beta is not None:
         dbeta = library_of(beta).empty_vector(beta)
-    if need_dx:
-        fits = target is not None and layout.matches(target)
-        dx = target if fits else library.empty_like(x)
+    if passed is not None and passed.residual:
+        dresidual = _memory(second, x, layout)
+    # What writes the gradient of a residual writes dx beside it.
+    if needs.dx or dresidual is not None:
+        dx = _memory(target, x, layout)
+    gradient = layout.flat(source)
+    if passed is not None:
+        gradient = _gradient(gradient, passed, None if dresidual is None else layout.flat(dresidual))
     if reduce is not None:
-        _reduced_backward(source, saved, reduce, dx, (dgamma, dbeta))
+        _reduced_backward(gradient, saved, reduce, dx, (dgamma, dbeta))
     elif x.size and dx is not None and saved.training:
         verbs = library.backend if layout.batch is None else library.backend.samples
         flat, affine = layout.flat, saved._affine
-        verbs.backward(
-            flat(source), flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta)
-        )
+        verbs.backward(gradient, flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta))
     else:
-        _partial_backward(source, saved, dx, (dgamma, dbeta))
-    return (
-        dx if dx is None else native(dx) if target is None else _deliver(dx, target, out),
+        _partial_backward(gradient, saved, dx, (dgamma, dbeta))
+    gradients = (
+        (native(dx) if target is None else _deliver(dx, target, out)) if needs.dx else None,
         None if dgamma is None else native(dgamma),
         None if dbeta is None else native(dbeta),
     )
+    if dresidual is None:
+        return gradients
+    return *gradients, native(dresidual) if second is None else _deliver(dresidual, second, dresidual_out)
 
 
-def _partial_backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:
+def _second(dresidual_out: object, dy: AnyArray, saved: Saved, target: AnyArray | None) -> AnyArray:
+    """Return ``dresidual_out`` if the gradient of a residual can be written to it."""
+    x: AnyArray = saved._x
+    if saved._passed is None or not saved._passed.residual:
+        raise ValueError("dresidual_out is given, but the forward call had no residual")
+    array = output(dresidual_out, x, x.dtype, "dy", {"dy": dy, "x": x}, "dresidual_out")
+    if target is not None and overlap(array, target):
+        raise ValueError("dresidual_out overlaps out in memory; pass two arrays")
+    return array
+
+
+def _memory(target: AnyArray | None, x: AnyArray, layout: Layout) -> AnyArray:
+    """Return memory for a gradient of the shape of x: the target, if it lies as x does, or new memory."""
+    return target if target is not None and layout.matches(target) else library_of(x).empty_like(x)
+
+
+def _gradient(dy: AnyArray, passed: Passed, dresidual: AnyArray | None) -> AnyArray | Gradient:
+    """Return what is passed to the backend in place of a flat dy: dy itself where it is the gradient."""
+    if passed.kept is None and (dresidual is None or same_memory(dy, dresidual)):
+        return dy
+    memory, phase = (None, 0) if passed.kept is None else passed.kept
+    return Gradient(dy, dresidual, memory, phase, passed.derivative)
+
+
+def _partial_backward(dy: AnyArray | Gradient, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:
     """Fill what is not None, where dx is not needed, or statistics are constants, or x is empty."""
     x: AnyArray = saved._x
     layout, affine, statistics = saved._layout, saved._affine, saved._statistics
@@ -226,25 +296,24 @@ def _partial_backward(dy: AnyArray, saved: Saved, dx: AnyArray | None, gradients
             if gradient is not None:
                 gradient.fill(0)
         return
-    backend, view, flat_dy = library_of(x).backend, layout.view, layout.flat(dy)
+    backend, view = library_of(x).backend, layout.view
     if dgamma is not None or dbeta is not None:
         verbs = backend if layout.batch is None else backend.samples
-        verbs.backward_reduce(flat_dy, layout.flat(x), view, statistics, affine.eps, gradients)
+        verbs.backward_reduce(dy, layout.flat(x), view, statistics, affine.eps, gradients)
     if dx is not None:
-        backend.backward_known(flat_dy, view, statistics, affine, layout.flat(dx))
+        backend.backward_known(dy, view, statistics, affine, layout.flat(dx))
 
 
 @np.errstate(all="ignore")  # of what is merged, and rounded to the dtypes of gamma and beta
 def _reduced_backward(
-    dy: AnyArray, saved: Saved, reduce: Reduce, dx: AnyArray | None, gradients: Pair
+    dy: AnyArray | Gradient, saved: Saved, reduce: Reduce, dx: AnyArray | None, gradients: Pair
 ) -> None:
     """Fill what is not None, with the sums of all ranks. Every rank takes part, with an empty batch, too."""
     x: AnyArray = saved._x
     layout, affine, statistics = saved._layout, saved._affine, saved._statistics
     backend, view = library_of(x).backend, layout.view
-    flat_dy, flat_x = layout.flat(dy), layout.flat(x)
     if x.size:
-        sums = backend.backward_reduce(flat_dy, flat_x, view, statistics, affine.eps, (None, None))
+        sums = backend.backward_reduce(dy, layout.flat(x), view, statistics, affine.eps, (None, None))
     else:
         sums = np.zeros((2, len(statistics[0])))
     sums = reduce.sums(sums)
@@ -252,7 +321,8 @@ def _reduced_backward(
         if gradient is not None:
             library_of(gradient).assign(gradient, total)
     if dx is not None and x.size:
-        backend.backward_apply(flat_dy, flat_x, view, statistics, affine, sums, saved.count, layout.flat(dx))
+        flat = layout.flat
+        backend.backward_apply(dy, flat(x), view, statistics, affine, sums, saved.count, flat(dx))
 
 
 def _deliver(result: AnyArray, target: AnyArray, out: Any) -> Any:

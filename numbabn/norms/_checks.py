@@ -116,6 +116,22 @@ def norm(saved: object, name: str) -> None:
         raise ValueError(f"saved is from {saved._norm}_forward; pass it to {saved._norm}_backward")
 
 
+def residual(array: object, x: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+    """Return an array if it can be added to the result for x, which has this dtype."""
+    values = of_library(array, "residual", x)
+    if values.shape != x.shape:
+        raise ValueError(
+            f"residual has shape {values.shape}, but x has shape {x.shape}; it must have the same, "
+            "since it is added to every element"
+        )
+    if values.dtype != dtype and values.dtype.newbyteorder("=") != dtype.newbyteorder("="):
+        raise TypeError(
+            f"residual has dtype {values.dtype}, but the result has {dtype.newbyteorder('=')}; "
+            f"pass {library_of(x).cast_text('residual', dtype.name)}"
+        )
+    return values
+
+
 def gradient(dy: object, x: AnyArray) -> AnyArray:
     """Return dy if it can be the gradient of the output for x."""
     array = of_library(dy, "dy", x)

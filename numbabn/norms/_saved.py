@@ -5,6 +5,7 @@ from typing import Any, Literal, Self, TypeAlias
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.layout import Layout
 from numbabn.backends.verbs import Affine, Pair
+from numbabn.norms._epilogue import Passed
 
 # Whose the statistics are: those of x, those of all ranks of a synchronised layer, or given as constants.
 Origin: TypeAlias = Literal["x", "ranks", "given"]
@@ -27,7 +28,7 @@ class Saved:
         Whether they are the statistics of x itself, through which gradients flow, or were given.
     """
 
-    __slots__ = ("_affine", "_count", "_layout", "_norm", "_origin", "_statistics", "_x")
+    __slots__ = ("_affine", "_count", "_layout", "_norm", "_origin", "_passed", "_statistics", "_x")
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Saved:
         statistics: Pair,
         count: int,
         origin: Origin,
+        passed: Passed | None,  # None where nothing follows the norm
     ) -> None:
         self._norm = norm
         self._x = x
@@ -46,6 +48,7 @@ class Saved:
         self._statistics = statistics
         self._count = count
         self._origin = origin
+        self._passed = passed
 
     @property
     def mean(self) -> Any:
@@ -75,7 +78,7 @@ class Saved:
             )
         # Pickle brings an array of any other order of its axes to C order. Here memory order is what counts.
         flat, shape = (None, ()) if x is None else (self._layout.flat(x), x.shape)
-        rest = (self._affine, self._statistics, self._count, self._origin)
+        rest = (self._affine, self._statistics, self._count, self._origin, self._passed)
         return _restored, (self._norm, flat, shape, self._layout, rest)
 
     def __repr__(self) -> str:

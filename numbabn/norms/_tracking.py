@@ -176,7 +176,7 @@ class TrackingLayer(ChannelLayer):
             running = Running.from_state(running.state(population=True), to)
         return {**super()._moved(to), "_running": running}
 
-    def _chosen(self) -> dict[str, bool]:
+    def _chosen(self) -> dict[str, Any]:
         return {**super()._chosen(), "track_running_stats": self._running is not None}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from numbabn.arrays.library import Place
 from numbabn.norms import _checks, _options, _ranks
-from numbabn.norms._call import Call, Reduce, backward
+from numbabn.norms._call import Call, Needs, Reduce, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._running import Running
 from numbabn.norms._saved import Saved
@@ -26,6 +26,9 @@ def batch_norm_forward(
     eps: float = 1e-5,
     mean: Any = None,
     var: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: A | None = None,
     out: A | None = None,
 ) -> tuple[A, Saved]:
     r"""Normalise every channel of a batch, and keep what the backward pass needs.
@@ -46,6 +49,12 @@ def batch_norm_forward(
         Added to the variance; not negative. With 0, a constant channel gives NaN.
     mean, var : array of any float dtype, or list of numbers, shape (C,), optional
         Use these statistics, constants for the backward pass, in place of those of x. Both or none.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass: y is the activation of the above.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
+    residual : array, optional
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
         may not overlap x in any other way.
@@ -92,6 +101,7 @@ def batch_norm_forward(
     array([  1., 100.])
     """
     call = Call(x, axis, out)
+    call.follow(activation, negative_slope, residual)
     if mean is not None or var is not None:
         affine, known = call.affine_and_known(gamma, beta, eps, mean, var)
         return call.normalize(affine, known, None)
@@ -109,6 +119,9 @@ def batch_norm_inference(
     *,
     axis: int = 1,
     eps: float = 1e-5,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: A | None = None,
     out: A | None = None,
     dtype: DTypeLike | None = None,
 ) -> A:
@@ -129,6 +142,12 @@ def batch_norm_inference(
         Channel axis.
     eps : float, default 1e-5
         Added to the variance; not negative.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass: y is the activation of the above.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
+    residual : array, optional
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
     out : array, optional
         Write the result here; may be x itself.
     dtype : {float32, float64}, optional
@@ -156,41 +175,23 @@ def batch_norm_inference(
     if mean is None or var is None:
         raise TypeError("mean and var must be arrays of one value per channel, not None")
     call = Call(x, axis, out, dtype)
+    call.follow(activation, negative_slope, residual, backward=False)
     y: A
     affine, known = call.affine_and_known(gamma, beta, eps, mean, var)
     y, _ = call.normalize(affine, known, None)
     return y
 
 
-@overload
 def batch_norm_backward(
     dy: A,
     saved: Saved,
     *,
     out: A | None = None,
-    need_dx: Literal[True] = True,
-    need_dgamma: bool = True,
-    need_dbeta: bool = True,
-) -> tuple[A, Any, Any]: ...
-@overload
-def batch_norm_backward(
-    dy: A,
-    saved: Saved,
-    *,
-    out: A | None = None,
-    need_dx: bool,
-    need_dgamma: bool = True,
-    need_dbeta: bool = True,
-) -> tuple[A | None, Any, Any]: ...
-def batch_norm_backward(
-    dy: A,
-    saved: Saved,
-    *,
-    out: A | None = None,
+    dresidual_out: A | None = None,
     need_dx: bool = True,
     need_dgamma: bool = True,
     need_dbeta: bool = True,
-) -> tuple[A | None, Any, Any]:
+) -> tuple[Any, ...]:
     r"""Gradients of a forward call.
 
     With xhat the normalised x and means over a channel's n values:
@@ -211,6 +212,9 @@ def batch_norm_backward(
         From the `batch_norm_forward` call that made y.
     out : array, optional
         Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    dresidual_out : array, optional
+        Write dresidual here: shape and dtype of x. May be dy itself; may not overlap dy, x or ``out`` in any
+        other way.
     need_dx, need_dgamma, need_dbeta : bool, default True
         What to compute; the rest is None.
 
@@ -220,6 +224,9 @@ def batch_norm_backward(
         Shape and dtype of x; ``out`` if given.
     dgamma, dbeta : array or None, shape (C,)
         In the dtypes of gamma and beta; None where the forward call had no such parameter.
+    dresidual : array
+        Fourth, where the forward call had a residual: its gradient, which is dy times the derivative of the
+        activation.
 
     Raises
     ------
@@ -246,7 +253,7 @@ def batch_norm_backward(
     (np.float64(0.0), array([1.]))
     """
     _checks.norm(saved, "batch_norm")
-    return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
 
 
 class BatchNorm(TrackingLayer):
@@ -274,6 +281,10 @@ class BatchNorm(TrackingLayer):
         Whether there is a gamma, and a beta.
     track_running_stats : bool, default True
         Without, evaluation mode uses the statistics of the batch too.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass, after the addition of the ``residual`` of a call.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
         Of parameters and running statistics; any floating dtype, on a GPU of at most 64 bits. x may have
         another.
@@ -292,6 +303,10 @@ class BatchNorm(TrackingLayer):
         GPU they are updated in place, on the CPU replaced by new arrays.
     num_batches_tracked : int
         Training batches seen.
+    activation, negative_slope
+        As given; may be set.
+    dresidual : array or None
+        Gradient of the residual of the last call, from `backward`.
     training : bool
         The mode; see `train` and `eval`.
     comm : MPI communicator or None
@@ -357,7 +372,7 @@ class BatchNorm(TrackingLayer):
     array([2., 2.], dtype=float32)
     """
 
-    # Ten parameters: the options of the layer, which a user passes by keyword.
+    # Twelve parameters: the options of the layer, which a user passes by keyword.
     @advised
     def __init__(
         self,
@@ -369,13 +384,25 @@ class BatchNorm(TrackingLayer):
         scale: bool = True,
         center: bool = True,
         track_running_stats: bool = True,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
         comm: Any = None,
     ) -> None:
         self.momentum = _options.momentum(momentum)
-        options = {"eps": eps, "scale": scale, "center": center, "dtype": dtype, "device": device}
-        super().__init__(num_channels, axis, track_running_stats, **options)
+        super().__init__(
+            num_channels,
+            axis,
+            track_running_stats,
+            eps=eps,
+            scale=scale,
+            center=center,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
+            device=device,
+        )
         self._ranks = _ranks.ranks(comm, self._place)
 
     @property
@@ -388,7 +415,7 @@ class BatchNorm(TrackingLayer):
         self._ranks = _ranks.ranks(comm, self._place)
         self._saved = None
 
-    def __call__(self, x: A, *, out: A | None = None) -> A:
+    def __call__(self, x: A, *, residual: A | None = None, out: A | None = None) -> A:
         """Normalise x; in training mode, update the running statistics.
 
         Parameters
@@ -396,6 +423,8 @@ class BatchNorm(TrackingLayer):
         x : array of float32 or float64, rank >= 2
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
+        residual : array, optional
+            Added before the activation: shape and dtype of y. May be ``out``.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
@@ -405,17 +434,18 @@ class BatchNorm(TrackingLayer):
             Shape, dtype and library of x; ``out`` if given.
         """
         if self._ranks is None or not self.training:
-            return self._forward(x, out, None)
+            return self._forward(x, residual, out, None)
         # NaN and infinity of one rank are merged into the statistics of all, without a warning.
         with (
             np.errstate(all="ignore"),
             self._ranks.message(_ranks.FORWARD, self.num_channels) as message,
         ):
-            return self._forward(x, out, message)
+            return self._forward(x, residual, out, message)
 
-    def _forward(self, x: A, out: A | None, reduce: Reduce | None) -> A:
+    def _forward(self, x: A, residual: A | None, out: A | None, reduce: Reduce | None) -> A:
         call = Call(x, self.axis, out)
         self._check_input(call)
+        call.follow(self.activation, self.negative_slope, residual)
         gamma, beta, eps = self.params.get("gamma"), self.params.get("beta"), self.eps
         running, training = self._running, self.training
         y: A
@@ -432,13 +462,13 @@ class BatchNorm(TrackingLayer):
         self._saved = saved
         return y
 
-    def _backward(self, dy: A, out: A | None, need_dx: bool) -> A | None:
+    def _backward(self, dy: A, out: A | None, dresidual_out: A | None, need_dx: bool) -> A | None:
         saved = self._saved
         together = self.training if saved is None else saved._origin == "ranks"
         if self._ranks is None or not together:
-            return self._gradients(dy, out, need_dx, None)
+            return self._gradients(dy, out, dresidual_out, need_dx, None)
         with self._ranks.message(_ranks.BACKWARD, self.num_channels) as message:
-            return self._gradients(dy, out, need_dx, message)
+            return self._gradients(dy, out, dresidual_out, need_dx, message)
 
     def _moved(self, to: Place) -> dict[str, Any]:
         _ranks.ranks(self.comm, to)  # refuses a GPU

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from numbabn.arrays import AnyArray
 from numbabn.arrays.layout import Layout, axis_number, samples_layout
 from numbabn.norms import _checks, _options
-from numbabn.norms._call import SampleCall, backward
+from numbabn.norms._call import Needs, SampleCall, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._tracking import ChannelLayer
@@ -58,6 +58,9 @@ def group_norm_forward(
     *,
     axis: int = 1,
     eps: float = 1e-5,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: A | None = None,
     out: A | None = None,
 ) -> tuple[A, Saved]:
     r"""Normalise groups of channels of every sample, and keep what the backward pass needs.
@@ -79,6 +82,12 @@ def group_norm_forward(
         Channel axis; not 0.
     eps : float, default 1e-5
         Added to the variance; not negative. With 0, a constant group gives NaN.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass: y is the activation of the above.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
+    residual : array, optional
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
         may not overlap x in any other way.
@@ -116,6 +125,7 @@ def group_norm_forward(
     """
     call = GroupCall(x, axis, _options.groups(num_groups), out)
     call.check_groups()
+    call.follow(activation, negative_slope, residual)
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 
@@ -124,10 +134,11 @@ def group_norm_backward(
     saved: Saved,
     *,
     out: A | None = None,
+    dresidual_out: A | None = None,
     need_dx: bool = True,
     need_dgamma: bool = True,
     need_dbeta: bool = True,
-) -> tuple[A | None, Any, Any]:
+) -> tuple[Any, ...]:
     r"""Gradients of a `group_norm_forward` call.
 
     .. math::
@@ -146,6 +157,9 @@ def group_norm_backward(
         From the forward call that made y.
     out : array, optional
         Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    dresidual_out : array, optional
+        Write dresidual here: shape and dtype of x. May be dy itself; may not overlap dy, x or ``out`` in any
+        other way.
     need_dx, need_dgamma, need_dbeta : bool, default True
         What to compute; the rest is None.
 
@@ -155,6 +169,9 @@ def group_norm_backward(
         Shape and dtype of x; ``out`` if given.
     dgamma, dbeta : array or None, shape (C,)
         In the dtypes of gamma and beta; None where the forward call had no such parameter.
+    dresidual : array
+        Fourth, where the forward call had a residual: its gradient, which is dy times the derivative of the
+        activation.
 
     Raises
     ------
@@ -170,7 +187,7 @@ def group_norm_backward(
     (np.float64(0.0), array([1., 0., 0.]))
     """
     _checks.norm(saved, "group_norm")
-    return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
 
 
 class GroupNorm(ChannelLayer):
@@ -190,6 +207,10 @@ class GroupNorm(ChannelLayer):
         Added to the variance; not negative.
     scale, center : bool, default True
         Whether there is a gamma, and a beta.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass, after the addition of the ``residual`` of a call.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
         Of the parameters; any floating dtype, on a GPU of at most 64 bits. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
@@ -201,6 +222,10 @@ class GroupNorm(ChannelLayer):
         ``gamma`` and ``beta``, shape (C,); update them in place. `backward` replaces the entries of grads.
     num_groups, num_channels, axis : int
         As given.
+    activation, negative_slope
+        As given; may be set.
+    dresidual : array or None
+        Gradient of the residual of the last call, from `backward`.
     training : bool
         The mode, which changes nothing here; see `train` and `eval`.
 
@@ -232,19 +257,30 @@ class GroupNorm(ChannelLayer):
         eps: float = 1e-5,
         scale: bool = True,
         center: bool = True,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
     ) -> None:
         self.num_groups = _options.groups(num_groups)
-        options = {"eps": eps, "scale": scale, "center": center, "dtype": dtype, "device": device}
-        super().__init__(num_channels, _options.channel_axis(axis), **options)
+        super().__init__(
+            num_channels,
+            _options.channel_axis(axis),
+            eps=eps,
+            scale=scale,
+            center=center,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
+            device=device,
+        )
         if self.num_channels % self.num_groups:
             raise ValueError(
                 f"num_channels is {num_channels}, which cannot be cut into num_groups={num_groups} groups of "
                 "the same size"
             )
 
-    def __call__(self, x: A, *, out: A | None = None) -> A:
+    def __call__(self, x: A, *, residual: A | None = None, out: A | None = None) -> A:
         """Normalise x.
 
         Parameters
@@ -252,6 +288,8 @@ class GroupNorm(ChannelLayer):
         x : array of float32 or float64, rank >= 2
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
+        residual : array, optional
+            Added before the activation: shape and dtype of y. May be ``out``.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
@@ -262,6 +300,7 @@ class GroupNorm(ChannelLayer):
         """
         call = GroupCall(x, self.axis, self.num_groups, out)
         self._check_input(call)
+        call.follow(self.activation, self.negative_slope, residual)
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         y: A
         y, self._saved = call.normalize(affine, None, None)

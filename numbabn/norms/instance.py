@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 
 from numbabn.backends.verbs import Pair, View
 from numbabn.norms import _checks, _options
-from numbabn.norms._call import Call, backward
+from numbabn.norms._call import Call, Needs, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._tracking import TrackingLayer
@@ -55,6 +55,9 @@ def instance_norm_forward(
     eps: float = 1e-5,
     mean: Any = None,
     var: Any = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: A | None = None,
     out: A | None = None,
 ) -> tuple[A, Saved]:
     r"""Normalise every channel of every sample, and keep what the backward pass needs.
@@ -77,6 +80,12 @@ def instance_norm_forward(
     mean, var : array of any float dtype, or list of numbers, shape (C,), optional
         Use these statistics for all samples, constants for the backward pass, in place of those of x. Both or
         none.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass: y is the activation of the above.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
+    residual : array, optional
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
         may not overlap x in any other way.
@@ -116,9 +125,11 @@ def instance_norm_forward(
     """
     if mean is not None or var is not None:
         known_call = _KnownCall(x, axis, out)
+        known_call.follow(activation, negative_slope, residual)
         affine, known = known_call.affine_and_known(gamma, beta, eps, mean, var)
         return known_call.normalize(affine, known, None)
     call = _Call(x, axis, out)
+    call.follow(activation, negative_slope, residual)
     call.check_count("mean= and var= to use known statistics")
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
@@ -128,10 +139,11 @@ def instance_norm_backward(
     saved: Saved,
     *,
     out: A | None = None,
+    dresidual_out: A | None = None,
     need_dx: bool = True,
     need_dgamma: bool = True,
     need_dbeta: bool = True,
-) -> tuple[A | None, Any, Any]:
+) -> tuple[Any, ...]:
     r"""Gradients of an `instance_norm_forward` call.
 
     .. math::
@@ -151,6 +163,9 @@ def instance_norm_backward(
         From the forward call that made y.
     out : array, optional
         Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    dresidual_out : array, optional
+        Write dresidual here: shape and dtype of x. May be dy itself; may not overlap dy, x or ``out`` in any
+        other way.
     need_dx, need_dgamma, need_dbeta : bool, default True
         What to compute; the rest is None.
 
@@ -160,6 +175,9 @@ def instance_norm_backward(
         Shape and dtype of x; ``out`` if given.
     dgamma, dbeta : array or None, shape (C,)
         In the dtypes of gamma and beta; None where the forward call had no such parameter.
+    dresidual : array
+        Fourth, where the forward call had a residual: its gradient, which is dy times the derivative of the
+        activation.
 
     Raises
     ------
@@ -175,7 +193,7 @@ def instance_norm_backward(
     (np.float64(0.0), array([1.]))
     """
     _checks.norm(saved, "instance_norm")
-    return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
 
 
 def _refuse_none(momentum: object) -> None:
@@ -204,6 +222,10 @@ class InstanceNorm(TrackingLayer):
         Weight of the **new** batch in the running statistics, as of `BatchNorm`.
     scale, center : bool, default False
         Whether there is a gamma, and a beta; without, as in PyTorch.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass, after the addition of the ``residual`` of a call.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
         Of parameters and running statistics; any floating dtype, on a GPU of at most 64 bits. x may have
         another.
@@ -220,6 +242,10 @@ class InstanceNorm(TrackingLayer):
         PyTorch.
     num_batches_tracked : int
         Training batches seen.
+    activation, negative_slope
+        As given; may be set.
+    dresidual : array or None
+        Gradient of the residual of the last call, from `backward`.
     training : bool
         The mode; see `train` and `eval`.
 
@@ -244,7 +270,7 @@ class InstanceNorm(TrackingLayer):
            [[-1.,  1.]]], dtype=float32)
     """
 
-    # Nine parameters: the options of the layer, which a user passes by keyword.
+    # Eleven parameters: the options of the layer, which a user passes by keyword.
     @advised
     def __init__(
         self,
@@ -256,15 +282,27 @@ class InstanceNorm(TrackingLayer):
         momentum: float = 0.1,
         scale: bool = False,
         center: bool = False,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
     ) -> None:
         _refuse_none(momentum)
         self.momentum = _options.momentum(momentum)
-        options = {"eps": eps, "scale": scale, "center": center, "dtype": dtype, "device": device}
-        super().__init__(num_channels, _options.channel_axis(axis), track_running_stats, **options)
+        super().__init__(
+            num_channels,
+            _options.channel_axis(axis),
+            track_running_stats,
+            eps=eps,
+            scale=scale,
+            center=center,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
+            device=device,
+        )
 
-    def __call__(self, x: A, *, out: A | None = None) -> A:
+    def __call__(self, x: A, *, residual: A | None = None, out: A | None = None) -> A:
         """Normalise x; in training mode, update the running statistics if there are any.
 
         Parameters
@@ -272,6 +310,8 @@ class InstanceNorm(TrackingLayer):
         x : array of float32 or float64, rank >= 3
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
+        residual : array, optional
+            Added before the activation: shape and dtype of y. May be ``out``.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
@@ -283,9 +323,10 @@ class InstanceNorm(TrackingLayer):
         running = self._running
         _refuse_none(self.momentum)
         if running is not None and not self.training:
-            return self._evaluated(x, (running.mean, running.var), out)
+            return self._evaluated(x, (running.mean, running.var), residual, out)
         call = _Call(x, self.axis, out)
         self._check_input(call)
+        call.follow(self.activation, self.negative_slope, residual)
         call.check_count("use evaluation mode: layer.eval()" if running else None)
         affine = call.affine(self.params.get("gamma"), self.params.get("beta"), self.eps)
         y: A
@@ -296,10 +337,11 @@ class InstanceNorm(TrackingLayer):
         self._saved = saved
         return y
 
-    def _evaluated(self, x: A, statistics: Pair, out: A | None) -> A:
+    def _evaluated(self, x: A, statistics: Pair, residual: A | None, out: A | None) -> A:
         """Normalise x with these statistics."""
         call = _KnownCall(x, self.axis, out)
         self._check_input(call)
+        call.follow(self.activation, self.negative_slope, residual)
         given = self.params.get("gamma"), self.params.get("beta"), self.eps
         affine, known = call.affine_and_known(*given, *statistics)
         y: A

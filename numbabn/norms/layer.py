@@ -12,7 +12,7 @@ from numbabn.arrays.layout import Layout, axis_number, rows_layout
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
 from numbabn.norms._base import Layer
-from numbabn.norms._call import SampleCall, backward
+from numbabn.norms._call import Needs, SampleCall, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._types import A
@@ -100,6 +100,9 @@ def layer_norm_forward(
     *,
     axis: int | tuple[int, ...] = -1,
     eps: float = 1e-5,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: A | None = None,
     out: A | None = None,
 ) -> tuple[A, Saved]:
     r"""Normalise every sample by itself, and keep what the backward pass needs.
@@ -120,6 +123,12 @@ def layer_norm_forward(
         channels of every pixel of NCHW, as in ConvNeXt.
     eps : float, default 1e-5
         Added to the variance; not negative. With 0, a constant sample gives NaN.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass: y is the activation of the above.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
+    residual : array, optional
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward; may not
         overlap x in any other way.
@@ -161,6 +170,7 @@ def layer_norm_forward(
     array([ 2., 20.])
     """
     call = _Call(x, axis, out)
+    call.follow(activation, negative_slope, residual)
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
 
@@ -169,10 +179,11 @@ def layer_norm_backward(
     saved: Saved,
     *,
     out: A | None = None,
+    dresidual_out: A | None = None,
     need_dx: bool = True,
     need_dgamma: bool = True,
     need_dbeta: bool = True,
-) -> tuple[A | None, Any, Any]:
+) -> tuple[Any, ...]:
     r"""Gradients of a `layer_norm_forward` call.
 
     .. math::
@@ -191,6 +202,9 @@ def layer_norm_backward(
         From the forward call that made y.
     out : array, optional
         Write dx here: shape and dtype of x. May be dy itself; may not overlap dy or x in any other way.
+    dresidual_out : array, optional
+        Write dresidual here: shape and dtype of x. May be dy itself; may not overlap dy, x or ``out`` in any
+        other way.
     need_dx, need_dgamma, need_dbeta : bool, default True
         What to compute; the rest is None.
 
@@ -200,6 +214,9 @@ def layer_norm_backward(
         Shape and dtype of x; ``out`` if given.
     dgamma, dbeta : array or None
         In the shapes and dtypes of gamma and beta; None where the forward call had no such parameter.
+    dresidual : array
+        Fourth, where the forward call had a residual: its gradient, which is dy times the derivative of the
+        activation.
 
     Raises
     ------
@@ -215,7 +232,7 @@ def layer_norm_backward(
     (np.float64(0.0), array([1., 0., 0.]))
     """
     _checks.norm(saved, "layer_norm")
-    return backward(dy, saved, out, need_dx, need_dgamma, need_dbeta, None)
+    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
 
 
 def rms_norm_forward(
@@ -224,6 +241,9 @@ def rms_norm_forward(
     *,
     axis: int | tuple[int, ...] = -1,
     eps: float | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: A | None = None,
     out: A | None = None,
 ) -> tuple[A, Saved]:
     r"""Divide every sample by its root mean square, and keep what the backward pass needs.
@@ -239,7 +259,7 @@ def rms_norm_forward(
     eps : float, optional
         Added to the mean of the squares; not negative. The machine epsilon of the dtype of x unless given, as
         in PyTorch.
-    out
+    activation, negative_slope, residual, out
         As `layer_norm_forward`.
 
     Returns
@@ -268,12 +288,19 @@ def rms_norm_forward(
     array([[0.2, 1.4]])
     """
     call = _RMSCall(x, axis, out)
+    call.follow(activation, negative_slope, residual)
     return call.normalize(call.affine(gamma, None, _or_machine_eps(eps, call)), None, None)
 
 
 def rms_norm_backward(
-    dy: A, saved: Saved, *, out: A | None = None, need_dx: bool = True, need_dgamma: bool = True
-) -> tuple[A | None, Any]:
+    dy: A,
+    saved: Saved,
+    *,
+    out: A | None = None,
+    dresidual_out: A | None = None,
+    need_dx: bool = True,
+    need_dgamma: bool = True,
+) -> tuple[Any, ...]:
     r"""Gradients of a `rms_norm_forward` call.
 
     .. math::
@@ -286,7 +313,7 @@ def rms_norm_backward(
 
     Parameters
     ----------
-    dy, saved, out
+    dy, saved, out, dresidual_out
         As `layer_norm_backward`.
     need_dx, need_dgamma : bool, default True
         What to compute; the rest is None.
@@ -297,6 +324,8 @@ def rms_norm_backward(
         Shape and dtype of x; ``out`` if given.
     dgamma : array or None
         In the shape and dtype of gamma; None where the forward call had none.
+    dresidual : array
+        Third, where the forward call had a residual: the gradient with respect to it.
 
     Raises
     ------
@@ -312,8 +341,10 @@ def rms_norm_backward(
     array([0.2, 0. ])
     """
     _checks.norm(saved, "rms_norm")
-    dx, dgamma, _ = backward(dy, saved, out, need_dx, need_dgamma, False, None)
-    return dx, dgamma
+    dx, dgamma, _, *dresidual = backward(
+        dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, False), None
+    )
+    return dx, dgamma, *dresidual
 
 
 class _SampleLayer(Layer):
@@ -322,15 +353,13 @@ class _SampleLayer(Layer):
     _open: type[_Call]  # its calls
     eps: float | None  # type: ignore[assignment]
 
-    def __init__(
-        self, normalized_shape: int | tuple[int, ...], axis: Any, device: Any, **options: Any
-    ) -> None:
+    def __init__(self, normalized_shape: int | tuple[int, ...], axis: Any, **options: Any) -> None:
         self.normalized_shape = _options.normalized_shape(normalized_shape)
         ndim = len(self.normalized_shape)
         self.axis = tuple(range(-ndim, 0)) if axis is None else _options.axes(axis, ndim)
-        super().__init__(self.normalized_shape, device=device, **options)
+        super().__init__(self.normalized_shape, **options)
 
-    def __call__(self, x: A, *, out: A | None = None) -> A:
+    def __call__(self, x: A, *, residual: A | None = None, out: A | None = None) -> A:
         """Normalise x.
 
         Parameters
@@ -338,6 +367,8 @@ class _SampleLayer(Layer):
         x : array of float32 or float64
             With ``normalized_shape`` on the layer's axes. Do not change it before `backward`, which reads it
             again.
+        residual : array, optional
+            Added before the activation: shape and dtype of y. May be ``out``.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
@@ -352,6 +383,7 @@ class _SampleLayer(Layer):
                 f"x has shape {call.x.shape}, {call.shape} on the axes {self.axis}, but the layer has "
                 f"normalized_shape={self.normalized_shape}; pass an x with that there, or set the axis"
             )
+        call.follow(self.activation, self.negative_slope, residual)
         gamma, beta = self.params.get("gamma"), self.params.get("beta")
         affine = call.affine(gamma, beta, _or_machine_eps(self.eps, call))
         y: A
@@ -381,6 +413,10 @@ class LayerNorm(_SampleLayer):
         Added to the variance; not negative.
     scale, center : bool, default True
         Whether there is a gamma, and a beta.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass, after the addition of the ``residual`` of a call.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
         Of the parameters; any floating dtype, on a GPU of at most 64 bits. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
@@ -392,6 +428,10 @@ class LayerNorm(_SampleLayer):
         ``gamma`` and ``beta``; update them in place. `backward` replaces the entries of grads.
     normalized_shape, axis : tuple of int
         As given.
+    activation, negative_slope
+        As given; may be set.
+    dresidual : array or None
+        Gradient of the residual of the last call, from `backward`.
     training : bool
         The mode, which changes nothing here; see `train` and `eval`.
 
@@ -425,10 +465,22 @@ class LayerNorm(_SampleLayer):
         eps: float = 1e-5,
         scale: bool = True,
         center: bool = True,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
     ) -> None:
-        super().__init__(normalized_shape, axis, device, eps=eps, scale=scale, center=center, dtype=dtype)
+        super().__init__(
+            normalized_shape,
+            axis,
+            eps=eps,
+            scale=scale,
+            center=center,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
+            device=device,
+        )
 
 
 class RMSNorm(_SampleLayer):
@@ -446,6 +498,10 @@ class RMSNorm(_SampleLayer):
         Added to the mean of the squares; the machine epsilon of the dtype of x unless given.
     scale : bool, default True
         Whether there is a gamma.
+    activation : {"relu", "relu6", "leaky_relu"}, optional
+        What follows in the same pass, after the addition of the ``residual`` of a call.
+    negative_slope : float, default 0.01
+        Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
         Of gamma; any floating dtype, on a GPU of at most 64 bits. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
@@ -457,6 +513,10 @@ class RMSNorm(_SampleLayer):
         ``gamma``; update it in place. `backward` replaces the entry of grads.
     normalized_shape, axis : tuple of int
         As given.
+    activation, negative_slope
+        As given; may be set.
+    dresidual : array or None
+        Gradient of the residual of the last call, from `backward`.
     training : bool
         The mode, which changes nothing here; see `train` and `eval`.
 
@@ -488,10 +548,21 @@ class RMSNorm(_SampleLayer):
         axis: int | tuple[int, ...] | None = None,
         eps: float | None = None,
         scale: bool = True,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         dtype: DTypeLike = np.float32,
         device: Any = "cpu",
     ) -> None:
-        checked = 0.0 if eps is None else eps
-        super().__init__(normalized_shape, axis, device, eps=checked, scale=scale, center=False, dtype=dtype)
+        super().__init__(
+            normalized_shape,
+            axis,
+            eps=0.0 if eps is None else eps,
+            scale=scale,
+            center=False,
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
+            device=device,
+        )
         if eps is None:
             self.eps = None

@@ -10,11 +10,12 @@ from numbabn.backends.cpu.channels import (
     backward_known,
     backward_reduce,
     forward,
+    keep,
     moments,
     normalize,
 )
 
 __all__ = [
-    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "moments", "normalize",
-    "running", "samples",
+    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "keep", "moments",
+    "normalize", "running", "samples",
 ]  # fmt: skip

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from numbabn.backends import arithmetic
+from numbabn.backends.cpu.epilogue import give, give_part, put_part, take, take_part
 from numbabn.backends.cpu.jit import helper, small_kernel
-from numbabn.backends.cpu.simd import convert, fma, load, load_part, mul, store, store_part, stream, sub
+from numbabn.backends.cpu.simd import convert, fma, load, load_part, mul, sub
 
 normalize_coefficients = helper(arithmetic.normalize_coefficients)
 gradient_coefficients = helper(arithmetic.gradient_coefficients)
@@ -116,25 +117,31 @@ def affine(dy, x, i, like, vectors, gain):
     """The map of the sixteen values from i on.
 
     ``vectors`` are center, scale, shift, weight and gain; dy is multiplied by the last one unless ``gain`` is
-    None. Values are read in the dtype of ``like``, which the vectors have; x may be integers.
+    None. Values are read in the dtype of ``like``, which the vectors have; x may be integers. Where there is
+    no dy, x may be a gradient itself.
     """
     k, a, b, w, _ = vectors
-    d = sub(load(x, i, like), k)
     if dy is None:
-        return fma(d, a, b)
-    return fma(fma(d, a, times_gain(load(dy, i, like), vectors, gain)), w, b)
+        e = take(x, i, like)
+        give(x, i, e)
+        return fma(sub(e, k), a, b)
+    e = take(dy, i, like)
+    give(dy, i, e)
+    return fma(fma(sub(load(x, i, like), k), a, times_gain(e, vectors, gain)), w, b)
 
 
 @helper
-def put_part(dy, x, i, count, vectors, gain, out):
+def put_affine_part(dy, x, i, count, vectors, gain, out):
     """Write ``affine`` of ``count`` < 16 values from i on; the other lanes are neither read nor written."""
     k, a, b, w, _ = vectors
-    d = sub(load_part(x, i, count, k), k)
     if dy is None:
-        store_part(out, i, count, fma(d, a, b))
+        e = take_part(x, i, count, k)
+        give_part(x, i, count, e)
+        put_part(fma(sub(e, k), a, b), i, count, out)
     else:
-        e = times_gain(load_part(dy, i, count, k), vectors, gain)
-        store_part(out, i, count, fma(fma(d, a, e), w, b))
+        e, d = take_part(dy, i, count, k), sub(load_part(x, i, count, k), k)
+        give_part(dy, i, count, e)
+        put_part(fma(fma(d, a, times_gain(e, vectors, gain)), w, b), i, count, out)
 
 
 @helper
@@ -143,12 +150,3 @@ def times_gain(vector, vectors, gain):
     if gain is None:
         return vector
     return mul(vector, vectors[4])
-
-
-@helper
-def put(value, i, streaming, out):
-    """Write sixteen values to out from i on, past the caches if ``streaming``."""
-    if streaming:
-        stream(out, i, value)
-    else:
-        store(out, i, value)

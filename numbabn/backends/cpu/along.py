@@ -7,6 +7,7 @@ import numpy as np
 
 from numbabn.backends.cpu import along_kernels as kernels
 from numbabn.backends.cpu import plan
+from numbabn.backends.cpu.epilogue import array_of
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
@@ -55,4 +56,4 @@ def _in_places(parameter: Array, view: View, x: Array) -> Array:
 
 def _streams(nbytes: int, row: int, out: Array) -> int:
     """Whether a pass writes past the caches: vectors of all rows must begin at cache lines then."""
-    return int(plan.streams(nbytes) and row % LINE == 0 and out.ctypes.data % LINE == 0)
+    return int(plan.streams(nbytes) and row % LINE == 0 and array_of(out).ctypes.data % LINE == 0)

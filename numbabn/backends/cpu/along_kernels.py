@@ -14,8 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from numbabn.backends.cpu.affine import Traffic, gradient_coefficients, normalize_coefficients, put
+from numbabn.backends.cpu.affine import Traffic, gradient_coefficients, normalize_coefficients
 from numbabn.backends.cpu.contiguous import row_moments, row_sums
+from numbabn.backends.cpu.epilogue import (
+    array_of,
+    bare,
+    give,
+    give_part,
+    of_row,
+    put,
+    put_part,
+    take,
+    take_part,
+)
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -51,7 +62,7 @@ def forward_row(x, first, gamma, beta, lo, hi, vectors, traffic, y):
     ``vectors`` are k, a and b.
     """
     (k, a, b), streaming = vectors, traffic.streaming
-    like = y[0]
+    like = gamma[0]
     body = lo + (hi - lo) // LANES * LANES
     for j in range(lo, body, LANES):
         prefetch(x, first + j + traffic.ahead, LANES)
@@ -61,7 +72,7 @@ def forward_row(x, first, gamma, beta, lo, hi, vectors, traffic, y):
     if n > 0:
         xhat = fma(sub(load_part(x, first + body, n, k), k), a, b)
         value = fma(xhat, load_part(gamma, body, n, k), load_part(beta, body, n, k))
-        store_part(y, first + body, n, value)
+        put_part(value, first + body, n, y)
 
 
 @helper
@@ -72,7 +83,7 @@ def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
     """
     size, groups, rows, centered, streaming = cut
     mean, var = statistics[0], statistics[1]
-    length, like = size // groups, y[0]
+    length, like = size // groups, gamma[0]
     traffic = Traffic(streaming, max(length, AHEAD))
     lo = t * rows % groups * length
     for row in range(t * rows, min((t + 1) * rows, len(mean))):
@@ -80,7 +91,8 @@ def forward_task(t, cut, x, gamma, beta, eps, statistics, y):
         center = convert(mean[row], like)
         scale, shift = normalize_coefficients(mean[row], np.sqrt(var[row] + eps), 1.0, 0.0, center)
         vectors = splat(center), splat(convert(scale, like)), splat(convert(shift, like))
-        forward_row(x, row * length - lo, gamma, beta, lo, lo + length, vectors, traffic, y)
+        out = of_row(y, row, length)
+        forward_row(x, row * length - lo, gamma, beta, lo, lo + length, vectors, traffic, out)
         lo = lo + length if lo + length < size else 0
     fence()
 
@@ -95,7 +107,7 @@ def forward(x, cut, gamma, beta, eps, statistics, y):
     for t in prange(-(-statistics.shape[1] // rows)):
         task = len(gamma), groups, rows, centered, streaming
         forward_task(
-            np.int64(t), task, elements(x), elements(gamma), elements(beta), eps, statistics, elements(y)
+            np.int64(t), task, elements(x), elements(gamma), elements(beta), eps, statistics, bare(y)
         )
 
 
@@ -148,9 +160,10 @@ def backward_row(dy, x, first, lo, hi, coefficients, traffic, work, dx):
     body = lo + (hi - lo) // LANES * LANES
     for j in range(lo, body, LANES):
         i = first + j
-        prefetch(dy, i + traffic.ahead, LANES)
+        prefetch(array_of(dy), i + traffic.ahead, LANES)
         prefetch(x, i + traffic.ahead, LANES)
-        e, d = load(dy, i, like), sub(load(x, i, like), k)
+        e, d = take(dy, i, like), sub(load(x, i, like), k)
+        give(dy, i, e)
         store(work.few_dy, j, add(load(work.few_dy, j, like), e))
         store(work.few_dy_xhat, j, fma(e, fma(d, a, b), load(work.few_dy_xhat, j, like)))
         if dx is not None:
@@ -158,7 +171,8 @@ def backward_row(dy, x, first, lo, hi, coefficients, traffic, work, dx):
             put(fma(value, weight, shift), i, traffic.streaming, dx)
     i, j, n = first + body, body, hi - body
     if n > 0:
-        e, d = load_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
+        e, d = take_part(dy, i, n, none), sub(load_part(x, i, n, k), k)
+        give_part(dy, i, n, e)
         store_part(work.few_dy, j, n, add(load_part(work.few_dy, j, n, none), e))
         few = load_part(work.few_dy_xhat, j, n, none)
         store_part(work.few_dy_xhat, j, n, fma(e, fma(d, a, b), few))
@@ -174,11 +188,12 @@ def backward_sample(sample, cut, eps, dy, x, work, dx):
     traffic = Traffic(cut.streaming, max(length, AHEAD))
     for g in range(cut.groups):
         row, lo, s, q = sample * cut.groups + g, g * length, 0.0, 0.0
+        part = of_row(dy, row, length)
         if dx is not None:
             center = convert(work.mean[row], x[0])
-            s, q = row_sums(dy, x, first, work.gamma, lo, lo + length, center)
+            s, q = row_sums(part, x, first, work.gamma, lo, lo + length, center)
         coefficients = row_coefficients(row, (s, q, length), eps, cut.centered, work, x[0])
-        backward_row(dy, x, first, lo, lo + length, coefficients, traffic, work, dx)
+        backward_row(part, x, first, lo, lo + length, coefficients, traffic, work, dx)
 
 
 @helper
@@ -231,5 +246,5 @@ def backward(dy, x, cut, gamma, statistics, eps, few, added, dx):
             elements(few[n, 0]), elements(few[n, 1]), elements(added[n, 0]), elements(added[n, 1]),
         )  # fmt: skip
         task, batch = Cut(size, groups, samples, centered, streaming), statistics.shape[1] // groups
-        backward_task(n, batch, task, eps, elements(dy), elements(x), work, elements(dx))
+        backward_task(n, batch, task, eps, bare(dy), elements(x), work, elements(dx))
     add_tasks(added)

@@ -10,8 +10,23 @@ import numpy as np
 from numbabn.backends.cpu import columns, plan, rows
 from numbabn.backends.cpu.affine import fill_gradient_all, fill_normalize_all
 from numbabn.backends.cpu.quiet import quiet
+from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.cpu.welford import merge_chunks
-from numbabn.backends.verbs import Affine, Array, Pair, View
+from numbabn.backends.verbs import Affine, Array, Kept, Pair, View
+
+
+def keep(y: Array, view: View) -> Kept:
+    """Return memory for what an activation keeps of y: a bit for each element, at its index plus a phase.
+
+    The phase is such that a vector that begins at a cache line of y begins at a word.
+    """
+    phase = y.__array_interface__["data"][0] // y.itemsize % LANES
+    return Kept(words(-(-(phase + y.size) // LANES)), phase)
+
+
+def words(count: int) -> Array:
+    """Return memory for words of sixteen bits, of which four bytes may be read at once."""
+    return np.empty(2 * count + 2, np.uint8)
 
 
 def moments(x: Array, view: View, like: np.floating | None = None) -> Array:

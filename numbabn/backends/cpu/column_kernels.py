@@ -20,9 +20,9 @@ from numbabn.backends.cpu.affine import (
     fill_gradient,
     fill_group_gradient,
     fill_normalize,
-    put,
-    put_part,
+    put_affine_part,
 )
+from numbabn.backends.cpu.epilogue import array_of, bare, head, put, slice_of, take, take_part
 from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -35,7 +35,6 @@ from numbabn.backends.cpu.simd import (
     prefetch,
     store,
     sub,
-    unaligned,
     widen,
     zeros,
 )
@@ -135,8 +134,8 @@ def add_column(dy, x, lines, j, n, shift, s, q):
             wide_d = widen(d)
             sum_e, sum_ed = add(sum_e, wide_d), fma(wide_d, wide_d, sum_ed)
         else:
-            prefetch(dy, i + AHEAD * width, LANES)
-            e = load(dy, i, like) if n >= LANES else load_part(dy, i, n, zeros(like))
+            prefetch(array_of(dy), i + AHEAD * width, LANES)
+            e = take(dy, i, like) if n >= LANES else take_part(dy, i, n, zeros(like))
             t, u = add(t, e), fma(e, d, u)
     store(s, j, add(sum_e, widen(t)))
     store(q, j, add(sum_ed, widen(u)))
@@ -246,7 +245,7 @@ def products_task(k, dy, x, copies, inner, mean, sums):
         rows = tile(k, chunks, part, x, copies, channels, inner)
         if rows.rows > 0:
             expand(center, rows.copies, inner, shift)
-            column_sums(dy, x, rows, shift, s, q)
+            column_sums(bare(dy), x, rows, shift, s, q)
             for c in range(channels):
                 sum_dy[c] += s[c]
                 sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
@@ -275,13 +274,13 @@ def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
 
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
     """
-    width, like = columns_of(rows), out[0]
+    width, like = columns_of(rows), columns[0, 0]
     for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
             if traffic.ahead:
-                prefetch(x, o + j + traffic.ahead, LANES)
+                prefetch(array_of(x), o + j + traffic.ahead, LANES)
                 if dy is not None:
-                    prefetch(dy, o + j + traffic.ahead, LANES)
+                    prefetch(array_of(dy), o + j + traffic.ahead, LANES)
             vectors = load_coefficients(columns, gain, j, like)
             put(affine(dy, x, o + j, like, vectors, gain), o + j, traffic.streaming, out)
 
@@ -297,7 +296,7 @@ def apply_tile(dy, x, rows, columns, gain, traffic, out):
     """
     base, count, copies, channels, inner = rows
     width = columns_of(rows)
-    first = min(unaligned(out, base), width) if traffic.streaming else 0
+    first = min(head(out, base, traffic.streaming), width)
     last = first + (width - first) // LANES * LANES
     if first > 0:
         put_columns(dy, x, base, first, np.int64(0), columns, gain, out)
@@ -313,7 +312,7 @@ def apply_tile(dy, x, rows, columns, gain, traffic, out):
 @helper
 def put_columns(dy, x, i, count, j, columns, gain, out):
     """Write ``count`` < 16 elements from i on, which lie in the columns from j on."""
-    put_part(dy, x, i, count, load_coefficients(columns, gain, j, out[0]), gain, out)
+    put_affine_part(dy, x, i, count, load_coefficients(columns, gain, j, columns[0, 0]), gain, out)
 
 
 @helper
@@ -321,15 +320,15 @@ def apply_task(k, dy, x, cut, traffic, coefficients, gain, out):
     """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner)."""
     chunks, copies, inner = cut
     channels = coefficients.shape[1]
-    columns = np.empty((5, copies * channels * inner + LANES), out.dtype)
+    columns = np.empty((5, copies * channels * inner + LANES), coefficients.dtype)
     for part in range(2):
-        rows = tile(k, chunks, part, x, copies, channels, inner)
+        rows = tile(k, chunks, part, array_of(x), copies, channels, inner)
         if rows.rows > 0:
             for c in range(4):
                 expand(coefficients[c], rows.copies, inner, columns[c])
             if gain is not None:
                 expand(gain, rows.copies, inner, columns[4])
-            apply_tile(dy, x, rows, columns, gain, traffic, out)
+            apply_tile(bare(dy), bare(x), rows, columns, gain, traffic, bare(out))
     fence()
 
 
@@ -418,7 +417,7 @@ def forward_samples(x, cut, gamma, beta, eps, statistics, y):
         n = np.int64(t)
         lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members)
         pair, traffic = (statistics[0, n], statistics[1, n]), Traffic(streaming, size)
-        forward_sample(x[lo:hi], task, traffic, gamma, beta, eps, pair, y[lo:hi])
+        forward_sample(x[lo:hi], task, traffic, gamma, beta, eps, pair, slice_of(y, lo, hi))
 
 
 @Kernel
@@ -433,10 +432,11 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
         n = np.int64(t)
         lo, hi, task = n * size, (n + 1) * size, (chunks, copies, inner, members)
         given, added = (statistics[0, n], statistics[1, n]), (sums[0, n], sums[1, n])
-        coefficients = reduce_sample(dy[lo:hi], x[lo:hi], task, given, gamma, gain, eps, added)
+        part = slice_of(dy, lo, hi)
+        coefficients = reduce_sample(part, x[lo:hi], task, given, gamma, gain, eps, added)
         if dx is not None:
             whole, traffic = (np.int64(1), copies, inner), Traffic(streaming, size)
-            apply_task(np.int64(0), dy[lo:hi], x[lo:hi], whole, traffic, coefficients, gain, dx[lo:hi])
+            apply_task(np.int64(0), part, x[lo:hi], whole, traffic, coefficients, gain, dx[lo:hi])
 
 
 # Nine parameters of two kernels that follow: for copies and inner in a tuple Numba takes 0.15 us more, of the

@@ -8,6 +8,7 @@ and what changes from vector to vector is faster in registers than in a tuple.
 
 import numpy as np
 
+from numbabn.backends.cpu.epilogue import take, take_part
 from numbabn.backends.cpu.jit import helper
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -40,7 +41,7 @@ def add_values(dy, x, i, gamma, j, k, like, s, q):
     d = sub(load(x, i, like), k)
     e = d
     if dy is not None:
-        e = load(dy, i, like)
+        e = take(dy, i, like)
     if gamma is not None:
         e = mul(e, load(gamma, j, like))
     return add(s, e), fma(e, d, q)
@@ -53,7 +54,7 @@ def add_part(dy, x, i, gamma, j, n, k, like, s, q):
     d = sub(load_part(x, i, n, k), k)
     e = d
     if dy is not None:
-        e = load_part(dy, i, n, none)
+        e = take_part(dy, i, n, none)
     if gamma is not None:
         e = mul(e, load_part(gamma, j, n, none))
     return add(s, e), fma(e, d, q)

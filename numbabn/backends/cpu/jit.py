@@ -18,7 +18,7 @@ from numbabn.backends.compilation import LOGGER, Compilation
 
 # contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 # Below this many bytes of x one thread is faster: entering a parallel region costs 2 to 20 us.
 PARALLEL_BYTES = 512 * 1024
@@ -110,7 +110,7 @@ def _dtype(signature):
 
 def helper(function):
     """Compile a function only kernels call: without entry points for Python and C, in less time."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(function)
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
 
 
 class Kernel:
@@ -134,7 +134,7 @@ def small_kernel(function):
 
 
 def _compiled(function, parallel):
-    dispatcher = njit(parallel=parallel, **_OPTIONS)(function)
+    dispatcher = njit(parallel=parallel, **OPTIONS)(function)
     if not config.DISABLE_JIT:
         # Where no cache folder can be written to: compile in every process rather than fail the import.
         cache = NullCache()

@@ -22,10 +22,10 @@ from numbabn.backends.cpu.affine import (
     fill_gradient,
     fill_group_gradient,
     fill_normalize,
-    put,
-    put_part,
+    put_affine_part,
 )
 from numbabn.backends.cpu.contiguous import MERGE, TINY, add_part, add_values, row_moments, row_sums
+from numbabn.backends.cpu.epilogue import array_of, bare, head, put
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import (
     LANES,
@@ -39,7 +39,6 @@ from numbabn.backends.cpu.simd import (
     prefetch,
     splat,
     total,
-    unaligned,
     widen,
     zeros,
 )
@@ -130,7 +129,7 @@ def sums(dy, x, c, lo, hi, rows, shift):
         for i in range(first, body, STRIDE):
             prefetch(x, i + ahead, STRIDE)
             if dy is not None:
-                prefetch(dy, i + ahead, STRIDE)
+                prefetch(array_of(dy), i + ahead, STRIDE)
             s0, q0 = add_values(dy, x, i, None, 0, k, shift, s0, q0)
             s1, q1 = add_values(dy, x, i + LANES, None, 0, k, shift, s1, q1)
             s2, q2 = add_values(dy, x, i + 2 * LANES, None, 0, k, shift, s2, q2)
@@ -252,17 +251,16 @@ def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
     c = lo // inner % coefficients.shape[1]
     end = (lo // inner + 1) * inner
     vectors = splat_coefficients(coefficients, gain, c)
-    i, streaming, ahead, like = lo, traffic.streaming, traffic.ahead, out[0]
-    if streaming:
-        i = min(lo + unaligned(out, lo), hi)
-        if i > lo:
-            put_part(dy, x, lo, i - lo, vectors, gain, out)
+    streaming, ahead, like = traffic.streaming, traffic.ahead, coefficients[0, 0]
+    i = min(lo + head(out, lo, streaming), hi)
+    if i > lo:
+        put_affine_part(dy, x, lo, i - lo, vectors, gain, out)
     while True:
         body = i + (min(end, hi) - i) // LANES * LANES
         for j in range(i, body, LANES):
-            prefetch(x, j + ahead, LANES)
+            prefetch(array_of(x), j + ahead, LANES)
             if dy is not None:
-                prefetch(dy, j + ahead, LANES)
+                prefetch(array_of(dy), j + ahead, LANES)
             put(affine(dy, x, j, like, vectors, gain), j, streaming, out)
         i = max(i, body)
         if end >= hi:
@@ -275,7 +273,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
         vectors = others
         end += inner
     if i < hi:
-        put_part(dy, x, i, hi - i, vectors, gain, out)
+        put_affine_part(dy, x, i, hi - i, vectors, gain, out)
 
 
 @helper
@@ -307,7 +305,7 @@ def products_task(task, dy, x, rows, mean, sums):
     c, k = task // chunks, task % chunks
     start, stop = segments_of(k, chunks, rows)
     sums[0, k, c], sums[1, k, c] = slab_products(
-        elements(dy), elements(x), c, start, stop, rows, mean[c], np.float64(0)
+        bare(dy), elements(x), c, start, stop, rows, mean[c], np.float64(0)
     )
 
 
@@ -321,18 +319,9 @@ def products(dy, x, outer, channels, inner, mean, sums):
 @helper
 def apply_task(t, dy, x, inner, coefficients, gain, streaming, out):
     """Apply the affine map to one of the tasks that ``apply_start`` bounds."""
-    start, stop = apply_start(t, x.size, inner), apply_start(t + 1, x.size, inner)
-    apply_range(
-        elements(dy),
-        elements(x),
-        start,
-        stop,
-        inner,
-        coefficients,
-        gain,
-        Traffic(streaming, 0),
-        elements(out),
-    )
+    size, traffic = array_of(x).size, Traffic(streaming, 0)
+    start, stop = apply_start(t, size, inner), apply_start(t + 1, size, inner)
+    apply_range(bare(dy), bare(x), start, stop, inner, coefficients, gain, traffic, bare(out))
     fence()
 
 
@@ -362,7 +351,7 @@ def apply_block(dy, x, c0, c1, rows, streaming, coefficients, gain, out):
     for n in range(rows.outer):
         start = (n * rows.channels + c0) * rows.inner
         apply_range(
-            elements(dy),
+            bare(dy),
             elements(x),
             start,
             start + size,
@@ -370,7 +359,7 @@ def apply_block(dy, x, c0, c1, rows, streaming, coefficients, gain, out):
             coefficients,
             gain,
             traffic,
-            elements(out),
+            bare(out),
         )
     fence()
 
@@ -423,7 +412,7 @@ def backward_task(t, dy, x, cut, norm, gain, sums, coefficients, dx):
     for g in range(first, last):
         for c in range(g * members, (g + 1) * members):
             sums[0, c], sums[1, c] = slab_products(
-                elements(dy), elements(x), c, 0, segments, rows, statistics[0, g], x[0]
+                bare(dy), elements(x), c, 0, segments, rows, statistics[0, g], x[0]
             )
     count, p = np.float64(outer * inner), first * members % len(gamma)
     for g in range(first, last):  # as in forward_task

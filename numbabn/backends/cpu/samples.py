@@ -5,13 +5,24 @@ other large one is done by itself with the verbs of batch norm, which share it b
 the cache.
 """
 
+from typing import Any
+
 import numpy as np
 
 from numbabn.backends.cpu import along, channels, columns, plan, rows
 from numbabn.backends.cpu.affine import fill_group_gradient_all
 from numbabn.backends.cpu.channels import fill
 from numbabn.backends.cpu.quiet import quiet
-from numbabn.backends.verbs import Affine, Array, Pair, View
+from numbabn.backends.cpu.simd import LANES
+from numbabn.backends.verbs import Affine, Array, Gradient, Kept, Pair, Result, View
+
+
+def keep(y: Array, view: View) -> Kept:
+    """Return memory for what an activation keeps of y: in rows `along`, each begins at a word."""
+    if not plan.runs_along(view):
+        return channels.keep(y, view)
+    words = view.batch * view.groups * -(-view.values // LANES)
+    return Kept(channels.words(words), 0)
 
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
@@ -113,8 +124,16 @@ def _sums(dy: Array, x: Array, view: View, statistics: Array, eps: float) -> Arr
     return channels.backward_reduce(dy, x, plan.channels_of(view), repeated, eps, (None, None))
 
 
-def _samples(array: Array, view: View) -> Array:
-    return array.reshape(view.batch, -1)
+def _samples(array: Any, view: View) -> list[Any]:
+    """Return the parts of an array, or of a `Result` or `Gradient`, that belong to each sample."""
+    batch = view.batch
+    if not isinstance(array, (Result, Gradient)):
+        return list(array.reshape(batch, -1))
+    (first, second), size = array[:2], array[0].size // batch
+    others = [None] * batch if second is None else second.reshape(batch, -1)
+    pairs = enumerate(zip(first.reshape(batch, -1), others, strict=True))
+    kind: Any = type(array)
+    return [kind(one, other, array.kept, array.phase + n * size, *array[4:]) for n, (one, other) in pairs]
 
 
 def _repeated(pair: Pair, view: View) -> Array:

@@ -5,5 +5,6 @@ from numba import config
 if config.DISABLE_JIT:
     from numbabn.backends.cpu.simd_numpy import *  # noqa: F403
 else:
+    from numbabn.backends.cpu.simd_bits import *  # noqa: F403
     from numbabn.backends.cpu.simd_memory import *  # noqa: F403
     from numbabn.backends.cpu.simd_vectors import *  # noqa: F403

@@ -16,8 +16,8 @@ from numba.extending import intrinsic
 from numbabn.backends.cpu.simd_vectors import LANES, Vector, call, first_lanes, float_type
 
 __all__ = [
-    "elements", "fence", "load", "load_number", "load_number_part", "load_part", "prefetch", "store",
-    "store_part", "stream", "unaligned",
+    "elements", "fence", "load", "load_like", "load_number", "load_number_part", "load_part", "prefetch",
+    "store", "store_part", "stream", "unaligned",
 ]  # fmt: skip
 
 LINE = 64  # bytes of a cache line, and the alignment of a non-temporal store
@@ -101,6 +101,18 @@ def load(typingctx, array, index, like):
         return _number(builder, value, array.dtype, like, half=False)
 
     return Vector(like)(array, types.intp, like), codegen
+
+
+@intrinsic
+def load_like(typingctx, array, index, a):
+    """Return array[index : index + 16] as a vector of the dtype of the vector a."""
+
+    def codegen(context, builder, signature, arguments):
+        pointer = _vector_pointer(context, builder, array, *arguments[:2])
+        value = builder.load(pointer, align=array.dtype.bitwidth // 8)
+        return _number(builder, value, array.dtype, a.dtype, half=False)
+
+    return a(array, types.intp, a), codegen
 
 
 @intrinsic

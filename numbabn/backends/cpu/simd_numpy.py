@@ -1,12 +1,12 @@
-"""The operations of `simd_vectors` and `simd_memory` in NumPy, for runs with ``NUMBA_DISABLE_JIT=1``."""
+"""The operations of `simd_vectors`, `simd_memory` and `simd_bits` in NumPy, for ``NUMBA_DISABLE_JIT=1``."""
 
 import numpy as np
 
-from numbabn.backends.cpu import simd_memory, simd_vectors
+from numbabn.backends.cpu import simd_bits, simd_memory, simd_vectors
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.cpu.simd_vectors import LANES
 
-__all__ = [*simd_memory.__all__, *simd_vectors.__all__]
+__all__ = [*simd_bits.__all__, *simd_memory.__all__, *simd_vectors.__all__]
 
 
 def elements(array):
@@ -17,6 +17,11 @@ def elements(array):
 def load(array, index, like):
     """array[index : index + 16] in like's dtype."""
     return array[index : index + LANES].astype(type(like))
+
+
+def load_like(array, index, a):
+    """array[index : index + 16] in the dtype of the vector a."""
+    return array[index : index + LANES].astype(a.dtype)
 
 
 def load_part(array, index, count, otherwise):
@@ -69,6 +74,16 @@ def cast(a, like):
 def splat(scalar):
     """Return the scalar in every lane."""
     return np.full(LANES, scalar)
+
+
+def splat_like(scalar, a):
+    """Return the scalar in every lane of a vector of the dtype of a."""
+    return np.full(LANES, scalar, a.dtype)
+
+
+def zeros_like(a):
+    """Return zeros of the dtype of the vector a."""
+    return np.zeros(LANES, a.dtype)
 
 
 def zeros(like):
@@ -160,3 +175,36 @@ def fence():
 def unaligned(array, index):
     """How many elements from array[index] to the next cache line."""
     return -(array.ctypes.data + index * array.itemsize) % LINE // array.itemsize
+
+
+def load_bits(array, position):
+    """Return the sixteen bits from any position on."""
+    start = position // 8
+    bits = np.unpackbits(array[start : start + 4], bitorder="little")
+    return bits[position % 8 : position % 8 + LANES].astype(bool)
+
+
+def store_bits(array, position, bits):
+    """Write sixteen bits at a position that is a multiple of 16."""
+    array[position // 8 : position // 8 + 2] = np.packbits(bits, bitorder="little")
+
+
+def store_bits_part(array, position, count, bits):
+    """Write the first ``count`` < 16 bits at a position, none of them beyond the next multiple of 16."""
+    start = position // LANES * LANES
+    whole = load_bits(array, start)
+    whole[position - start : position - start + count] = bits[:count]
+    store_bits(array, start, whole)
+
+
+def passing(v, ceiling, nan):
+    """Return which lanes of v are above 0 and not at or above the ceiling, which may be NaN.
+
+    A lane of v that is NaN is among them where that of ``nan`` is above 0.
+    """
+    return ((v > 0) | (np.isnan(v) & (nan > 0))) & ~(v >= ceiling)
+
+
+def pick(bits, a, b):
+    """Return the lanes of a whose bits are set, and the others of b."""
+    return np.where(bits, a, b)

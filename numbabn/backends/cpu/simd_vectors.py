@@ -11,7 +11,7 @@ from numba.extending import intrinsic, models, register_model
 
 __all__ = [
     "LANES", "add", "blend", "cast", "convert", "div", "drop_nan", "fma", "highest", "lowest", "maximum",
-    "minimum", "mul", "select", "splat", "sub", "total", "widen", "zeros",
+    "minimum", "mul", "select", "splat", "splat_like", "sub", "total", "widen", "zeros", "zeros_like",
 ]  # fmt: skip
 
 LANES = 16
@@ -108,6 +108,29 @@ def zeros(typingctx, like):
         return ir.Constant(ir.VectorType(float_type(like), LANES), [0.0] * LANES)
 
     return Vector(like)(like), codegen
+
+
+@intrinsic
+def splat_like(typingctx, scalar, a):
+    """Return the scalar in every lane of a vector of the dtype of a."""
+
+    def codegen(context, builder, signature, arguments):
+        value = context.cast(builder, arguments[0], scalar, a.dtype)
+        undefined = ir.Constant(arguments[1].type, ir.Undefined)
+        first = builder.insert_element(undefined, value, _I32(0))
+        return builder.shuffle_vector(first, undefined, lane_numbers([0] * LANES))
+
+    return a(scalar, a), codegen
+
+
+@intrinsic
+def zeros_like(typingctx, a):
+    """Return a vector of zeros of the dtype of a."""
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(arguments[0].type, [0.0] * LANES)
+
+    return a(a), codegen
 
 
 @intrinsic
