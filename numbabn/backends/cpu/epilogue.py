@@ -1,8 +1,8 @@
 """What follows a norm, y = activation(v + residual), and what its gradient meets first.
 
-Kernels work on arrays y and dy. Where a norm is followed by something, a `Result` is in the place of y, and a
-`Gradient` in that of dy; the functions here do what belongs to them, so that no kernel knows of it. Whether it
-is one is known when a kernel is compiled: for plain arrays there is nothing but the load or the store.
+Kernels work on arrays y and dy. Where a norm is followed by something, a `Result` is in the place of y, and
+a `Gradient` in that of dy; the functions here do what belongs to them, so that no kernel knows of it. Whether
+it is one is known when a kernel is compiled: for plain arrays there is nothing but the load or the store.
 
 The backward pass must know where the derivative of the activation is 1. The forward pass keeps one bit for
 each element, in words of sixteen bits that are those of a vector. Without a residual v could be computed
