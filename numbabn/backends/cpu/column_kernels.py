@@ -446,7 +446,7 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
 @small_kernel
 def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
     """Normalise a small array with the statistics given, in one launch."""
-    coefficients = np.empty((4, len(mean)), y.dtype)
+    coefficients = np.empty((4, len(mean)), array_of(y).dtype)
     for c in range(len(mean)):
         fill_normalize(c, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], coefficients)
     apply_task(0, None, x, (1, copies, inner), Traffic(0, 0), coefficients, None, y)
