@@ -63,8 +63,8 @@ def fold_into_dense(
         If an array is of no library that is supported or has another dtype, bias is elsewhere than weight, or
         bn is another layer.
     ValueError
-        If shapes or ``channel_axis`` do not fit, bn has no running statistics or not the variances that
-        `BatchNorm.affine` takes, or a result is beyond the range of its dtype.
+        If shapes or ``channel_axis`` do not fit, bn has an activation, no running statistics or not the
+        variances that `BatchNorm.affine` takes, or a result is beyond the range of its dtype.
 
     Notes
     -----
@@ -173,9 +173,9 @@ def fold_into_conv(
         If an array is of no library that is supported or has another dtype, bias is elsewhere than weight, or
         bn is another layer.
     ValueError
-        If shapes, ``channel_axis`` or ``groups`` do not fit, bn has no running statistics or not the
-        variances that `BatchNorm.affine` takes, a result is beyond the range of its dtype, or the norm cannot
-        be folded.
+        If shapes, ``channel_axis`` or ``groups`` do not fit, bn has an activation, no running statistics or
+        not the variances that `BatchNorm.affine` takes, a result is beyond the range of its dtype, or the
+        norm cannot be folded.
 
     Notes
     -----
@@ -293,6 +293,12 @@ class _Norm(NamedTuple):
         on_shared = before == layer.transposed
         if layer.channels(on_shared) != bn.num_channels:
             raise _wrong_channels(layer, on_shared, bn.num_channels, before)
+        if bn.activation is not None:
+            place = "in front of" if before else "behind"
+            raise ValueError(
+                f"bn {place} the layer has activation={bn.activation!r}, which is no linear map and cannot be "
+                "folded; let the network apply the activation by itself, and set that of bn to None"
+            )
         return cls(before, on_shared, *bn._constants())
 
 

@@ -94,7 +94,8 @@ class TrackingLayer(ChannelLayer):
         .. math:: \mathit{scale}_c = \frac{\gamma_c}{\sqrt{\sigma_c^2 + \epsilon}}, \qquad
                   \mathit{shift}_c = \beta_c - \mu_c\, \mathit{scale}_c
 
-        with the running mean and the running variance, whatever the mode of the layer.
+        with the running mean and the running variance, whatever the mode of the layer. An activation comes
+        after.
 
         Returns
         -------
