@@ -28,9 +28,9 @@ NC and NHWC share their kernels, with NLC and NDHWC; NCHW has those of NCL and N
 for LayerNorm and RMSNorm, which share theirs, and layouts with groups for GroupNorm and InstanceNorm; these
 three have no statistics and no uint8. With maps of fewer than 16 values, GroupNorm has the kernels of rows,
 and InstanceNorm those of NHWC-groups. Of uint8, inference is batch_norm_inference to float32, and there is no
-training. Statistics are those of moments and Moments, with
-Moments.normalize. Left out are the kernels for weights= and for nan_policy="omit". The exit status is 0 if
-everything is cached, 1 if not, 2 after a wrong option.
+training. Statistics are those of moments and Moments, with Moments.normalize. Left out are the kernels for
+activation= and residual=, for weights=, and for nan_policy="omit". The exit status is 0 if everything is
+cached, 1 if not, 2 after a wrong option.
 """
 
 

@@ -296,8 +296,8 @@ class _Norm(NamedTuple):
         if bn.activation is not None:
             place = "in front of" if before else "behind"
             raise ValueError(
-                f"bn {place} the layer has activation={bn.activation!r}, which is no linear map and cannot be "
-                "folded; let the network apply the activation by itself, and set that of bn to None"
+                f"bn {place} the layer has activation={bn.activation!r}, which is no linear map and cannot "
+                "be folded; let the network apply the activation by itself, and set that of bn to None"
             )
         return cls(before, on_shared, *bn._constants())
 
