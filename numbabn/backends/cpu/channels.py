@@ -25,8 +25,8 @@ def keep(y: Array, view: View) -> Kept:
 
 
 def words(count: int) -> Array:
-    """Return memory for words of sixteen bits, of which four bytes may be read at once."""
-    return np.empty(2 * count + 2, np.uint8)
+    """Return memory for words of sixteen bits, of which four bytes are read at once, from any byte on."""
+    return np.empty(2 * count + 3, np.uint8)
 
 
 def moments(x: Array, view: View, like: np.floating | None = None) -> Array:
