@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbabn.arrays import AnyArray, library_of
+from numbabn.arrays.dtypes import computed_dtype
 from numbabn.arrays.layout import Layout, axis_number, rows_layout
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
@@ -42,8 +43,8 @@ class _Call(SampleCall):
         x, number = self.x, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
-        dtype = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
-        parameters = self.library.pair(_flat(given_gamma), _flat(given_beta), self.count, dtype)
+        flat = _flat(given_gamma), _flat(given_beta)
+        parameters = self.library.pair(*flat, self.count, computed_dtype(x.dtype))
         return Affine(parameters, number, (given_gamma, given_beta), self.norm == "layer_norm")
 
 
@@ -89,8 +90,8 @@ def _axes(axis: object, ndim: int) -> tuple[int, ...]:
 
 
 def _or_machine_eps(eps: float | None, call: _Call) -> float:
-    """Return eps, or what it is without one: the machine epsilon of the dtype of x."""
-    return float(np.finfo(call.x.dtype).eps) if eps is None else eps
+    """Return eps, or what it is without one: the machine epsilon of the dtype that x is computed in."""
+    return float(np.finfo(computed_dtype(call.x.dtype)).eps) if eps is None else eps
 
 
 def layer_norm_forward(

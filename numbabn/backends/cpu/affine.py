@@ -2,7 +2,8 @@
 
 With a dy, it is out = ((x - center) * scale + dy) * weight + shift. Normalisation and both backward passes
 are these maps; only the coefficients differ. They are arrays [4, channels] in the order center, scale, shift,
-weight and in the dtype of the result, to which x is converted as it is read where it has integers.
+weight and in the dtype in which the result is computed, to which x is converted as it is read: from half
+floats, or from integers.
 
 Where several channels share one statistic, as in group norm, dy is multiplied by gamma first, which is called
 ``gain`` then: dx has terms that a gamma of 0 in the weight would lose. Elsewhere gain is None, and the
@@ -19,7 +20,19 @@ import numpy as np
 
 from numbabn.backends import arithmetic
 from numbabn.backends.cpu.jit import helper, small_kernel
-from numbabn.backends.cpu.simd import convert, fma, load, load_part, mul, store, store_part, stream, sub
+from numbabn.backends.cpu.simd import (
+    convert,
+    fma,
+    load,
+    load_input,
+    load_input_part,
+    load_part,
+    mul,
+    store,
+    store_part,
+    stream,
+    sub,
+)
 
 normalize_coefficients = helper(arithmetic.normalize_coefficients)
 gradient_coefficients = helper(arithmetic.gradient_coefficients)
@@ -116,10 +129,11 @@ def affine(dy, x, i, like, vectors, gain):
     """The map of the sixteen values from i on.
 
     ``vectors`` are center, scale, shift, weight and gain; dy is multiplied by the last one unless ``gain`` is
-    None. Values are read in the dtype of ``like``, which the vectors have; x may be integers.
+    None. ``like`` is an element of the result, and values are read in the dtype in which it is computed,
+    which the vectors have; x may be integers.
     """
     k, a, b, w, _ = vectors
-    d = sub(load(x, i, like), k)
+    d = sub(load_input(x, i, like), k)
     if dy is None:
         return fma(d, a, b)
     return fma(fma(d, a, times_gain(load(dy, i, like), vectors, gain)), w, b)
@@ -129,7 +143,7 @@ def affine(dy, x, i, like, vectors, gain):
 def put_part(dy, x, i, count, vectors, gain, out):
     """Write ``affine`` of ``count`` < 16 values from i on; the other lanes are neither read nor written."""
     k, a, b, w, _ = vectors
-    d = sub(load_part(x, i, count, k), k)
+    d = sub(load_input_part(x, i, count, k, out[0]), k)
     if dy is None:
         store_part(out, i, count, fma(d, a, b))
     else:

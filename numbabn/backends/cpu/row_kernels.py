@@ -31,6 +31,7 @@ from numbabn.backends.cpu.simd import (
     LANES,
     add,
     blend,
+    computed,
     convert,
     elements,
     fence,
@@ -405,7 +406,7 @@ def forward(x, cut, gamma, beta, eps, statistics, y):
     `Fused` in a plain tuple.
     """
     outer, groups, members, inner, block, streaming = cut
-    coefficients = np.empty((4, groups * members), x.dtype)
+    coefficients = np.empty((4, groups * members), computed(x))
     for t in prange(-(-groups // block)):
         fused = Fused(outer, groups, members, inner, block, streaming)
         norm = Norm(statistics, gamma, beta, eps)
@@ -447,7 +448,7 @@ def backward(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
     in the dtype of x where groups have several channels, and else None.
     """
     outer, groups, members, inner, block, streaming = cut
-    coefficients = np.empty((4, groups * members), x.dtype)
+    coefficients = np.empty((4, groups * members), computed(x))
     for t in prange(-(-groups // block)):
         fused = Fused(outer, groups, members, inner, block, streaming)
         norm = Norm(statistics, gamma, None, eps)
