@@ -1,9 +1,9 @@
 """Vectors of sixteen lanes for Numba kernels: loads, stores, prefetches, and the fence that they need.
 
-``load`` converts to the dtype of its last argument, ``like``, so one kernel serves float32 and float64 storage
-and either accumulator. Arrays of float16 and bfloat16 are integers of 16 bits here, see `half`: they are
-converted as they are loaded and stored. A ``like`` that is an element of one stands for float32, the dtype
-in which they are computed.
+``load`` converts to the dtype of its last argument, ``like``, so one kernel serves float32 and float64
+storage and either accumulator. Arrays of float16 and bfloat16 are integers of 16 bits here, see `half`: they
+are converted as they are loaded and stored. A ``like`` that is an element of one stands for float32, the
+dtype in which they are computed.
 
 Why not leave it to the vectoriser: it cannot make non-temporal stores, which need proven alignment, and it
 places no prefetches; together they are a factor of 1.5 on arrays larger than the cache.
