@@ -83,14 +83,13 @@ def bfloat16_to_float(builder, bits):
 
 
 def float_to_bfloat16(builder, value):
-    """Return lanes of float32 as bfloat16."""
+    """Return lanes of float32 as bfloat16; a NaN, which arithmetic has made quiet, loses its lower half."""
     bits = builder.bitcast(value, ir.VectorType(_I32, value.type.count))
     odd = builder.and_(builder.lshr(bits, _all(bits, 16)), _all(bits, 1))
-    rounded = builder.add(builder.add(bits, _all(bits, 0x7FFF)), odd)
-    # The sum may carry a NaN's fraction into its exponent and sign; a NaN just loses its lower half.
-    quiet = builder.or_(bits, _all(bits, 0x400000))
-    result = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return _integers(builder.trunc, builder.lshr(result, _all(bits, 16)))
+    # The sum might carry a NaN's fraction into its exponent and sign.
+    nan = builder.fcmp_unordered("uno", value, value)
+    rounding = builder.select(nan, _all(bits, 0), builder.add(odd, _all(bits, 0x7FFF)))
+    return _integers(builder.trunc, builder.lshr(builder.add(bits, rounding), _all(bits, 16)))
 
 
 def _all(like, number):

@@ -39,7 +39,7 @@ def _stored(value, dtype):
             return value.astype(np.float16).view(dtype)
     if dtype == BFLOAT16_BITS:
         lanes = value.view(np.uint32)
-        rounded = np.where(np.isnan(value), lanes | 0x400000, lanes + 0x7FFF + (lanes >> 16 & 1))
+        rounded = lanes + np.where(np.isnan(value), np.uint32(0), (lanes >> 16 & 1) + 0x7FFF)
         return (rounded >> 16).astype(np.uint16).view(dtype)
     return value
 
