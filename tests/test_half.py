@@ -241,11 +241,11 @@ def test_running_statistics_of_bfloat16():
 def test_dtypes_must_agree(dtype):
     x, dy, gamma, beta = rows(dtype)
     _, saved = nbn.layer_norm_forward(x, gamma, beta)
-    with pytest.raises(TypeError, match="^dy has dtype float32, but x had .*float16; pass dy.astype"):
+    with pytest.raises(TypeError, match=r"^dy has dtype float32, but x had .*float16; pass dy.astype"):
         nbn.layer_norm_backward(half.exactly(dy), saved)
-    with pytest.raises(TypeError, match="^out has dtype float32; it must be that of the result, .*float16"):
+    with pytest.raises(TypeError, match=r"^out has dtype float32; it must be that of the result, .*float16"):
         nbn.layer_norm_forward(x, out=half.exactly(x))
-    with pytest.raises(TypeError, match="^dtype is float32, but x has dtype .*float16"):
+    with pytest.raises(TypeError, match=r"^dtype is float32, but x has dtype .*float16"):
         nbn.batch_norm_inference(x, gamma, beta**2, dtype=np.float32)
 
 

@@ -111,7 +111,7 @@ def layer_norm_forward(
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 1
+    x : array of float16, bfloat16, float32 or float64, rank >= 1
         Of any memory layout. Fast without a copy where the normalised axes are the last ones in
         memory, as the default in C order; everything else is copied to such an array and back.
     gamma, beta : array of any float dtype, or list of numbers, optional
@@ -147,7 +147,8 @@ def layer_norm_forward(
     -----
     Ba, Kiros and Hinton (2016), "Layer normalization". The bits of a sample's y and dx do not depend on the
     other samples, their number, or its place among them, nor on the number of threads. NaN and infinity stay
-    in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype of x.
+    in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype that x is
+    computed in, float32 for float16 and bfloat16.
 
     On a GPU forward reads x once where a sample is at most 32 KB.
 
@@ -239,7 +240,7 @@ def rms_norm_forward(
         As `layer_norm_forward`.
     eps : float, optional
         Added to the mean of the squares; not negative. The machine epsilon of the dtype of x unless given, as
-        in PyTorch.
+        in PyTorch; that of float32 for float16 and bfloat16.
     out
         As `layer_norm_forward`.
 
@@ -336,7 +337,7 @@ class _SampleLayer(Layer):
 
         Parameters
         ----------
-        x : array of float32 or float64
+        x : array of float16, bfloat16, float32 or float64
             With ``normalized_shape`` on the layer's axes. Do not change it before `backward`, which reads it
             again.
         out : array, optional
@@ -444,7 +445,8 @@ class RMSNorm(_SampleLayer):
     axis : int or tuple of int, optional
         These axes; the last ones unless given.
     eps : float, optional
-        Added to the mean of the squares; the machine epsilon of the dtype of x unless given.
+        Added to the mean of the squares; the machine epsilon of the dtype of x unless given, and that of
+        float32 for float16 and bfloat16.
     scale : bool, default True
         Whether there is a gamma.
     dtype : dtype, default float32

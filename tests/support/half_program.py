@@ -1,4 +1,4 @@
-"""Half floats through vectors of the kernels, compared with NumPy's: ``python -m tests.support.half_program``.
+"""Half floats through vectors of the kernels: ``python -m tests.support.half_program`` compares with NumPy.
 
 It prints what differs for float16, in a process of its own: how that is converted is decided at the import.
 """
