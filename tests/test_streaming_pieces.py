@@ -51,13 +51,6 @@ def test_same_bits_in_parallel(dtype, small_pieces, monkeypatch):
                 assert_same_bits(value, alone[name], name)
 
 
-def test_half_without_conversion_instructions(monkeypatch):
-    x = values((90, 5), np.dtype(np.float16))
-    m = nbn.Moments().update(x)
-    monkeypatch.setattr(statistics, "_HAS_HALF", False)
-    assert_same_bits(nbn.Moments().update(x).mean, m.mean, "mean")
-
-
 @given(
     st.lists(st.integers(0, 5), max_size=4).flatmap(
         lambda shape: st.tuples(st.just(shape), st.permutations(range(len(shape))))

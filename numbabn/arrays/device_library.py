@@ -195,7 +195,12 @@ def described(dtype: Any) -> Any:
 
 def is_float(dtype: Any) -> bool:
     """Whether it is float16, bfloat16, float32 or float64, in either byte order."""
-    return described(dtype) is BFLOAT16 or dtype.char in "efd"
+    return is_half(dtype) or dtype.char in "fd"
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether it is float16, in either byte order, or bfloat16: dtypes of storage, computed in float32."""
+    return described(dtype) is BFLOAT16 or dtype.char == "e"
 
 
 def numpy_dtype(dtype: Any) -> Any:

@@ -1,13 +1,22 @@
-"""Which dtypes kernels compute in, and which they convert to one of those while they read."""
+"""Which dtypes kernels compute in, and which they convert to one of those while they read and write."""
 
 from typing import Any
 
 import numpy as np
 
+from numbabn.arrays.device_library import is_half
 from numbabn.backends.verbs import Array
 
 COMPUTED = tuple(map(np.dtype, (np.float32, np.float64)))
+_FLOAT32 = COMPUTED[0]
 CONVERTED = tuple(map(np.dtype, (np.uint8, np.int8, np.uint16, np.int16)))  # exact in float32
+
+
+def computed_dtype(dtype: Any) -> Any:
+    """Return the dtype in which numbers of a floating dtype are computed, in native byte order."""
+    if dtype in COMPUTED:
+        return dtype
+    return _FLOAT32 if is_half(dtype) else dtype.newbyteorder("=")
 
 
 def result_dtype(value: Any) -> np.dtype[Any]:

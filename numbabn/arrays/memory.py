@@ -90,7 +90,8 @@ def _large(array: Array, dtype: np.dtype[Any]) -> Array:
     if not _SUPPORTED or not _pool.limit:
         return np.empty_like(array, dtype)
     owner = _pool.take(-(-array.size * dtype.itemsize // _PAGE) * _PAGE)
-    return np.asarray(owner.of(array, dtype))
+    result = np.asarray(owner.of(array, dtype))
+    return result if result.dtype == dtype else result.view(dtype)  # bfloat16 has no name in the interface
 
 
 class _Owner:

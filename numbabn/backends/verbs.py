@@ -117,6 +117,11 @@ class Result(NamedTuple):
         return self.y.dtype
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(self.y.itemsize)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that are read and written beside x."""
         return int(self.y.nbytes + (0 if self.residual is None else self.residual.nbytes))
@@ -138,6 +143,11 @@ class Gradient(NamedTuple):
     def dtype(self) -> Any:
         """Dtype of dy."""
         return self.dy.dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return int(self.dy.itemsize)
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from numbabn._numbers import real
 from numbabn.arrays import AnyArray, library_of, of_library, values_beside
-from numbabn.arrays.device_library import described
+from numbabn.arrays.device_library import described, is_half
 from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
 from numbabn.norms._saved import Saved
 
@@ -40,13 +40,19 @@ def rank(x: AnyArray, name: str) -> ValueError:
 
 
 def dtype(x: AnyArray, name: str, norm: str) -> None:
-    """Raise unless the dtype is float32 or float64, in either byte order. ``norm`` is that of the call."""
-    kind = x.dtype
+    """Raise unless the dtype is one that norms take, in either byte order. ``norm`` is that of the call.
+
+    That is float32 or float64, and on the CPU also float16 or bfloat16.
+    """
+    kind, on_host = x.dtype, library_of(x).on_host
     if kind in COMPUTED or (kind.kind == "f" and kind.newbyteorder("=") in COMPUTED):
+        return
+    if on_host and is_half(kind):
         return
     advice = f"pass {library_of(x).cast_text(name, 'float32')}"
     if described(kind).kind == "f":
-        raise TypeError(f"{name} has dtype {kind}; float32 and float64 are supported: {advice}")
+        known = "float16, bfloat16, float32 and float64" if on_host else "float32 and float64"
+        raise TypeError(f"{name} has dtype {kind}; {known} are supported: {advice}")
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
     if norm == "batch_norm" and kind.kind in "iu" and kind.newbyteorder("=") in CONVERTED:
@@ -75,7 +81,7 @@ def eps(value: object) -> float:
 def per_channel(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
     """Return an array with one floating-point value per channel, which lies where x does."""
     values = array if type(array) is np.ndarray and type(x) is np.ndarray else values_beside(array, name, x)
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" and not is_half(values.dtype):
         raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point, one value per channel")
     if values.shape != (count,):
         raise ValueError(
@@ -87,7 +93,7 @@ def per_channel(array: object, name: str, count: int, x: AnyArray) -> AnyArray:
 def per_place(array: object, name: str, shape: tuple[int, ...], x: AnyArray) -> AnyArray:
     """Return an array with one floating-point value for each place on the axes that are normalised."""
     values = array if type(array) is np.ndarray and type(x) is np.ndarray else values_beside(array, name, x)
-    if values.dtype.kind != "f":
+    if values.dtype.kind != "f" and not is_half(values.dtype):
         raise TypeError(f"{name} has dtype {values.dtype}; it must be floating point")
     if values.shape != shape:
         raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 
 from numbabn._numbers import integer, integers, real
 from numbabn.arrays import AnyArray, library_of, location_text, to_numpy
+from numbabn.arrays.device_library import is_half
 from numbabn.arrays.library import Place
 from numbabn.backends.verbs import Array
 
@@ -85,7 +86,7 @@ def parameter_dtype(value: Any) -> np.dtype[Any]:
         kind: np.dtype[Any] | None = None if value is None else np.dtype(value)
     except TypeError:
         kind = None
-    if kind is None or kind.kind != "f":
+    if kind is None or (kind.kind != "f" and not is_half(kind)):
         raise TypeError(f"dtype must be floating point, for example numpy.float32, not {kind or repr(value)}")
     return kind
 
@@ -144,7 +145,9 @@ def _state_value(name: str, value: Any, like: Array) -> Array:
         raise ValueError(f"{label} is not an array of shape {like.shape}: {error}") from None
     if array.shape != like.shape:
         raise ValueError(f"{label} has shape {array.shape}; it must be {like.shape}")
-    if array.dtype.kind not in ("iu" if like.dtype.kind == "i" else "f"):
+    if array.dtype.kind not in ("iu" if like.dtype.kind == "i" else "f") and not (
+        is_half(like.dtype) and is_half(array.dtype)
+    ):
         raise TypeError(f"{label} has dtype {array.dtype}; it must be like {like.dtype}")
     if name in _NOT_NEGATIVE and (array < 0).any():
         raise ValueError(f"{label} must not be negative, but is {array.min()} somewhere")

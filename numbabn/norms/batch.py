@@ -39,7 +39,7 @@ def batch_norm_forward(
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 2
+    x : array of float16, bfloat16, float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``: NC, NCL, NCHW and NCDHW have 1, NHWC has -1.
     gamma, beta : array of any float dtype, or list of numbers, shape (C,), optional
         Scale and shift; 1 and 0 without. A list becomes an array of float64.
@@ -89,6 +89,11 @@ def batch_norm_forward(
     goes to the current stream of the library of x, for Numba to the stream that its array was made with.
     y and dx are arrays of the library of x; dgamma and dbeta are arrays of the library of gamma and beta.
 
+    float16 and bfloat16, which NumPy has from ml_dtypes, are dtypes of storage, on the CPU: everything is
+    computed in float32, with statistics in float64, and y is rounded once, to nearest even. It is at most one
+    ulp from the exact result so rounded, unless xhat * gamma and beta cancel to less than the precision of
+    float32. What is beyond the range becomes infinity.
+
     Examples
     --------
     >>> import numpy as np, numbabn as nbn
@@ -131,7 +136,7 @@ def batch_norm_inference(
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 2
+    x : array of float16, bfloat16, float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``. On the CPU also of uint8, int8, uint16 or int16, with a
         ``dtype`` for y.
     mean, var : array of any float dtype, or list of numbers, shape (C,)
@@ -242,6 +247,9 @@ def batch_norm_backward(
     y and dx have their full precision as long as gamma / std, dy / std and sums of dy * (x - mean) lie in the
     range of the dtype of x, and var in that of float64: for gamma and dy near 1, that is a standard deviation
     from 1e-30 to 1e30 in float32, and from 1e-150 to 1e150 in float64.
+
+    dx of float16 and bfloat16 is that of float32, rounded once. Each of its terms is rounded in float32, so
+    that where they cancel it may be more than one ulp off; dgamma and dbeta are as precise as for float32.
 
     Examples
     --------
@@ -420,7 +428,7 @@ class BatchNorm(TrackingLayer):
 
         Parameters
         ----------
-        x : array of float32 or float64, rank >= 2
+        x : array of float16, bfloat16, float32 or float64, rank >= 2
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
         residual : array, optional

@@ -71,7 +71,7 @@ def group_norm_forward(
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 2
+    x : array of float16, bfloat16, float32 or float64, rank >= 2
         Any memory layout; samples on axis 0, C channels on ``axis``: NC, NCL, NCHW and NCDHW have 1, NHWC has
         -1. Samples that do not lie one after the other in memory are copied, and y is copied back.
     num_groups : int
@@ -111,7 +111,7 @@ def group_norm_forward(
     per channel; with as many groups as channels it is instance norm. The bits of a sample's y and dx do not
     depend on the other samples, their number, or its place among them, nor on the number of threads. NaN and
     infinity stay in their group; a constant group gives exactly beta. gamma and beta may be rounded to the
-    dtype of x.
+    dtype that x is computed in, float32 for float16 and bfloat16.
 
     Examples
     --------
@@ -285,7 +285,7 @@ class GroupNorm(ChannelLayer):
 
         Parameters
         ----------
-        x : array of float32 or float64, rank >= 2
+        x : array of float16, bfloat16, float32 or float64, rank >= 2
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
         residual : array, optional

@@ -68,7 +68,7 @@ def instance_norm_forward(
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 2
+    x : array of float16, bfloat16, float32 or float64, rank >= 2
         Any memory layout; samples on axis 0, C channels on ``axis``: NCL, NCHW and NCDHW have 1, NHWC has -1.
         Samples that do not lie one after the other in memory are copied, and y is copied back.
     gamma, beta : array of any float dtype, or list of numbers, shape (C,), optional
@@ -108,7 +108,8 @@ def instance_norm_forward(
     Ulyanov, Vedaldi and Lempitsky (2016), "Instance normalization: the missing ingredient for fast
     stylization". The bits of a sample's y and dx do not depend on the other samples, their number, or its
     place among them, nor on the number of threads. NaN and infinity stay in their channel of their sample; a
-    constant channel gives exactly beta. gamma and beta may be rounded to the dtype of x.
+    constant channel gives exactly beta. gamma and beta may be rounded to the dtype that x is computed in,
+    float32 for float16 and bfloat16.
 
     Examples
     --------
@@ -307,7 +308,7 @@ class InstanceNorm(TrackingLayer):
 
         Parameters
         ----------
-        x : array of float32 or float64, rank >= 3
+        x : array of float16, bfloat16, float32 or float64, rank >= 3
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
         residual : array, optional

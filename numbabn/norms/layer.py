@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numbabn.arrays import AnyArray, library_of
+from numbabn.arrays.dtypes import computed_dtype
 from numbabn.arrays.layout import Layout, axis_number, rows_layout
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
@@ -42,8 +43,8 @@ class _Call(SampleCall):
         x, number = self.x, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)
-        dtype = x.dtype if x.dtype.isnative else x.dtype.newbyteorder("=")
-        parameters = self.library.pair(_flat(given_gamma), _flat(given_beta), self.count, dtype)
+        flat = _flat(given_gamma), _flat(given_beta)
+        parameters = self.library.pair(*flat, self.count, computed_dtype(x.dtype))
         return Affine(parameters, number, (given_gamma, given_beta), self.norm == "layer_norm")
 
 
@@ -89,8 +90,8 @@ def _axes(axis: object, ndim: int) -> tuple[int, ...]:
 
 
 def _or_machine_eps(eps: float | None, call: _Call) -> float:
-    """Return eps, or what it is without one: the machine epsilon of the dtype of x."""
-    return float(np.finfo(call.x.dtype).eps) if eps is None else eps
+    """Return eps, or what it is without one: the machine epsilon of the dtype that x is computed in."""
+    return float(np.finfo(computed_dtype(call.x.dtype)).eps) if eps is None else eps
 
 
 def layer_norm_forward(
@@ -113,7 +114,7 @@ def layer_norm_forward(
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 1
+    x : array of float16, bfloat16, float32 or float64, rank >= 1
         Of any memory layout. Fast without a copy where the normalised axes are the last ones in
         memory, as the default in C order; everything else is copied to such an array and back.
     gamma, beta : array of any float dtype, or list of numbers, optional
@@ -155,7 +156,8 @@ def layer_norm_forward(
     -----
     Ba, Kiros and Hinton (2016), "Layer normalization". The bits of a sample's y and dx do not depend on the
     other samples, their number, or its place among them, nor on the number of threads. NaN and infinity stay
-    in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype of x.
+    in their sample; a constant sample gives exactly beta. gamma and beta are rounded to the dtype that x is
+    computed in, float32 for float16 and bfloat16.
 
     On a GPU forward reads x once where a sample is at most 32 KB.
 
@@ -258,7 +260,7 @@ def rms_norm_forward(
         As `layer_norm_forward`.
     eps : float, optional
         Added to the mean of the squares; not negative. The machine epsilon of the dtype of x unless given, as
-        in PyTorch.
+        in PyTorch; that of float32 for float16 and bfloat16.
     activation, negative_slope, residual, out
         As `layer_norm_forward`.
 
@@ -364,7 +366,7 @@ class _SampleLayer(Layer):
 
         Parameters
         ----------
-        x : array of float32 or float64
+        x : array of float16, bfloat16, float32 or float64
             With ``normalized_shape`` on the layer's axes. Do not change it before `backward`, which reads it
             again.
         residual : array, optional
@@ -495,7 +497,8 @@ class RMSNorm(_SampleLayer):
     axis : int or tuple of int, optional
         These axes; the last ones unless given.
     eps : float, optional
-        Added to the mean of the squares; the machine epsilon of the dtype of x unless given.
+        Added to the mean of the squares; the machine epsilon of the dtype of x unless given, and that of
+        float32 for float16 and bfloat16.
     scale : bool, default True
         Whether there is a gamma.
     activation : {"relu", "relu6", "leaky_relu"}, optional

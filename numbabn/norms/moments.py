@@ -14,7 +14,7 @@ def moments(x: A, *, axis: int = 1) -> tuple[int, A, A]:
 
     Parameters
     ----------
-    x : array of float32 or float64, rank >= 2
+    x : array of float16, bfloat16, float32 or float64, rank >= 2
         Any memory layout; C channels on ``axis``.
     axis : int, default 1
         Channel axis.
@@ -29,7 +29,7 @@ def moments(x: A, *, axis: int = 1) -> tuple[int, A, A]:
     Raises
     ------
     TypeError
-        If x is not an array of float32 or float64.
+        If x is not an array of such a dtype.
     ValueError
         If x has rank below 2, or no such axis.
 

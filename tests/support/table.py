@@ -382,7 +382,6 @@ REFUSALS = {
     # name: (call, error, fragments of the message)
     "x of rank 1": (lambda b: b.forward(ONE[0]), ValueError, "x | (3,) | batch axis | channel axis"),
     "x of int": (lambda b: b.forward(ONE.astype(np.int32)), TypeError, "x | int32 | float32"),
-    "x of float16": (lambda b: b.forward(ONE.astype(np.float16)), TypeError, "x | float16 | float32"),
     "x of complex": (lambda b: b.moments(ONE.astype(np.complex64)), TypeError, "x | complex64 | x.real"),
     "axis": (lambda b: b.forward(ONE, axis=2), ValueError, "axis | rank 2 | not 2"),
     "eps": (lambda b: b.forward(ONE, eps=-1.0), ValueError, "eps | >= 0 | -1.0"),

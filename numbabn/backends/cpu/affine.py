@@ -2,7 +2,8 @@
 
 With a dy, it is out = ((x - center) * scale + dy) * weight + shift. Normalisation and both backward passes
 are these maps; only the coefficients differ. They are arrays [4, channels] in the order center, scale, shift,
-weight and in the dtype of the result, to which x is converted as it is read where it has integers.
+weight and in the dtype in which the result is computed, to which x is converted as it is read: from half
+floats, or from integers.
 
 Where several channels share one statistic, as in group norm, dy is multiplied by gamma first, which is called
 ``gain`` then: dx has terms that a gamma of 0 in the weight would lose. Elsewhere gain is None, and the
@@ -18,7 +19,16 @@ from typing import NamedTuple
 import numpy as np
 
 from numbabn.backends import arithmetic
-from numbabn.backends.cpu.epilogue import give, give_part, put_part, take, take_part
+from numbabn.backends.cpu.epilogue import (
+    array_of,
+    give,
+    give_part,
+    put_part,
+    take,
+    take_input,
+    take_input_part,
+    take_part,
+)
 from numbabn.backends.cpu.jit import helper, small_kernel
 from numbabn.backends.cpu.simd import convert, fma, load, load_part, mul, sub
 
@@ -117,12 +127,12 @@ def affine(dy, x, i, like, vectors, gain):
     """The map of the sixteen values from i on.
 
     ``vectors`` are center, scale, shift, weight and gain; dy is multiplied by the last one unless ``gain`` is
-    None. Values are read in the dtype of ``like``, which the vectors have; x may be integers. Where there is
-    no dy, x may be a gradient itself.
+    None. Values are read in the dtype in which the result is computed, which the vectors have; ``like`` is an
+    element of the result. x may be integers, and where there is no dy a gradient.
     """
     k, a, b, w, _ = vectors
     if dy is None:
-        e = take(x, i, like)
+        e = take_input(x, i, like)
         give(x, i, e)
         return fma(sub(e, k), a, b)
     e = take(dy, i, like)
@@ -135,7 +145,7 @@ def put_affine_part(dy, x, i, count, vectors, gain, out):
     """Write ``affine`` of ``count`` < 16 values from i on; the other lanes are neither read nor written."""
     k, a, b, w, _ = vectors
     if dy is None:
-        e = take_part(x, i, count, k)
+        e = take_input_part(x, i, count, k, array_of(out)[0])
         give_part(x, i, count, e)
         put_part(fma(sub(e, k), a, b), i, count, out)
     else:

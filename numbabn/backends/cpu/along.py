@@ -8,6 +8,7 @@ import numpy as np
 from numbabn.backends.cpu import along_kernels as kernels
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu.epilogue import array_of
+from numbabn.backends.cpu.half import computed
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
@@ -39,7 +40,7 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
     samples = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // sample)
     streaming = 0 if dx is None else _streams(plan.touched(dy, x, dx), row, dx)
     tasks = -(-view.batch // samples)
-    sums, few = np.empty((tasks, 2, width)), np.empty((tasks, 2, width), x.dtype)
+    sums, few = np.empty((tasks, 2, width)), np.empty((tasks, 2, width), computed(x.dtype))
     gamma = _in_places(affine.parameters[0], view, x)
     cut = width, view.groups, samples, int(affine.centered), streaming
     kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, few, sums, dx)
@@ -48,9 +49,11 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
 
 
 def _in_places(parameter: Array, view: View, x: Array) -> Array:
-    """Return a parameter in the dtype of x, with one value for each place in a sample."""
-    # What is beyond the dtype becomes infinity or 0, and nobody is warned.
-    values = parameter if parameter.dtype == x.dtype else quiet().run(parameter.astype, x.dtype)
+    """Return a parameter in the dtype x is computed in, with one value for each place in a sample."""
+    values = parameter
+    if values.dtype != x.dtype and values.dtype != (dtype := computed(x.dtype)):
+        # What is beyond the dtype becomes infinity or 0, and nobody is warned.
+        values = quiet().run(parameter.astype, dtype)
     return values if view.inner == 1 else np.repeat(values, view.inner)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from numbabn.backends.cpu import columns, plan, rows
 from numbabn.backends.cpu.affine import fill_gradient_all, fill_normalize_all
+from numbabn.backends.cpu.half import bits, computed
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.cpu.welford import merge_chunks
@@ -34,6 +35,8 @@ def moments(x: Array, view: View, like: np.floating | None = None) -> Array:
 
     Sums of a few thousand values have the dtype of the scalar ``like``, float64 unless given.
     """
+    if x.itemsize == 2:
+        x = bits(x)
     return merged(*_family(view).moments(x, view, np.float64(0) if like is None else like))
 
 
@@ -46,18 +49,22 @@ def merged(count: Array, chunks: Array) -> Array:
 
 def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) -> None:
     """Write y = (x - mean) / sqrt(var + eps) * gamma + beta. x may be integers of 8 or 16 bits."""
+    if y.itemsize == 2:
+        x, y = bits(x), bits(y)
     if not plan.uses_rows(view) and columns.normalize(x, view, statistics, affine, y):
         return
-    coefficients = np.empty((4, view.groups), y.dtype)
+    coefficients = np.empty((4, view.groups), computed(y.dtype))
     fill_normalize_all(*statistics, *affine.parameters, affine.eps, coefficients)
     _family(view).apply(None, x, view, coefficients, y)
 
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
+    if x.itemsize == 2:
+        x, y = bits(x), bits(y)
     statistics = np.empty((2, view.groups))
     if not _family(view).forward(x, view, affine, statistics, y):
-        statistics = moments(x, view, x.dtype.type(0))
+        statistics = moments(x, view, computed(x.dtype).type(0))
         with np.errstate(all="ignore"):
             statistics[1] /= view.values
         normalize(x, view, statistics, affine, y)
@@ -67,6 +74,8 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
 @np.errstate(all="ignore")
 def backward_reduce(dy: Array, x: Array, view: View, statistics: Pair, eps: float, gradients: Pair) -> Array:
     """Return the pair (sum of dy, sum of dy * xhat), and write it to the gradients (dgamma, dbeta)."""
+    if x.itemsize == 2:
+        dy, x = bits(dy), bits(x)
     sums: Array = _family(view).products(dy, x, view, statistics[0]).sum(axis=1)
     sums[1] /= np.sqrt(statistics[1] + eps)
     fill(gradients, sums)
@@ -80,7 +89,9 @@ def backward_apply(
 
     The sums may be those of more arrays than this one, and ``count`` their number of values per statistic.
     """
-    coefficients = np.empty((4, view.groups), x.dtype)
+    if x.itemsize == 2:
+        dy, x, dx = bits(dy), bits(x), bits(dx)
+    coefficients = np.empty((4, view.groups), computed(x.dtype))
     gamma, _ = affine.parameters
     fill_gradient_all(statistics, gamma, affine.eps, np.float64(count), sums, coefficients)
     _family(view).apply(dy, x, view, coefficients, dx)
@@ -97,6 +108,8 @@ def backward_with_sums(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> Array:
     """`backward` that may warn of an overflow; return the pair (sum of dy, sum of dy * xhat)."""
+    if x.itemsize == 2:
+        dy, x, dx = bits(dy), bits(x), bits(dx)
     sums = np.empty((2, view.groups))
     if _family(view).backward(dy, x, view, statistics, affine, sums, dx):
         fill(gradients, sums)
@@ -109,7 +122,9 @@ def backward_with_sums(
 @np.errstate(all="ignore")
 def backward_known(dy: Array, view: View, statistics: Pair, affine: Affine, dx: Array) -> None:
     """Write dx = dy * gamma / sqrt(var + eps): the gradient where the statistics are constants."""
-    coefficients = np.zeros((4, view.groups), dy.dtype)
+    if dy.itemsize == 2:
+        dy, dx = bits(dy), bits(dx)
+    coefficients = np.zeros((4, view.groups), computed(dy.dtype))
     gamma, _ = affine.parameters
     coefficients[1] = gamma / np.sqrt(statistics[1] + affine.eps)
     _family(view).apply(None, dy, view, coefficients, dx)

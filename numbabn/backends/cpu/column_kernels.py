@@ -27,11 +27,13 @@ from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
 from numbabn.backends.cpu.simd import (
     LANES,
     add,
+    computed,
     convert,
     fence,
     fma,
     load,
     load_part,
+    number,
     prefetch,
     store,
     sub,
@@ -173,7 +175,7 @@ def first_estimate(x, rows, like, values):
     for c in range(rows.channels):
         value = np.float64(0)
         for i in range(rows.base + c * rows.inner, rows.base + c * rows.inner + n * pixel, pixel):
-            value += x[i] / n  # n is a power of two, and no sum overflows
+            value += number(x, i) / n  # n is a power of two, and no sum overflows
         values[c] = convert(value, like)
 
 
@@ -191,7 +193,12 @@ def moments_task(k, x, copies, inner, like, count, pair):
     """Moments of chunk k."""
     channels = pair.shape[2]
     width = copies * channels * inner + LANES
-    values, shift, s, q = np.empty(channels), np.full(width, like), np.empty(width), np.empty(width)
+    values, shift, s, q = (
+        np.empty(channels),
+        np.full(width, convert(0.0, like)),
+        np.empty(width),
+        np.empty(width),
+    )
     mean, m2 = pair[0, k], pair[1, k]
     seen = 0.0  # not count[k]: the loop over channels must not suspect that it changes
     for c in range(channels):
@@ -234,7 +241,7 @@ def products_task(k, dy, x, copies, inner, mean, sums):
     """Sums of dy and dy * (x - mean) of chunk k."""
     _, chunks, channels = sums.shape
     width = copies * channels * inner + LANES
-    center, shift = np.empty(channels, x.dtype), np.empty(width, x.dtype)
+    center, shift = np.empty(channels, computed(x)), np.empty(width, computed(x))
     s, q = np.empty(width), np.empty(width)
     sum_dy, sum_dy_d = sums[0, k], sums[1, k]
     for c in range(channels):
@@ -274,7 +281,7 @@ def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
 
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
     """
-    width, like = columns_of(rows), columns[0, 0]
+    width, like = columns_of(rows), array_of(out)[0]
     for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
             if traffic.ahead:
@@ -355,7 +362,7 @@ def forward_sample(x, cut, traffic, gamma, beta, eps, statistics, y):
     chunks, copies, inner, members = cut
     mean, var = statistics
     count, pair = np.empty(chunks), np.empty((2, chunks, len(mean)))
-    coefficients = np.empty((4, len(gamma)), x.dtype)
+    coefficients = np.empty((4, len(gamma)), computed(x))
     for k in range(chunks):
         moments_task(k, x, copies, members * inner, x[0], count, pair)
     merge_all(count, pair)
@@ -378,7 +385,7 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
     chunks, copies, inner, members = cut
     (mean, var), (sum_dy, sum_dy_xhat) = statistics, sums
     channels = len(sum_dy)
-    parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), x.dtype)
+    parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), computed(x))
     count, repeated = np.float64(x.size // channels), np.empty(channels)
     for g in range(len(mean)):
         for c in range(g * members, (g + 1) * members):
@@ -446,7 +453,7 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
 @small_kernel
 def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
     """Normalise a small array with the statistics given, in one launch."""
-    coefficients = np.empty((4, len(mean)), array_of(y).dtype)
+    coefficients = np.empty((4, len(mean)), computed(array_of(y)))
     for c in range(len(mean)):
         fill_normalize(c, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], coefficients)
     apply_task(0, None, x, (1, copies, inner), Traffic(0, 0), coefficients, None, y)

@@ -6,6 +6,7 @@ import numpy as np
 
 from numbabn.backends.cpu import column_kernels as kernels
 from numbabn.backends.cpu import plan
+from numbabn.backends.cpu.half import computed
 from numbabn.backends.verbs import Affine, Array, Pair, View
 
 
@@ -82,7 +83,7 @@ def backward_samples(
     if not plan.a_thread_each(view, sample):
         return False
     gamma, _ = affine.parameters
-    gain = gamma.astype(x.dtype) if view.members > 1 else None
+    gain = gamma.astype(computed(x.dtype)) if view.members > 1 else None
     given = statistics.reshape(2, view.batch, view.groups)
     added = sums.reshape(2, view.batch, view.groups * view.members)
     streaming = dx is not None and plan.streams(plan.touched(dy, x, dx))

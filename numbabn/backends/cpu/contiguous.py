@@ -18,6 +18,7 @@ from numbabn.backends.cpu.simd import (
     load,
     load_part,
     mul,
+    number,
     splat,
     sub,
     total,
@@ -92,7 +93,7 @@ def row_sums(dy, x, first, gamma, lo, hi, shift):
 def first_estimate(x, first, length):
     """Return a value near the mean of a row: the mean of its first vector, or its first value."""
     if length < LANES:
-        return np.float64(x[first])
+        return np.float64(number(x, first))
     values = load(x, first, np.float64(0))
     return total(fma(values, splat(1.0 / LANES), zeros(0.0)))  # a sixteenth first: no sum overflows
 

@@ -23,6 +23,8 @@ from numbabn.backends.cpu.simd import (
     elements,
     load,
     load_bits,
+    load_input,
+    load_input_part,
     load_like,
     load_part,
     maximum,
@@ -178,6 +180,22 @@ def _take_gradient_part(dy, i, count, otherwise):
 def take_part(dy, i, count, otherwise):
     """Like ``take`` for ``count`` < 16 values. Of an array the other lanes are those of ``otherwise``."""
     return load_part(dy, i, count, otherwise)
+
+
+@_adapted(0, Gradient=_take_gradient)
+def take_input(x, i, like):
+    """Return sixteen values of x, or of a gradient, from i on; x may be integers, see ``load_input``."""
+    return load_input(x, i, like)
+
+
+def _take_gradient_input_part(dy, i, count, otherwise, like):
+    return _take_gradient_part(dy, i, count, otherwise)
+
+
+@_adapted(0, Gradient=_take_gradient_input_part)
+def take_input_part(x, i, count, otherwise, like):
+    """Like ``take_input`` for ``count`` < 16 values, with ``otherwise`` in the other lanes."""
+    return load_input_part(x, i, count, otherwise, like)
 
 
 @helper

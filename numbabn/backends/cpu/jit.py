@@ -98,14 +98,18 @@ class _LoggedCache(NullCache):
         LOGGER.info(Compilation(self._kernel, _dtype(sig), seconds, self._parallel, folder, reason))
 
 
+_HALVES = {"uint16": "float16 or uint16", "int16": "bfloat16 or int16"}
+
+
 def _dtype(signature):
     """Return the name of the narrowest dtype among the arrays: that of x, or float64 where there is no x.
 
-    Bools are left out, which are masks beside x.
+    Bools are left out, which are masks beside x. Kernels take float16 and bfloat16 as integers of 16 bits.
     """
     dtypes = [argument.dtype for argument in signature if isinstance(argument, types.Array)]
     numbers = [dtype for dtype in dtypes if isinstance(dtype, types.Number)]
-    return str(min(numbers, key=lambda dtype: dtype.bitwidth)) if numbers else "bool"
+    name = str(min(numbers, key=lambda dtype: dtype.bitwidth)) if numbers else "bool"
+    return _HALVES.get(name, name)
 
 
 def helper(function):

@@ -31,6 +31,7 @@ from numbabn.backends.cpu.simd import (
     LANES,
     add,
     blend,
+    computed,
     convert,
     elements,
     fence,
@@ -251,7 +252,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
     c = lo // inner % coefficients.shape[1]
     end = (lo // inner + 1) * inner
     vectors = splat_coefficients(coefficients, gain, c)
-    streaming, ahead, like = traffic.streaming, traffic.ahead, coefficients[0, 0]
+    streaming, ahead, like = traffic.streaming, traffic.ahead, array_of(out)[0]
     i = min(lo + head(out, lo, streaming), hi)
     if i > lo:
         put_affine_part(dy, x, lo, i - lo, vectors, gain, out)
@@ -394,7 +395,7 @@ def forward(x, cut, gamma, beta, eps, statistics, y):
     `Fused` in a plain tuple.
     """
     outer, groups, members, inner, block, streaming = cut
-    coefficients = np.empty((4, groups * members), x.dtype)
+    coefficients = np.empty((4, groups * members), computed(x))
     for t in prange(-(-groups // block)):
         fused = Fused(outer, groups, members, inner, block, streaming)
         norm = Norm(statistics, gamma, beta, eps)
@@ -436,7 +437,7 @@ def backward(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
     in the dtype of x where groups have several channels, and else None.
     """
     outer, groups, members, inner, block, streaming = cut
-    coefficients = np.empty((4, groups * members), x.dtype)
+    coefficients = np.empty((4, groups * members), computed(x))
     for t in prange(-(-groups // block)):
         fused = Fused(outer, groups, members, inner, block, streaming)
         norm = Norm(statistics, gamma, None, eps)

@@ -4,6 +4,7 @@ import numpy as np
 
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu import row_kernels as kernels
+from numbabn.backends.cpu.half import computed
 from numbabn.backends.verbs import Affine, Array, View
 
 
@@ -49,7 +50,7 @@ def backward(
     if not block:
         return False
     cut, gamma = _cut(view, block, plan.touched(dy, x, dx)), affine.parameters[0]
-    gain = gamma.astype(x.dtype) if view.members > 1 else None
+    gain = gamma.astype(computed(x.dtype)) if view.members > 1 else None
     kernels.backward(2 * x.nbytes, dy, x, cut, statistics, gamma, gain, affine.eps, sums, dx)
     return True
 

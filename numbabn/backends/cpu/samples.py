@@ -12,6 +12,7 @@ import numpy as np
 from numbabn.backends.cpu import along, channels, columns, plan, rows
 from numbabn.backends.cpu.affine import fill_group_gradient_all
 from numbabn.backends.cpu.channels import fill
+from numbabn.backends.cpu.half import bits, computed
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.verbs import Affine, Array, Gradient, Kept, Pair, Result, View
@@ -27,6 +28,8 @@ def keep(y: Array, view: View) -> Kept:
 
 def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """Write y; return the pair (mean, biased variance), and of RMS norm (0, mean square)."""
+    if x.itemsize == 2:
+        x, y = bits(x), bits(y)
     if plan.runs_along(view):
         return along.forward(x, view, affine, y)
     statistics = np.empty((2, view.batch, view.groups))
@@ -42,7 +45,7 @@ def forward(x: Array, view: View, affine: Affine, y: Array) -> Array:
 def _forward_in_phases(x: Array, view: View, affine: Affine, y: Array) -> Array:
     """`forward` of a large sample whose groups have several channels."""
     family = rows if plan.uses_rows(view) else columns
-    pair = channels.merged(*family.moments(x, plan.groups_of(view), x.dtype.type(0)))
+    pair = channels.merged(*family.moments(x, plan.groups_of(view), computed(x.dtype).type(0)))
     with np.errstate(all="ignore"):
         pair[1] /= view.values
     channels.normalize(x, plan.channels_of(view), _repeated(pair, view), affine, y)
@@ -59,6 +62,8 @@ def backward(
 def _backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, dx: Array, gradients: Pair
 ) -> None:
+    if x.itemsize == 2:
+        dy, x, dx = bits(dy), bits(x), bits(dx)
     flat = _flat(gradients)
     if plan.runs_along(view):
         fill(flat, along.backward(dy, x, view, statistics, affine, dx))
@@ -80,8 +85,9 @@ def _backward_in_phases(
 ) -> Array:
     """`channels.backward_with_sums` of a large sample whose groups have several channels."""
     sums = _sums(dy, x, view, statistics, affine.eps)
-    gain, count = affine.parameters[0].astype(x.dtype), np.float64(view.outer * view.inner)
-    coefficients = np.empty((4, len(gain)), x.dtype)
+    dtype, count = computed(x.dtype), np.float64(view.outer * view.inner)
+    gain = affine.parameters[0].astype(dtype)
+    coefficients = np.empty((4, len(gain)), dtype)
     fill_group_gradient_all(statistics, gain, affine.eps, count, sums, coefficients)
     family = rows if plan.uses_rows(view) else columns
     family.apply(dy, x, plan.channels_of(view), coefficients, dx, gain)
@@ -91,6 +97,8 @@ def _backward_in_phases(
 @np.errstate(all="ignore")
 def backward_reduce(dy: Array, x: Array, view: View, statistics: Pair, eps: float, gradients: Pair) -> Array:
     """Return the pair (sum of dy, sum of dy * xhat) over all samples, and write it to (dgamma, dbeta)."""
+    if x.itemsize == 2:
+        dy, x = bits(dy), bits(x)
     ones = np.ones(view.groups * view.members)
     affine = Affine((ones, ones), eps)
     if plan.runs_along(view):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from numbabn.backends.cpu import simd_bits, simd_memory, simd_vectors
+from numbabn.backends.cpu.half import BFLOAT16_BITS, FLOAT16_BITS
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.cpu.simd_vectors import LANES
 
@@ -14,20 +15,72 @@ def elements(array):
     return array
 
 
+# Types of numbers that are computed in another one: elements of arrays that have the bits of half floats.
+_COMPUTED = {np.uint16: np.float32, np.int16: np.float32}
+
+
+def _computed_type(like):
+    return _COMPUTED.get(type(like), type(like))
+
+
+def _floats(array):
+    """Return bits of float16 or bfloat16 as float32, and any other numbers as they are."""
+    if array.dtype == FLOAT16_BITS:
+        return array.view(np.float16).astype(np.float32)
+    if array.dtype == BFLOAT16_BITS:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array
+
+
+def _stored(value, dtype):
+    """Return numbers as they are stored in an array of the dtype: float32 as the bits of half floats."""
+    if dtype == FLOAT16_BITS:
+        with np.errstate(all="ignore"):  # what is too large is infinity
+            return value.astype(np.float16).view(dtype)
+    if dtype == BFLOAT16_BITS:
+        lanes = value.view(np.uint32)
+        rounded = lanes + np.where(np.isnan(value), np.uint32(0), (lanes >> 16 & 1) + 0x7FFF)
+        return (rounded >> 16).astype(np.uint16).view(dtype)
+    return value
+
+
+def computed(array):
+    """Return the dtype in which the elements of an array are computed."""
+    return _COMPUTED.get(array.dtype.type, array.dtype.type)
+
+
+def number(array, index):
+    """Return array[index] in the dtype in which it is computed."""
+    return _floats(array[index : index + 1])[0]
+
+
 def load(array, index, like):
-    """array[index : index + 16] in like's dtype."""
-    return array[index : index + LANES].astype(type(like))
+    """array[index : index + 16] in like's dtype; numbers of 16 bits are half floats."""
+    return _floats(array[index : index + LANES]).astype(_computed_type(like))
 
 
 def load_like(array, index, a):
-    """array[index : index + 16] in the dtype of the vector a."""
-    return array[index : index + LANES].astype(a.dtype)
+    """array[index : index + 16] in the dtype of the vector a; numbers of 16 bits are half floats."""
+    return _floats(array[index : index + LANES]).astype(a.dtype)
 
 
 def load_part(array, index, count, otherwise):
     """array[index : index + count] in the first lanes, ``otherwise`` in the others."""
     value = otherwise.copy()
-    value[:count] = array[index : index + count]
+    value[:count] = _floats(array[index : index + count])
+    return value
+
+
+def load_input(array, index, like):
+    """Like ``load`` of what may be true integers of 16 bits: they are unless ``like`` is such a number."""
+    part = array[index : index + LANES]
+    return (_floats(part) if type(like) in _COMPUTED else part).astype(_computed_type(like))
+
+
+def load_input_part(array, index, count, otherwise, like):
+    """Like ``load_part`` of what may be true integers of 16 bits; ``like`` is as in ``load_input``."""
+    value = otherwise.copy()
+    value[:count] = load_input(array[: index + count], index, like)
     return value
 
 
@@ -37,11 +90,7 @@ def load_number(array, index, half, like):
     Unless ``half`` is None those of 16 bits are floats: unsigned ones float16, and signed ones bfloat16.
     """
     part = array[index : index + LANES]
-    if half is not None and part.dtype == np.uint16:
-        part = part.view(np.float16)
-    elif half is not None and part.dtype == np.int16:
-        part = (part.astype(np.uint32) << 16).view(np.float32)
-    return part.astype(type(like))
+    return (part if half is None else _floats(part)).astype(type(like))
 
 
 def load_number_part(array, index, count, half, like):
@@ -53,12 +102,12 @@ def load_number_part(array, index, count, half, like):
 
 def store_part(array, index, count, value):
     """array[index : index + count] = the first lanes of value."""
-    array[index : index + count] = value[:count]
+    array[index : index + count] = _stored(value, array.dtype)[:count]
 
 
 def convert(value, like):
     """Return the scalar in like's dtype."""
-    return type(like)(value)
+    return _computed_type(like)(value)
 
 
 def widen(a):
@@ -88,7 +137,7 @@ def zeros_like(a):
 
 def zeros(like):
     """Return zeros of like's dtype."""
-    return np.zeros(LANES, type(like))
+    return np.zeros(LANES, _computed_type(like))
 
 
 def add(a, b):
@@ -158,7 +207,7 @@ def highest(a):
 
 def store(array, index, value):
     """array[index : index + 16] = value."""
-    array[index : index + LANES] = value
+    array[index : index + LANES] = _stored(value, array.dtype)
 
 
 stream = store
@@ -173,8 +222,9 @@ def fence():
 
 
 def unaligned(array, index):
-    """How many elements from array[index] to the next cache line."""
-    return -(array.ctypes.data + index * array.itemsize) % LINE // array.itemsize
+    """How many elements from array[index] to where streamed vectors may begin; fewer than 16."""
+    boundary = min(LINE, LANES * array.itemsize)
+    return -(array.ctypes.data + index * array.itemsize) % boundary // array.itemsize
 
 
 def load_bits(array, position):

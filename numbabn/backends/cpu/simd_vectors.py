@@ -15,15 +15,21 @@ __all__ = [
 ]  # fmt: skip
 
 LANES = 16
+HALF_BITS = (types.uint16, types.int16)  # what kernels take arrays of float16 and bfloat16 as
 _I32 = ir.IntType(32)
+
+
+def computed_type(dtype):
+    """Return the dtype in which numbers are computed: float32 for the bits of half floats."""
+    return types.float32 if dtype in HALF_BITS else dtype
 
 
 class Vector(types.Type):
     """Sixteen floats of one dtype."""
 
     def __init__(self, dtype):
-        self.dtype = dtype
-        super().__init__(name=f"Vector({dtype})")
+        self.dtype = computed_type(dtype)
+        super().__init__(name=f"Vector({self.dtype})")
 
 
 @register_model(Vector)
@@ -33,7 +39,8 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def float_type(dtype):
-    return {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[dtype]
+    """LLVM's type of the numbers of a dtype once they are computed with."""
+    return {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}[computed_type(dtype)]
 
 
 def lane_numbers(indices):
@@ -45,23 +52,24 @@ def call(builder, name, result, arguments):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
-def first_lanes(builder, count):
+def first_lanes(builder, count, lanes=LANES):
     """Lanes 0 .. count-1, of a count below 2**31: compared in 32 bits, which are half the vectors of 64."""
     count = builder.trunc(count, _I32)
-    lane = ir.Constant(ir.VectorType(_I32, LANES), list(range(LANES)))
+    lane = ir.Constant(ir.VectorType(_I32, lanes), list(range(lanes)))
     undefined = ir.Constant(lane.type, ir.Undefined)
     first = builder.insert_element(undefined, count, _I32(0))
-    return builder.icmp_signed("<", lane, builder.shuffle_vector(first, undefined, lane_numbers([0] * LANES)))
+    return builder.icmp_signed("<", lane, builder.shuffle_vector(first, undefined, lane_numbers([0] * lanes)))
 
 
 @intrinsic
 def convert(typingctx, value, like):
     """Return the scalar in like's dtype."""
+    result = computed_type(like)
 
     def codegen(context, builder, signature, arguments):
-        return context.cast(builder, arguments[0], value, like)
+        return context.cast(builder, arguments[0], value, result)
 
-    return like(value, like), codegen
+    return result(value, like), codegen
 
 
 @intrinsic

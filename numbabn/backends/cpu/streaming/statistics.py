@@ -15,13 +15,12 @@ weight
 As in the other verbs, nothing is checked and nothing is written to. What they return is described with each.
 """
 
-import platform
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import binding
 
 from numbabn.backends.cpu import plan
+from numbabn.backends.cpu.half import bits
 from numbabn.backends.cpu.jit import Kernel
 from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.cpu.streaming import column_statistics, integer_kernels, row_statistics
@@ -95,10 +94,8 @@ def moments(x: Array, view: View, weight: Array | None, omit: bool) -> tuple[Arr
         weight = weight.astype(np.float64, copy=False)
         if omit:
             weight = np.where(np.isnan(x), 0, weight)
-    elif x.dtype == np.float16:
-        x = x.view(np.uint16) if _HAS_HALF else x.astype(np.float32)
-    elif x.dtype.kind == "V":  # bfloat16, a dtype of ml_dtypes
-        x = x.view(np.int16)
+    else:
+        x = bits(x)
     masked = True if omit or weight is not None else None
     value = _FLOAT64 if masked or x.dtype == np.float64 else _FLOAT32
     summation = Summation(masked, value, _FLOAT64)
@@ -245,16 +242,3 @@ def _spread_nan(x: Array, weight: Array | None, chunks: Array) -> None:
     if weight is not None:
         nan &= weight.reshape(x.shape) > 0
     chunks[0, 4:, nan.any(axis=(0, 2))] = np.nan
-
-
-def _converts_half() -> bool:
-    """Whether the machine has instructions that convert float16 to float32.
-
-    Without them LLVM would call a function for it, which Numba does not link: the process crashes.
-    """
-    return platform.machine().lower() in ("arm64", "aarch64") or bool(
-        binding.get_host_cpu_features().get("f16c")
-    )
-
-
-_HAS_HALF = _converts_half()
