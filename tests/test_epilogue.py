@@ -4,13 +4,14 @@ import copy
 import itertools
 import pickle
 
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
 
 import numbabn as nbn
 from tests.support.checks import assert_apart, assert_result_of, assert_same_bits, gaps_of, unchanged
-from tests.support.epilogues import ACTIVATIONS, SLOPE, Norm, activated, chain, fused, through
+from tests.support.epilogues import ACTIVATIONS, SLOPE, Chain, Norm, activated, chain, fused, through
 from tests.support.jit import JIT, needs_jit
 from tests.support.problems import LAYOUTS
 
@@ -22,11 +23,20 @@ NORMS = [
     Norm("instance", (2, 5, 3, 6), -1), Norm("instance", (3, 5, 5, 7)), Norm("group", (5, 10)),
     Norm("rms", (4, 37, 3)),
 ]  # fmt: skip
-# Where kernels are compiled, which takes seconds for each of them, the others are for runs with -m slow.
-FAST = NORMS[:3] if JIT else NORMS
-SLOW = [pytest.param(norm, marks=pytest.mark.slow) for norm in NORMS[len(FAST) :]]
-every_norm = pytest.mark.parametrize("norm", FAST + SLOW, ids=str)
-with_residual = pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+
+
+def slow_where_compiled(*arguments):
+    """Return parameters for runs with -m slow, where their kernels must be compiled, for seconds."""
+    return pytest.param(*arguments, marks=pytest.mark.slow if JIT else ())
+
+
+# With a residual, kernels have all that those without one have.
+WITHOUT, WITH = [(norm, False) for norm in NORMS], [(norm, True) for norm in NORMS]
+every_norm = pytest.mark.parametrize(
+    ("norm", "residual"),
+    [*WITHOUT[:1], *WITH[:3], *(slow_where_compiled(*each) for each in WITHOUT[1:] + WITH[3:])],
+    ids=str,
+)
 
 
 def assert_as_chain(actual, expected):
@@ -40,13 +50,12 @@ def assert_as_chain(actual, expected):
         assert_same_bits(actual.dresidual, expected.dresidual, "dresidual")
 
 
-@with_residual
 @every_norm
 def test_is_the_chain_of_its_steps(norm, residual):
     """Results have the bits of the plain norm, an addition and an activation; inputs are not changed."""
     for dtype in (np.float32, np.float64) if not JIT else (np.float32,):
         x, z, dy = norm.arrays(dtype)
-        for activation in ACTIVATIONS if residual else ACTIVATIONS[:3]:
+        for activation in ACTIVATIONS[:3] + (None,) * (residual and not JIT):
             with unchanged(x, z, dy):
                 actual = fused(norm, x, z if residual else None, dy, activation)
             assert_as_chain(actual, chain(norm, x, z if residual else None, dy, activation))
@@ -56,7 +65,6 @@ def test_is_the_chain_of_its_steps(norm, residual):
 
 
 @pytest.mark.slow
-@with_residual
 @every_norm
 def test_is_the_chain_of_its_steps_in_float64(norm, residual):
     x, z, dy = norm.arrays(np.float64)
@@ -66,7 +74,7 @@ def test_is_the_chain_of_its_steps_in_float64(norm, residual):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS[:3])
-@pytest.mark.parametrize("norm", NORMS[:2], ids=str)
+@pytest.mark.parametrize("norm", [NORMS[0], slow_where_compiled(NORMS[1])], ids=str)
 def test_known_statistics(norm, activation):
     """Inference is the forward call with statistics given; its backward call has no other terms.
 
@@ -84,6 +92,21 @@ def test_known_statistics(norm, activation):
         x, **given, **norm.parameters(), activation=activation, negative_slope=SLOPE, residual=z
     )
     assert_same_bits(y + 0, expected.y + 0, "y of inference")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("norm", [slow_where_compiled(norm) for norm in NORMS[:2]], ids=str)
+def test_half_precision_is_rounded_once(norm, dtype):
+    """With known statistics results are those of float32, rounded: v is not, before the residual is added."""
+    x, z, dy = norm.arrays(dtype)
+    given = {"mean": np.linspace(-1, 1, norm.shape[1]), "var": np.linspace(1, 3, norm.shape[1])}
+    wide = fused(norm, *(array.astype(np.float32) for array in (x, z, dy)), "relu", **given)
+    actual = fused(norm, x, z, dy, "relu", **given)
+    assert_same_bits(actual.y, wide.y.astype(dtype), "y")
+    assert_same_bits(actual.gradients[0], wide.gradients[0].astype(dtype), "dx")
+    assert_same_bits(actual.dresidual, wide.dresidual.astype(dtype), "dresidual")
+    for one, other in zip(actual.gradients[1:], wide.gradients[1:], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-9)  # sums in float64, in another order
 
 
 def test_integers_take_a_residual_of_the_result():
@@ -184,6 +207,7 @@ def test_layouts_of_residual_and_results(layout):
     assert gaps_of(dresidual) == gaps
 
 
+@pytest.mark.slow
 @needs_jit
 @pytest.mark.parametrize("shape", [(5, 48, 64, 102), (5, 64, 102, 48)], ids=["rows", "columns"])
 def test_large_arrays_at_any_address(shape):
@@ -201,6 +225,7 @@ def test_large_arrays_at_any_address(shape):
         assert_same_bits(results[-1], expected.dresidual, "dresidual")
 
 
+@pytest.mark.slow
 @needs_jit
 def test_same_bits_for_any_number_of_threads():
     """Threads that share a word of sixteen bits do not disturb each other."""
@@ -238,23 +263,27 @@ def test_empty_arrays(shape):
 
 
 @every_norm
-def test_layers(norm):
+def test_layers(norm, residual):
     """A layer has the results of the functions, and the gradient of the residual beside its others."""
     x, z, dy = norm.arrays()
-    layer = norm.layer(activation="relu")
+    z = z if residual else None
+    layer, expected = norm.layer(activation="relu"), chain(norm, x, z, dy, "relu")
     assert layer.dresidual is None
-    for residual in (None, z):
-        expected = chain(norm, x, residual, dy, "relu")
-        y = layer(x, residual=residual)
-        dx = layer.backward(dy)
-        assert_same_bits(y + 0, expected.y + 0, "y")
-        assert_same_bits(dx, expected.gradients[0], "dx")
-        for name, gradient in zip(("gamma", "beta"), expected.gradients[1:], strict=False):
-            assert_same_bits(layer.grads[name], gradient, name)
-        if residual is None:
-            assert layer.dresidual is None
-        else:
-            assert_same_bits(layer.dresidual, expected.dresidual, "dresidual")
+    y = layer(x, residual=z)
+    dx = layer.backward(dy)
+    actual = Chain(y, (dx, *(layer.grads[name] for name in norm.parameters())), layer.dresidual)
+    assert_as_chain(actual, expected)
+    assert (layer.dresidual is not None) == residual
+
+
+def test_a_gradient_of_a_residual_is_not_kept_from_an_earlier_call():
+    norm = NORMS[0]
+    x, z, dy = norm.arrays()
+    layer = norm.layer(activation="relu")
+    for residual in (z, None):
+        layer(x, residual=residual)
+        layer.backward(dy)
+        assert (layer.dresidual is None) == (residual is None)
 
 
 def test_a_layer_in_evaluation_mode():

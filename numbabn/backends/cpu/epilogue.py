@@ -189,7 +189,7 @@ def take_input(x, i, like):
 
 
 def _take_gradient_input_part(dy, i, count, otherwise, like):
-    return _take_gradient_part(dy, i, count, otherwise)
+    return take_part(dy, i, count, otherwise)
 
 
 @_adapted(0, Gradient=_take_gradient_input_part)
