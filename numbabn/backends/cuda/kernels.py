@@ -1,8 +1,8 @@
 """The kernels, one launch each: a block works on a part of a group of channels, or on one of its tiles.
 
 ``geometry`` is a `plan.Geometry`, or a `plan.SampleGeometry` where samples have their own statistics, and the
-other tuples are those of `arguments`. ``like`` is a zero of the dtype of x. The workspace is not read where
-every group has one part.
+other tuples are those of `arguments`. ``like`` stands for the dtype of x, as `arguments.zero` says. The
+workspace is not read where every group has one part.
 """
 
 import functools

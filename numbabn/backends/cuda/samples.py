@@ -26,7 +26,7 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     if plan.runs_along(view):
         along.forward(x, view, affine, y, statistics)
     else:  # x is read twice: a tile of a channel is too little to take shared statistics of
-        write_moments(x, view, x.dtype.type(0), 1, statistics)
+        write_moments(x, view, arguments.zero(x.dtype), 1, statistics)
         normalize(x, view, statistics, affine, y)
     return statistics
 
@@ -81,6 +81,6 @@ def _shared_gradient(
     )
     kernels.shared_gradient.launch(
         x, geometry.groups * geometry.tiles,
-        Inputs(dy.address, x.address), geometry, x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, arguments.zero(x.dtype),
         arguments.statistics(statistics), scaling, totals.address, view.values, dx.address,
     )  # fmt: skip
