@@ -96,13 +96,13 @@ COUNT = """
     def counted(function, direction, lanes):
         def call(*arguments):
             with lock:
-                moved[direction] += lanes * arguments[-1].itemsize
+                moved[direction] += (lanes or int(arguments[-2])) * arguments[-1].itemsize
             return function(*arguments)
 
         return call
 
     for name, direction, lanes in (
-        ("copy_async", "read", 1), ("copy_async4", "read", 4), ("copy_async8", "read", 8),
+        ("copy_async", "read", 1), ("copy_vector", "read", None),
         ("array_store", "written", 1), ("array_store4", "written", 4),
     ):
         setattr(tiles, name, counted(getattr(tiles, name), direction, lanes))

@@ -51,7 +51,7 @@ def _rows(view: View, loaded: int, arrays: tuple[Device, ...], parameters: tuple
 
 def _computed(x: Device, parameter: Device | None) -> Device | None:
     """Return a parameter, or None, in the dtype that kernels compute in for x: itself, or a copy."""
-    dtype = _FLOAT32 if x.itemsize < _FLOAT32.itemsize else x.dtype
+    dtype = _FLOAT32 if x.itemsize == arguments.HALF_BYTES else x.dtype
     if parameter is None or parameter.dtype == dtype:
         return parameter
     converted = x.empty((parameter.size,), dtype)

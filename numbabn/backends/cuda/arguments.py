@@ -21,6 +21,8 @@ ZEROS: dict[str, Any] = {
     "float16": np.uint16(0), "bfloat16": np.int16(0), "float32": np.float32(0), "float64": np.float64(0),
 }  # fmt: skip
 
+HALF_BYTES = 2  # of an element of a half type
+
 Parameter = tuple[int, int]  # address and kind of one value per channel
 
 

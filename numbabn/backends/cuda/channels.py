@@ -128,8 +128,10 @@ def backward_with_sums(
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
-    if groups_are_resident(kernels.backward, x, geometry, given):
-        kernels.backward.launch(x, geometry.groups * geometry.parts, *given)
+    halves = type(geometry) is Geometry and x.itemsize == arguments.HALF_BYTES
+    kernel = kernels.backward_of_halves if halves else kernels.backward
+    if groups_are_resident(kernel, x, geometry, given):
+        kernel.launch(x, geometry.groups * geometry.parts, *given)
         return
     write_products(dy, x, view, statistics, affine.eps, gradients, sums)
     backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)

@@ -31,9 +31,9 @@ memory: Any = import_module(
 cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
-samples_of, most_lanes = memory.samples_of, memory.most_lanes
-copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
-copy_async8 = memory.copy_async8
+samples_of = memory.samples_of
+copy_async, copy_vector, copy_wait = memory.copy_async, memory.copy_vector, memory.copy_wait
+copy_lanes = memory.copy_lanes
 load, load4, store = memory.load, memory.load4, memory.store
 shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load4, memory.shared_store
 array_load, array_load4 = memory.array_load, memory.array_load4

@@ -205,39 +205,70 @@ def array_store4(typingctx, base, index, a, b, c, d, like):
     return types.void(types.int64, types.int64, number, number, number, number, like), codegen
 
 
-def _copier(lanes):
-    """Return the typing function of an intrinsic that begins to copy elements to shared memory.
+def _copy(builder, arguments, like, nbytes):
+    """Begin to copy bytes to shared memory: asynchronously, but for two bytes, which are too few for that.
 
-    The copy is asynchronous, but for two bytes, fewer than such a copy can have. Only copies of 16 bytes can
-    bypass the L1 cache (cg), which they do.
+    Only copies of 16 bytes can bypass the L1 cache (cg), which they do.
+    """
+    target = _address(builder, *arguments[:2], like, SHARED)
+    source = _address(builder, *arguments[2:4], like)
+    if nbytes < 4:
+        bits = builder.load(builder.inttoptr(source, _I16.as_pointer(GLOBAL)), align=2)
+        builder.store(bits, builder.inttoptr(target, _I16.as_pointer(SHARED)), align=2)
+        return
+    step = min(nbytes, 16)
+    mode = "cg" if step == 16 else "ca"
+    for offset in range(0, nbytes, step):
+        to = builder.add(target, ir.Constant(_I32, offset))
+        origin = builder.add(source, ir.Constant(_I64, offset))
+        text = f"cp.async.{mode}.shared.global [$0], [$1], {step};"
+        _assembly(builder, text, ir.VoidType(), "r,l,~{memory}", [to, origin])
+
+
+@intrinsic
+def copy_async(typingctx, shared, index, base, position, like):
+    """Begin to copy one element to shared memory."""
+
+    def codegen(context, builder, signature, arguments):
+        _copy(builder, arguments, like, like.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def copy_vector(typingctx, shared, index, base, position, lanes, like):
+    """Begin to copy to shared memory as many elements as `copy_lanes` has returned."""
+
+    def codegen(context, builder, signature, arguments):
+        if like in HALVES:
+            most = builder.icmp_signed("==", arguments[4], ir.Constant(_I64, 8))
+            with builder.if_else(most) as (then, otherwise):
+                with then:
+                    _copy(builder, arguments, like, 16)
+                with otherwise:
+                    _copy(builder, arguments, like, 8)
+        else:
+            _copy(builder, arguments, like, like.bitwidth // 8 * plan.VECTOR)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def copy_lanes(typingctx, vector, like):
+    """Return how many elements are copied at once where not each by itself: of half types 4 or 8.
+
+    It is a constant for the other types, for which the compiler then leaves out what they do not need.
     """
 
-    def typed(typingctx, shared, index, base, position, like):
-        nbytes = like.bitwidth // 8 * lanes
-        step = min(nbytes, 16)
-        mode = "cg" if step == 16 else "ca"
+    def codegen(context, builder, signature, arguments):
+        four = ir.Constant(_I64, plan.VECTOR)
+        if like not in HALVES:
+            return four
+        return builder.select(builder.icmp_signed(">", arguments[0], four), arguments[0], four)
 
-        def codegen(context, builder, signature, arguments):
-            target = _address(builder, *arguments[:2], like, SHARED)
-            source = _address(builder, *arguments[2:4], like)
-            if nbytes < 4:
-                bits = builder.load(builder.inttoptr(source, _I16.as_pointer(GLOBAL)), align=2)
-                builder.store(bits, builder.inttoptr(target, _I16.as_pointer(SHARED)), align=2)
-            for offset in range(0, nbytes if nbytes >= 4 else 0, step):
-                to = builder.add(target, ir.Constant(_I32, offset))
-                origin = builder.add(source, ir.Constant(_I64, offset))
-                text = f"cp.async.{mode}.shared.global [$0], [$1], {step};"
-                _assembly(builder, text, ir.VoidType(), "r,l,~{memory}", [to, origin])
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, types.int64, types.int64, like), codegen
-
-    return typed
-
-
-copy_async = intrinsic(_copier(1))
-copy_async4 = intrinsic(_copier(4))
-copy_async8 = intrinsic(_copier(8))
+    return types.int64(types.int64, like), codegen
 
 
 @intrinsic
@@ -296,17 +327,6 @@ def samples_of(typingctx, geometry):
         return result
 
     return types.UniTuple(types.int64, 3)(geometry), codegen
-
-
-@intrinsic
-def most_lanes(typingctx, like):
-    """Return how many elements of like's dtype are copied at once: a constant."""
-    lanes = plan.lanes(like.bitwidth // 8)
-
-    def codegen(context, builder, signature, arguments):
-        return ir.Constant(_I64, lanes)
-
-    return types.int64(like), codegen
 
 
 @intrinsic

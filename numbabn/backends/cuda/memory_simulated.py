@@ -189,31 +189,22 @@ def copy_async(shared, index, base, position, like):
     machine.copy(shared, index, base, position, _stored(like))
 
 
-def _copy_several(shared, index, base, position, like, lanes):
+def copy_vector(shared, index, base, position, lanes, like):
+    """Begin to copy as many elements to shared memory as `copy_lanes` has returned."""
     _aligned(shared, index, like, lanes)
     _aligned(base, position, like, lanes)
     for k in range(lanes):
         machine.copy(shared, index + k, base, position + k, _stored(like))
 
 
-def copy_async4(shared, index, base, position, like):
-    """Begin to copy four elements to shared memory."""
-    _copy_several(shared, index, base, position, like, 4)
-
-
-def copy_async8(shared, index, base, position, like):
-    """Begin to copy eight elements to shared memory."""
-    _copy_several(shared, index, base, position, like, 8)
+def copy_lanes(vector, like):
+    """Return how many elements are copied at once where not each by itself."""
+    return max(vector, plan.VECTOR) if type(like) in HALVES else plan.VECTOR
 
 
 def copy_wait():
     """Wait until the copies that this thread has begun are complete."""
     machine.copy_wait()
-
-
-def most_lanes(like):
-    """Return how many elements of like's dtype are copied at once."""
-    return plan.lanes(like.itemsize)
 
 
 def convert(value, like):

@@ -20,12 +20,11 @@ from numbabn.backends.cuda.gpu import (
     array_store,
     array_store4,
     copy_async,
-    copy_async4,
-    copy_async8,
+    copy_lanes,
+    copy_vector,
     copy_wait,
     cuda,
     device,
-    most_lanes,
     samples_of,
     shared_load,
     shared_load4,
@@ -99,14 +98,10 @@ def array_index(e, tile):
 def load_tile(x, tile, geometry, like, memory):
     """Begin to copy a tile of x to shared memory at offset ``memory``; `finish_loads` waits for it."""
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-    wide, lanes = np.int64(0), most_lanes(like)
-    if lanes > plan.VECTOR and geometry.vector == lanes:
-        wide = tile.size - tile.size % lanes
-        for e in range(t * lanes, wide, threads * lanes):
-            copy_async8(memory, e, x, array_index(e, tile), like)
+    lanes = copy_lanes(geometry.vector, like)
     whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
-    for e in range(wide + t * plan.VECTOR, whole, threads * plan.VECTOR):
-        copy_async4(memory, e, x, array_index(e, tile), like)
+    for e in range(t * lanes, whole, threads * lanes):
+        copy_vector(memory, e, x, array_index(e, tile), min(lanes, whole - e), like)
     for e in range(whole + t, tile.size, threads):
         copy_async(memory, e, x, array_index(e, tile), like)
 
