@@ -36,7 +36,7 @@ SPREAD = 4 if SIMULATED else 512  # blocks that a small array is cut into, for 1
 SAMPLE_SPREAD = 2 if SIMULATED else 64
 MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums one block merges
 LINE = 8 if SIMULATED else 32  # elements of a row of a group of several channels: 128 bytes of float32
-# Elements of a vector access: 16 bytes of float32, twice 16 of float64, and 8 of half types. Eight of these at
+# Elements of a vector access: 16 bytes of float32, twice 16 of float64, 8 of half types. Eight of these at
 # a time would be 16 bytes, but maps of 14x14 or 7x7 pixels are no multiples of 8, and threads that read eight
 # coefficients each would be 32 bytes apart, so that they meet in the banks of shared memory. Only copies to
 # shared memory are of eight, where shape and address allow it, see `lanes`. Not yet measured.
