@@ -175,7 +175,7 @@ def test_accesses_of_16_bytes(reports, opcode):
     # Tiles are read by asynchronous copies to shared memory, which take the place of LDG.E.128.
     tiles = [r for r in of_tiles(reports) if r["kernel"] != "kernels.weigh"]
     chosen = [r for r in tiles if opcode.startswith("LDGSTS") or r["kernel"].startswith(WRITERS)]
-    if opcode.startswith("STG"):
+    if not opcode.startswith("LDGSTS"):
         chosen = [r for r in chosen if r["dtype"] not in HALVES]
     assert chosen
     assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
