@@ -96,18 +96,18 @@ COUNT = """
     def counted(function, direction, lanes):
         def call(*arguments):
             with lock:
-                moved[direction] += lanes * arguments[-1].itemsize
+                moved[direction] += (lanes or int(arguments[-2])) * arguments[-1].itemsize
             return function(*arguments)
 
         return call
 
     for name, direction, lanes in (
-        ("copy_async", "read", 1), ("copy_async4", "read", 4),
-        ("store", "written", 1), ("store4", "written", 4),
+        ("copy_async", "read", 1), ("copy_vector", "read", None),
+        ("array_store", "written", 1), ("array_store4", "written", 4),
     ):
         setattr(tiles, name, counted(getattr(tiles, name), direction, lanes))
     found = []
-    for shape, dtype in (((5, 3, 5), np.float32), ((1, 1, 150), np.float64)):
+    for shape, dtype in (((5, 3, 5), np.float32), ((1, 1, 150), np.float64), ((1, 1, 300), np.float16)):
         x = cuda.to_device(np.random.default_rng(0).standard_normal(shape).astype(dtype))
         y, saved = nbn.batch_norm_forward(x)
         calls = {

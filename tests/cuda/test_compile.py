@@ -6,6 +6,7 @@ to compile, and the compiler is told of devices that are not there. The whole re
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ WIDEST = ("kernels.shared_gradient (samples)", "float64")  # with a gamma beside
 # Float64 sums of four places, each with what it has lost to rounding, are 32 registers, and what is read for
 # them 16. No tile is loaded ahead here: loads of a thread are many, and need no more than 2 blocks.
 SUMS = ("strips._products", "float64")
+HALVES = ("float16", "bfloat16")
 STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
 # The loops over elements of each kernel: what must be found in its machine code, or nothing has been checked.
 ELEMENT_LOOPS = {
@@ -46,6 +48,8 @@ WRITERS = (
     "kernels.normalize", "kernels.gradient", "kernels.shared_gradient", "kernels.forward", "kernels.backward",
     "along_kernels.forward", "along_kernels.backward",
 )  # fmt: skip
+
+WRITERS_OF_ELEMENTS = ("kernels.normalize", "kernels.gradient", "kernels.shared_gradient")
 
 
 def missing():
@@ -122,7 +126,10 @@ def test_every_kernel_is_compiled(everything, reports):
     assert len(everything["kernels"]) >= 6
     assert compiled == {(name, arch) for name in everything["kernels"] for arch in ("sm_80", "sm_90")}
     dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)} - {("kernels.weigh", "any")}
-    assert dtypes == {(kernel, dtype) for kernel, _ in dtypes for dtype in ("float32", "float64")}
+    names = {kernel for kernel, _ in dtypes}
+    of_halves = {kernel for kernel in names if kernel.endswith("_of_halves")}
+    of_any = set(itertools.product(names - of_halves, (*HALVES, "float32", "float64")))
+    assert dtypes == of_any | set(itertools.product(of_halves, HALVES))
 
 
 @pytest.mark.slow
@@ -168,22 +175,39 @@ def test_accesses_of_16_bytes(reports, opcode):
     # Tiles are read by asynchronous copies to shared memory, which take the place of LDG.E.128.
     tiles = [r for r in of_tiles(reports) if r["kernel"] != "kernels.weigh"]
     chosen = [r for r in tiles if opcode.startswith("LDGSTS") or r["kernel"].startswith(WRITERS)]
+    if not opcode.startswith("LDGSTS"):
+        chosen = [r for r in chosen if r["dtype"] not in HALVES]
     assert chosen
     assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
 
 
 @pytest.mark.slow
 @pytest.mark.compile
-def test_sums_over_samples_are_read_16_bytes_at_a_time(reports):
-    chosen = [r for r in reports if r["kernel"] == SUMS[0]]
-    assert chosen
-    assert not wrong(chosen, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
+@pytest.mark.parametrize("opcode", ["LDGSTS.E.64", "LDS.64", "STG.E.64"])
+def test_accesses_of_four_halves(reports, opcode):
+    """Half types are computed four at a time, and copied so where rows are no multiples of eight."""
+    chosen = [r for r in of_tiles(reports) if r["dtype"] in HALVES]
+    if not opcode.startswith("LDGSTS"):  # the others read and write float64, too, which are 8 bytes
+        chosen = [r for r in chosen if r["kernel"].startswith(WRITERS_OF_ELEMENTS)]
+    assert {r["dtype"] for r in chosen} == set(HALVES)
+    assert not wrong(chosen, lambda r: count(r, opcode), lambda n: n > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_sums_over_samples_are_read_four_at_a_time(reports):
+    halves = [r for r in reports if r["kernel"] == SUMS[0] and r["dtype"] in HALVES]
+    others = [r for r in reports if r["kernel"] == SUMS[0] and r not in halves]
+    assert halves
+    assert others
+    assert not wrong(halves, lambda r: count(r, "LDG.E.64"), lambda n: n > 0)
+    assert not wrong(others, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
 
 
 @pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
-    kinds = re.compile(r"_of_samples| \(samples\)$")
+    kinds = re.compile(r"_of_samples|_of_halves| \(samples\)$")
     found = {(kinds.sub("", r["kernel"]), *r["element_loops"]) for r in reports if r["element_loops"]}
     assert found == {(kernel, *loops) for kernel, loops in ELEMENT_LOOPS.items()}
     assert not wrong(reports, lambda r: r["slow_in_loops"], lambda leaks: not leaks)

@@ -138,10 +138,6 @@ def tensor(torch, **changes):
             "int64 | not floating point | x.to(torch.float32)",
         ),
         (lambda m: {"dtype": m.complex64, "values": np.ones((4, 3), "c8")}, "complex64 | x.real"),
-        (
-            lambda m: {"dtype": m.bfloat16, "values": np.ones((4, 3), np.uint16)},
-            "bfloat16 | float32 and float64 | x.to(torch.float32)",
-        ),
     ],
 )
 def test_refused_tensors(torch, changes, fragments):
@@ -155,7 +151,6 @@ def test_refused_tensors(torch, changes, fragments):
 @pytest.mark.parametrize(
     ("host", "error", "fragments"),
     [
-        (normal(4, 3, dtype=np.float16), TypeError, "float16 | float32 and float64"),
         (np.ones((4, 3), int), TypeError, "int64 | not floating point"),
         (np.ones((4, 3), ">f4"), TypeError, ">f4 | GPUs cannot read | float32"),
         (np.ones((4, 3), np.longdouble), TypeError, "GPUs cannot read | float32"),

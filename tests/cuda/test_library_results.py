@@ -10,8 +10,9 @@ import pytest
 import numbabn as nbn
 from numbabn import arrays
 from numbabn.arrays import door
-from tests.support import reference
-from tests.support.checks import assert_close, assert_same_bits
+from numbabn.backends.verbs import View
+from tests.support import halves, reference, views
+from tests.support.checks import assert_close, assert_same_bits, check_moments
 from tests.support.cuda.kinds import F32, VIEWS, normal
 
 if not numba.config.ENABLE_CUDASIM:
@@ -97,6 +98,72 @@ def test_empty(kind, shape):
     assert np.isnan(values(mean)).all()
     assert np.isnan(values(saved.var)).all()
     assert (values(m2) == 0).all()
+
+
+def half_tensor(torch, host, gap=1):
+    """Return a tensor with the values of an array of a half type, from the fourth place of its memory on."""
+    memory = np.zeros(3 + gap * host.size, f"u{host.itemsize}")
+    memory[3::gap] = host.view(memory.dtype).ravel()
+    kind = getattr(torch.module, host.dtype.name)
+    return torch.module.Tensor(memory[3::gap].reshape(host.shape), kind, torch.gpu(0))
+
+
+NORMS = {
+    "batch": (nbn.batch_norm_forward, nbn.batch_norm_backward, {}, View(1, 6, 4, 1, 5)),
+    "group": (
+        lambda x, *p: nbn.group_norm_forward(x, 2, *p),
+        nbn.group_norm_backward,
+        {},
+        View(6, 1, 2, 2, 5),
+    ),
+    "instance": (nbn.instance_norm_forward, nbn.instance_norm_backward, {}, View(6, 1, 4, 1, 5)),
+    "layer": (nbn.layer_norm_forward, nbn.layer_norm_backward, {"axis": (1, 2)}, View(6, 1, 1, 20, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", halves.DTYPES, ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_tensors(torch, norm, dtype):
+    """Views that begin anywhere in memory, also with gaps, give results of their type within one ulp."""
+    forward, backward, options, view = NORMS[norm]
+    places = view.groups * view.members
+    x, dy = (normal(6, 4, 5, seed=seed).astype(dtype) for seed in (0, 1))
+    gamma, beta = (normal(places, seed=seed) for seed in (2, 3))
+    shape = (4, 5) if norm == "layer" else (places,)
+    parameters = torch.array(gamma.reshape(shape)), torch.array(beta.reshape(shape))
+    exact = views.forward(x.astype(F32).ravel(), view, gamma, beta, 1e-5)
+    gradients, errors = views.backward(dy.astype(F32).ravel(), x.astype(F32).ravel(), view, gamma, 1e-5)
+    for gap in (1, 2):
+        y, saved = forward(half_tensor(torch, x, gap), *parameters, **options)
+        dx, dgamma, dbeta = backward(half_tensor(torch, dy, gap), saved)
+        assert y.dtype is dx.dtype is getattr(torch.module, dtype.name)
+        for name, result, value in (("y", y, exact), ("dx", dx, (gradients[0], errors[0]))):
+            found = np.ascontiguousarray(result.values).view(dtype).ravel()
+            halves.assert_one_ulp(found, *value, name)
+        for result, value, error in zip((dgamma, dbeta), gradients[1:], errors[1:], strict=True):
+            assert_close(values(result).ravel(), value, error + np.finfo(F32).eps * np.abs(value), "sums")
+
+
+@pytest.mark.parametrize("dtype", halves.DTYPES, ids=str)
+def test_half_tensors_with_known_statistics(torch, dtype):
+    """y, and dx with constant statistics, are within one ulp; moments are float64."""
+    x, dy = (normal(6, 4, 5, seed=seed).astype(dtype) for seed in (0, 1))
+    gamma, beta, mean, var = parameters(4)
+    on_gpu = [torch.array(p) for p in (mean, var, gamma, beta)]
+    wide, known = x.astype(F32), {"mean": mean, "var": var}
+    y = nbn.batch_norm_inference(half_tensor(torch, x), *on_gpu)
+    exact = reference.forward(wide, gamma, beta, **known)
+    halves.assert_one_ulp(
+        y.values.view(dtype), exact, reference.forward_error(wide, gamma, beta, **known), "y"
+    )
+    again, saved = nbn.batch_norm_forward(half_tensor(torch, x), *on_gpu[2:], mean=on_gpu[0], var=on_gpu[1])
+    assert_same_bits(again.values, y.values, "y of known statistics")
+    dx, _, _ = nbn.batch_norm_backward(half_tensor(torch, dy), saved)
+    exact, *_ = reference.backward(dy.astype(F32), wide, gamma, **known)
+    error, *_ = reference.backward_error(dy.astype(F32), wide, gamma, **known)
+    halves.assert_one_ulp(dx.values.view(dtype), exact, error, "dx")
+    count, mean, m2 = nbn.moments(half_tensor(torch, x))
+    check_moments((count, values(mean), values(m2)), wide, 1)
 
 
 def test_parameters_of_other_libraries_and_dtypes(cupy, torch):

@@ -15,6 +15,7 @@ from numbabn.backends.cuda import memory_simulated, plan, simulated
 from numbabn.backends.cuda.gpu import (
     Kernel,
     any_thread,
+    array_store4,
     atomic_add,
     copy_async,
     copy_wait,
@@ -24,7 +25,6 @@ from numbabn.backends.cuda.gpu import (
     shared_load,
     shared_store,
     store,
-    store4,
 )
 from tests.support.cuda import simulator
 from tests.support.cuda.weak_memory import SimulationError
@@ -242,7 +242,7 @@ def _at(x, index):
 
 @Kernel
 def _at_four(x, index):
-    store4(x, index, ZERO, ZERO, ZERO, ZERO)
+    array_store4(x, index, ZERO, ZERO, ZERO, ZERO, ZERO)
 
 
 def test_bounds():

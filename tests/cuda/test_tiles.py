@@ -54,7 +54,7 @@ def offsets(tile):
 
 
 @pytest.mark.usefixtures("_constants")
-@pytest.mark.parametrize(("itemsize", "arrays"), list(itertools.product([4, 8], [1, 2])))
+@pytest.mark.parametrize(("itemsize", "arrays"), list(itertools.product([2, 4, 8], [1, 2])))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_element_once(shape, itemsize, arrays):
     cut = plan.geometry(view_of(shape), itemsize, arrays)
@@ -78,9 +78,10 @@ def test_every_element_once(shape, itemsize, arrays):
                 assert (first + columns == found // inner % channels).all()
             seen[found] += 1
             if cut.vector:
-                assert tile.first % plan.VECTOR == 0
-                assert tile.width % plan.VECTOR == tile.stride % plan.VECTOR == 0 or cut.pieces > 1
+                assert tile.first % cut.vector == 0
+                assert tile.width % cut.vector == tile.stride % cut.vector == 0 or cut.pieces > 1
     assert (seen == 1).all()
+    assert cut.vector in ((0, 4, 8) if itemsize == 2 else (0, 4))
     assert (cut.parts - 1) * cut.part_tiles < cut.tiles <= cut.parts * cut.part_tiles
     assert cut.parts <= plan.MAX_PARTS
 

@@ -1,8 +1,9 @@
 """Kernels for rows with one statistic each, and parameters that vary along them: layer norm and RMS norm.
 
 A block keeps some rows in shared memory, or the pieces of one long row, one after the other, which it then
-reads twice. What a row gives depends on nothing but the row. ``rows`` is a `plan.Rows`, ``like`` a zero of
-the dtype of x, which gamma and beta have, too; the other tuples are those of `arguments`.
+reads twice. What a row gives depends on nothing but the row. ``rows`` is a `plan.Rows`, ``like`` stands for
+the dtype of x, as `arguments.zero` says; gamma and beta have the dtype that is computed in. The other tuples
+are those of `arguments`.
 """
 
 import numpy as np
@@ -12,17 +13,19 @@ from numbabn.backends.cuda.coefficients import gradient_coefficients, normalize_
 from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
     Kernel,
+    array_store,
+    array_store4,
     convert,
     cuda,
     device,
     load,
     load4,
     shared_load,
-    shared_load4,
     shared_store,
     sqrt,
     store,
-    store4,
+    tile_load,
+    tile_load4,
 )
 from numbabn.backends.cuda.kernels import limited
 from numbabn.backends.cuda.merging import merge
@@ -151,7 +154,7 @@ def write_normalized(tile, rows, first, start, like, affine_map, y):
         place = parameter_index(rows, first + row, start + e - row * tile.width)
         k, a = shared_load(CENTER, row, like), shared_load(CENTER + ROW, row, like)
         b = shared_load(CENTER + 2 * ROW, row, like)
-        x0, x1, x2, x3 = shared_load4(TILE, e, like)
+        x0, x1, x2, x3 = tile_load4(TILE, e, like)
         y0, y1, y2, y3 = (x0 - k) * a + b, (x1 - k) * a + b, (x2 - k) * a + b, (x3 - k) * a + b
         if gamma != 0:
             g0, g1, g2, g3 = load4(gamma, place, like)
@@ -159,16 +162,16 @@ def write_normalized(tile, rows, first, start, like, affine_map, y):
         if beta != 0:
             b0, b1, b2, b3 = load4(beta, place, like)
             y0, y1, y2, y3 = y0 + b0, y1 + b1, y2 + b2, y3 + b3
-        store4(y, tile.first + e, y0, y1, y2, y3)
+        array_store4(y, tile.first + e, y0, y1, y2, y3, like)
     for e in range(whole + t, tile.size, threads):
         row = quotient(e, tile.width)
         place = parameter_index(rows, first + row, start + e - row * tile.width)
-        d = shared_load(TILE, e, like) - shared_load(CENTER, row, like)
+        d = tile_load(TILE, e, like) - shared_load(CENTER, row, like)
         xhat = d * shared_load(CENTER + ROW, row, like) + shared_load(CENTER + 2 * ROW, row, like)
         value = xhat * parameter_or(gamma, place, one)
         if beta != 0:  # as above: adding 0 would turn -0 into 0
             value += load(beta, place, like)
-        store(y, tile.first + e, value)
+        array_store(y, tile.first + e, value, like)
 
 
 @device
@@ -182,18 +185,18 @@ def write_gradient(tile, rows, first, start, like, scaling, dx):
         place = parameter_index(rows, first + row, start + e - row * tile.width)
         k, a = shared_load(CENTER, row, like), shared_load(CENTER + ROW, row, like)
         b, w = shared_load(CENTER + 2 * ROW, row, like), shared_load(CENTER + 3 * ROW, row, like)
-        d0, d1, d2, d3 = shared_load4(HALF, e, like)
+        d0, d1, d2, d3 = tile_load4(HALF, e, like)
         if gamma != 0:
             g0, g1, g2, g3 = load4(gamma, place, like)
             d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
-        x0, x1, x2, x3 = shared_load4(TILE, e, like)
+        x0, x1, x2, x3 = tile_load4(TILE, e, like)
         d0, d1, d2, d3 = (x0 - k) * a + d0, (x1 - k) * a + d1, (x2 - k) * a + d2, (x3 - k) * a + d3
-        store4(dx, tile.first + e, d0 * w + b, d1 * w + b, d2 * w + b, d3 * w + b)
+        array_store4(dx, tile.first + e, d0 * w + b, d1 * w + b, d2 * w + b, d3 * w + b, like)
     for e in range(whole + t, tile.size, threads):
         row = quotient(e, tile.width)
         place = parameter_index(rows, first + row, start + e - row * tile.width)
-        d = shared_load(TILE, e, like) - shared_load(CENTER, row, like)
+        d = tile_load(TILE, e, like) - shared_load(CENTER, row, like)
         d = d * shared_load(CENTER + ROW, row, like)
-        d += shared_load(HALF, e, like) * parameter_or(gamma, place, one)
+        d += tile_load(HALF, e, like) * parameter_or(gamma, place, one)
         d = d * shared_load(CENTER + 3 * ROW, row, like)
-        store(dx, tile.first + e, d + shared_load(CENTER + 2 * ROW, row, like))
+        array_store(dx, tile.first + e, d + shared_load(CENTER + 2 * ROW, row, like), like)

@@ -9,11 +9,19 @@ of their dtypes, statistics, parameters, and at the end what is written.
 import functools
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from numbabn.backends.verbs import Affine, DeviceMemory, Pair
 
 # The dtype of an array, as kernels know it at run time; see `parameters.load_parameter`.
 NONE, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(5)
 KINDS = {"float16": FLOAT16, "bfloat16": BFLOAT16, "float32": FLOAT32, "float64": FLOAT64}
+# The dtype of x, as kernels know it when they are compiled: see `memory` for those of half types.
+ZEROS: dict[str, Any] = {
+    "float16": np.uint16(0), "bfloat16": np.int16(0), "float32": np.float32(0), "float64": np.float64(0),
+}  # fmt: skip
+
+HALF_BYTES = 2  # of an element of a half type
 
 Parameter = tuple[int, int]  # address and kind of one value per channel
 
@@ -60,7 +68,7 @@ class Scaling(NamedTuple):
 
 
 class AlongMap(NamedTuple):
-    """Like `Map` for gamma and beta in the dtype of x, or 0; ``centered``: the mean is subtracted."""
+    """Like `Map` for gamma and beta in the dtype computed in, or 0; ``centered``: the mean is subtracted."""
 
     gamma: int
     beta: int
@@ -104,6 +112,12 @@ def _kind(dtype: Any) -> int:
     return KINDS[dtype.name]
 
 
+@functools.cache
+def zero(dtype: Any) -> Any:
+    """Return the zero that stands for the dtype of x in kernels, which call it ``like``."""
+    return ZEROS[dtype.name]
+
+
 def statistics(pair: Pair) -> Statistics:
     """Return what kernels take for mean and variance; None is 0 and 1."""
     mean, var = pair
@@ -128,12 +142,12 @@ def scaling(affine: Affine) -> Scaling:
 
 
 def along_map(gamma: DeviceMemory | None, beta: DeviceMemory | None, affine: Affine) -> AlongMap:
-    """Return what kernels take for gamma and beta in the dtype of x, and for the rest of ``affine``."""
+    """Return what kernels take for gamma and beta in the dtype computed in, and the rest of ``affine``."""
     return AlongMap(_address(gamma), _address(beta), float(affine.eps), int(affine.centered))
 
 
 def along_scaling(gamma: DeviceMemory | None, affine: Affine) -> AlongScaling:
-    """Return what kernels take for gamma in the dtype of x, and for the rest of ``affine``."""
+    """Return what kernels take for gamma in the dtype computed in, and the rest of ``affine``."""
     return AlongScaling(_address(gamma), float(affine.eps), int(affine.centered))
 
 

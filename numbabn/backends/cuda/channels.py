@@ -38,14 +38,14 @@ def normalize(x: Device, view: View, statistics: Pair, affine: Affine, y: Device
     geometry = geometry_of(view, 1, x, y)
     kernels.normalize.launch(
         x, geometry.groups * geometry.tiles,
-        x.address, geometry, x.dtype.type(0),
+        x.address, geometry, arguments.zero(x.dtype),
         arguments.statistics(statistics), arguments.affine_map(affine), y.address,
     )  # fmt: skip
 
 
 def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     """Write y, normalised with the statistics of x itself; return the pair (mean, biased variance)."""
-    groups, like = view.batch * view.groups, x.dtype.type(0)
+    groups, like = view.batch * view.groups, arguments.zero(x.dtype)
     statistics = float64(x, groups), float64(x, groups)
     geometry = geometry_of(view, 1, x, y)
     given = (
@@ -87,7 +87,7 @@ def backward_apply(
     geometry = geometry_of(view, 2, x, dy, dx)
     kernels.gradient.launch(
         x, geometry.groups * geometry.tiles,
-        Inputs(dy.address, x.address), geometry, x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, arguments.zero(x.dtype),
         arguments.statistics(statistics), arguments.scaling(affine), sums.address, int(count), dx.address,
     )  # fmt: skip
 
@@ -124,12 +124,14 @@ def backward_with_sums(
     """`backward` where every channel has statistics of its own; with ``sums`` as `write_products`."""
     geometry = geometry_of(view, 2, x, dy, dx)
     given = (
-        Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, workspace(x, geometry), arguments.zero(x.dtype),
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
-    if groups_are_resident(kernels.backward, x, geometry, given):
-        kernels.backward.launch(x, geometry.groups * geometry.parts, *given)
+    halves = type(geometry) is Geometry and x.itemsize == arguments.HALF_BYTES
+    kernel = kernels.backward_of_halves if halves else kernels.backward
+    if groups_are_resident(kernel, x, geometry, given):
+        kernel.launch(x, geometry.groups * geometry.parts, *given)
         return
     write_products(dy, x, view, statistics, affine.eps, gradients, sums)
     backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
@@ -140,7 +142,8 @@ def write_moments(x: Device, view: View, wide: np.floating, divide: int, pair: P
     geometry = geometry_of(plan.merged(view), 1, x, shared=view.members > 1)
     kernels.moments.launch(
         x, geometry.groups * geometry.parts,
-        x.address, geometry, workspace(x, geometry), x.dtype.type(0), wide, divide, arguments.moments(pair),
+        x.address, geometry, workspace(x, geometry), arguments.zero(x.dtype), wide, divide,
+        arguments.moments(pair),
     )  # fmt: skip
 
 
@@ -155,7 +158,7 @@ def write_products(
     kernel = kernels.products if type(geometry) is Geometry else kernels.products_of_samples
     kernel.launch(
         x, geometry.groups * geometry.parts,
-        Inputs(dy.address, x.address), geometry, workspace(x, geometry), x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, workspace(x, geometry), arguments.zero(x.dtype),
         arguments.statistics(statistics), float(eps), arguments.results(sums, gradients),
     )  # fmt: skip
 
@@ -163,8 +166,8 @@ def write_products(
 def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) -> Cut:
     """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time."""
     geometry = plan.geometry(view, arrays[0].itemsize, loaded, shared)
-    aligned = all(array.address % plan.ALIGNMENT == 0 for array in arrays)
-    return geometry if aligned else geometry._replace(vector=0)
+    vector = plan.aligned(geometry.vector, arrays[0].itemsize, *[array.address for array in arrays])
+    return geometry if vector == geometry.vector else geometry._replace(vector=vector)
 
 
 def groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[Any, ...]) -> bool:

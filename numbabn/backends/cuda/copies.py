@@ -3,15 +3,14 @@
 import numpy as np
 
 from numbabn.backends.cuda import plan
-from numbabn.backends.cuda.arguments import parameter
+from numbabn.backends.cuda.arguments import parameter, zero
 from numbabn.backends.cuda.division import quotient
-from numbabn.backends.cuda.gpu import Kernel, device, load, store, thread_number
+from numbabn.backends.cuda.gpu import Kernel, array_load, array_store, device, thread_number
 from numbabn.backends.cuda.parameters import load_parameter, store_parameter
 from numbabn.backends.strides import memory_order
 from numbabn.backends.verbs import DeviceMemory
 
 SMALL = 2**32  # the indices of arrays of fewer elements are divided in 32 bits
-_LIKE = {np.dtype(np.float32): np.float32(0), np.dtype(np.float64): np.float64(0)}
 
 
 def copy(target: DeviceMemory, source: DeviceMemory) -> None:
@@ -19,8 +18,8 @@ def copy(target: DeviceMemory, source: DeviceMemory) -> None:
     shape, steps, source_steps = _axes(target, source)
     size = target.size
     blocks, cut = plan.blocks(size), (size, int(size < SMALL), shape, source_steps, steps)
-    if target.dtype == source.dtype and target.dtype in _LIKE:
-        _copy.launch(target, blocks, source.address, *cut, _LIKE[target.dtype], target.address)
+    if target.dtype == source.dtype:
+        _copy.launch(target, blocks, source.address, *cut, zero(target.dtype), target.address)
     else:
         _convert.launch(target, blocks, parameter(source), *cut, parameter(target))
 
@@ -68,8 +67,8 @@ def offset(i, shape, steps, small):
 def _copy(source, size, small, shape, source_steps, steps, like, target):
     i = thread_number()
     if i < size:
-        value = load(source, offset(i, shape, source_steps, small), like)
-        store(target, offset(i, shape, steps, small), value)
+        value = array_load(source, offset(i, shape, source_steps, small), like)
+        array_store(target, offset(i, shape, steps, small), value, like)
 
 
 @Kernel

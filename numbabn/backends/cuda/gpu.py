@@ -32,11 +32,13 @@ cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
 samples_of = memory.samples_of
-copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
-load, load4, store, store4 = memory.load, memory.load4, memory.store, memory.store4
+copy_async, copy_vector, copy_wait = memory.copy_async, memory.copy_vector, memory.copy_wait
+copy_lanes = memory.copy_lanes
+load, load4, store = memory.load, memory.load4, memory.store
 shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load4, memory.shared_store
-load_float16, store_float16 = memory.load_float16, memory.store_float16
-load_bfloat16, store_bfloat16 = memory.load_bfloat16, memory.store_bfloat16
+array_load, array_load4 = memory.array_load, memory.array_load4
+array_store, array_store4 = memory.array_store, memory.array_store4
+tile_load, tile_load4 = memory.tile_load, memory.tile_load4
 # math.sqrt raises an error for negative numbers in Python, and numba-cuda does not know np.sqrt.
 sqrt = np.sqrt if SIMULATED else math.sqrt
 
@@ -136,6 +138,8 @@ _TYPES = (
         float: cuda.types.float64,
         np.float32: cuda.types.float32,
         np.float64: cuda.types.float64,
+        np.uint16: cuda.types.uint16,
+        np.int16: cuda.types.int16,
     }
 )
 

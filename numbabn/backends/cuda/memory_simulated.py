@@ -13,6 +13,8 @@ import numpy as np
 
 from numbabn.backends.cuda import plan
 
+HALVES = np.uint16, np.int16  # what stands for float16 and bfloat16 in the place of ``like``, see `memory`
+
 
 class Machine:
     """Memory without any checks, and one shared memory, since one block runs at a time.
@@ -69,21 +71,62 @@ class Machine:
 machine: Any = Machine()
 
 
-def _aligned(base, index, like):
-    if (base + index * like.itemsize) % plan.ALIGNMENT:
+def _aligned(base, index, like, lanes):
+    if (base + index * like.itemsize) % min(lanes * like.itemsize, plan.ALIGNMENT):
         raise ValueError(f"misaligned address: element {index} of {int(base):#x}")
 
 
+def _number(like):
+    """Return the type that kernels compute in for elements of like's dtype."""
+    return np.float32 if type(like) in HALVES else type(like)
+
+
+def _widened(value, like):
+    """Return an element of an array or a tile as a number; of a half type it is given by its bits."""
+    if type(like) not in HALVES:
+        return value
+    if type(like) is np.int16:
+        return np.uint32(int(value) << 16).view(np.float32)
+    return np.float32(value.view(np.float16))
+
+
+def _narrowed(value, like):
+    """Return a number as an element, rounded to nearest even."""
+    if type(like) not in HALVES:
+        return value
+    if type(like) is np.int16:
+        word = int(value.view(np.uint32))
+        return np.uint16(0x7FFF if np.isnan(value) else (word + 0x7FFF + (word >> 16 & 1)) >> 16)
+    with np.errstate(all="ignore"):
+        return value.astype(np.float16).view(np.uint16)
+
+
+def _stored(like):
+    """Return the type of an array's elements as they are stored: the bits of half types."""
+    return np.uint16 if type(like) in HALVES else type(like)
+
+
 def load(base, index, like):
-    """Return element ``index`` of the memory at ``base``."""
-    return machine.load(base, index, type(like))
+    """Return number ``index`` of the memory at ``base``."""
+    return machine.load(base, index, _number(like))
 
 
 def load4(base, index, like):
-    """Return four elements from ``index`` on; their address must be 16-byte aligned, as on a GPU."""
-    _aligned(base, index, like)
-    kind = type(like)
+    """Return four numbers from ``index`` on; their address must be 16-byte aligned, as on a GPU."""
+    kind = _number(like)
+    _aligned(base, index, kind(), 4)
     return tuple([machine.load(base, index + k, kind) for k in range(4)])
+
+
+def array_load(base, index, like):
+    """Return element ``index`` of the array at ``base``, as a number."""
+    return _widened(machine.load(base, index, _stored(like)), like)
+
+
+def array_load4(base, index, like):
+    """Return four elements from ``index`` on, as numbers; their address must be aligned."""
+    _aligned(base, index, like, 4)
+    return tuple([array_load(base, index + k, like) for k in range(4)])
 
 
 def store(base, index, value):
@@ -91,11 +134,16 @@ def store(base, index, value):
     machine.store(base, index, value)
 
 
-def store4(base, index, a, b, c, d):
-    """Write four elements from ``index`` on; their address must be 16-byte aligned."""
-    _aligned(base, index, a)
+def array_store(base, index, value, like):
+    """Write a number as one element of like's dtype."""
+    machine.store(base, index, _narrowed(value, like))
+
+
+def array_store4(base, index, a, b, c, d, like):
+    """Write four numbers as elements from ``index`` on; their address must be aligned."""
+    _aligned(base, index, like, 4)
     for k, value in enumerate((a, b, c, d)):
-        machine.store(base, index + k, value)
+        array_store(base, index + k, value, like)
 
 
 def peek(base, index, like):
@@ -109,15 +157,26 @@ def atomic_add(base, index, value):
 
 
 def shared_load(offset, index, like):
-    """Return element ``index`` of the shared memory at ``offset``."""
-    return machine.shared_load(offset, index, type(like))
+    """Return number ``index`` of the shared memory at ``offset``."""
+    return machine.shared_load(offset, index, _number(like))
 
 
 def shared_load4(offset, index, like):
-    """Return four elements from ``index`` on; their offset must be 16-byte aligned."""
-    _aligned(offset, index, like)
-    kind = type(like)
+    """Return four numbers from ``index`` on; their offset must be 16-byte aligned."""
+    kind = _number(like)
+    _aligned(offset, index, kind(), 4)
     return tuple([machine.shared_load(offset, index + k, kind) for k in range(4)])
+
+
+def tile_load(offset, index, like):
+    """Return element ``index`` of the tile at ``offset``, as a number."""
+    return _widened(machine.shared_load(offset, index, _stored(like)), like)
+
+
+def tile_load4(offset, index, like):
+    """Return four elements from ``index`` on, as numbers; their offset must be aligned."""
+    _aligned(offset, index, like, 4)
+    return tuple([tile_load(offset, index + k, like) for k in range(4)])
 
 
 def shared_store(offset, index, value):
@@ -127,15 +186,20 @@ def shared_store(offset, index, value):
 
 def copy_async(shared, index, base, position, like):
     """Begin to copy one element to shared memory."""
-    machine.copy(shared, index, base, position, type(like))
+    machine.copy(shared, index, base, position, _stored(like))
 
 
-def copy_async4(shared, index, base, position, like):
-    """Begin to copy four elements to shared memory."""
-    _aligned(shared, index, like)
-    _aligned(base, position, like)
-    for k in range(4):
-        machine.copy(shared, index + k, base, position + k, type(like))
+def copy_vector(shared, index, base, position, lanes, like):
+    """Begin to copy as many elements to shared memory as `copy_lanes` has returned."""
+    _aligned(shared, index, like, lanes)
+    _aligned(base, position, like, lanes)
+    for k in range(lanes):
+        machine.copy(shared, index + k, base, position + k, _stored(like))
+
+
+def copy_lanes(vector, like):
+    """Return how many elements are copied at once where not each by itself."""
+    return max(vector, plan.VECTOR) if type(like) in HALVES else plan.VECTOR
 
 
 def copy_wait():
@@ -144,9 +208,9 @@ def copy_wait():
 
 
 def convert(value, like):
-    """Return a number in like's dtype."""
+    """Return a number in like's dtype, or in float32 where that is float16 or bfloat16."""
     with np.errstate(all="ignore"):
-        return type(like)(value)
+        return _number(like)(value)
 
 
 def samples_of(geometry):
@@ -154,26 +218,3 @@ def samples_of(geometry):
     return tuple(
         [getattr(geometry, *named) for named in (("batch", 1), ("sample_groups", 0), ("members", 1))]
     )
-
-
-def load_float16(base, index):
-    """Read a float16 as float32."""
-    return np.float32(machine.load(base, index, np.uint16).view(np.float16))
-
-
-def load_bfloat16(base, index):
-    """Read a bfloat16 as float32."""
-    return np.uint32(int(machine.load(base, index, np.uint16)) << 16).view(np.float32)
-
-
-def store_float16(base, index, value):
-    """Write a float32 as float16."""
-    with np.errstate(over="ignore"):
-        machine.store(base, index, value.astype(np.float16).view(np.uint16))
-
-
-def store_bfloat16(base, index, value):
-    """Write a float32 as bfloat16, rounded to nearest even."""
-    word = int(value.view(np.uint32))
-    bits = 0x7FFF if np.isnan(value) else (word + 0x7FFF + (word >> 16 & 1)) >> 16
-    machine.store(base, index, np.uint16(bits))

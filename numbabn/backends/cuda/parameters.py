@@ -9,16 +9,14 @@ import numpy as np
 from numbabn.backends.cuda.arguments import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
+    array_load,
+    array_store,
     cuda,
     device,
     load,
-    load_bfloat16,
-    load_float16,
     peek,
     samples_of,
     store,
-    store_bfloat16,
-    store_float16,
 )
 from numbabn.backends.cuda.tiles import channels_of
 
@@ -32,9 +30,9 @@ def load_parameter(address, kind, index, default):
     elif kind == FLOAT64:
         value = load(address, index, np.float64(0))
     elif kind == FLOAT16:
-        value = np.float64(load_float16(address, index))
+        value = np.float64(array_load(address, index, np.uint16(0)))
     elif kind == BFLOAT16:
-        value = np.float64(load_bfloat16(address, index))
+        value = np.float64(array_load(address, index, np.int16(0)))
     return value
 
 
@@ -46,9 +44,9 @@ def store_parameter(address, kind, index, value):
     elif kind == FLOAT64:
         store(address, index, np.float64(value))
     elif kind == FLOAT16:
-        store_float16(address, index, np.float32(value))
+        array_store(address, index, np.float32(value), np.uint16(0))
     elif kind == BFLOAT16:
-        store_bfloat16(address, index, np.float32(value))
+        array_store(address, index, np.float32(value), np.int16(0))
 
 
 @device

@@ -36,7 +36,11 @@ SPREAD = 4 if SIMULATED else 512  # blocks that a small array is cut into, for 1
 SAMPLE_SPREAD = 2 if SIMULATED else 64
 MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums one block merges
 LINE = 8 if SIMULATED else 32  # elements of a row of a group of several channels: 128 bytes of float32
-VECTOR = 4  # elements of a vector access
+# Elements of a vector access: 16 bytes of float32, twice 16 of float64, 8 of half types. Eight of these at
+# a time would be 16 bytes, but maps of 14x14 or 7x7 pixels are no multiples of 8, and threads that read eight
+# coefficients each would be 32 bytes apart, so that they meet in the banks of shared memory. Only copies to
+# shared memory are of eight, where shape and address allow it, see `lanes`. Not yet measured.
+VECTOR = 4
 TEAM = (
     8  # threads of a row at least, unless it is short: of 32, no more than 4 meet in a bank of shared memory
 )
@@ -63,7 +67,7 @@ class Geometry(NamedTuple):
     rows: int  # of a tile
     pieces: int  # into which one long row is cut, or 1
     length: int  # of such a piece
-    vector: int  # 1 if 16-byte accesses are aligned in arrays that begin at aligned addresses, else 0
+    vector: int  # elements of the copies that are aligned in arrays that begin at aligned addresses, or 0
     tiles: int  # of a group
     part_tiles: int  # tiles of one part, which is what one block sums
     groups: int
@@ -108,7 +112,7 @@ class Rows(NamedTuple):
     height: int  # rows of a tile
     piece: int  # elements of a row that a tile has: all, or those of a piece
     pieces: int
-    vector: int  # 1 if 16-byte accesses are aligned in arrays that begin at aligned addresses, else 0
+    vector: int  # elements of the copies that are aligned in arrays that begin at aligned addresses, or 0
 
 
 class Strips(NamedTuple):
@@ -133,7 +137,8 @@ def geometry(view: View, itemsize: int, arrays: int, shared: bool = False) -> Ge
     """
     outer, channels, inner = view.outer, view.groups * view.members, view.inner
     # Where statistics are shared, half a row of coefficients is for a fifth one, see `tiles`.
-    span, pixels = _group(outer, channels, inner, THREADS if view.members == 1 else THREADS // 2)
+    most, line = THREADS if view.members == 1 else THREADS // 2, LINE * lanes(itemsize) // VECTOR
+    span, pixels = _group(outer, channels, inner, most, line)
     width = span * pixels * inner
     spread = SAMPLE_SPREAD if shared or view.members > 1 else SPREAD
     nbytes = outer * channels * inner * itemsize // spread
@@ -141,11 +146,11 @@ def geometry(view: View, itemsize: int, arrays: int, shared: bool = False) -> Ge
     lines = -(-outer // pixels)
     pieces, length, rows = 1, inner, max(1, min(lines, room // width))
     if span == 1 and inner > room:
-        length = min(_whole_vectors(-(-inner // -(-inner // room))), room)
+        length = min(_whole_vectors(-(-inner // -(-inner // room)), itemsize), room)
         pieces, rows = -(-inner // length), 1
     rows = -(-lines // -(-lines // rows))  # so that all tiles of a group have as many rows, or nearly
     tiles = -(-lines // rows) * pieces
-    # Lengths and distances of what a block reads: 16-byte accesses are aligned if all are whole vectors.
+    # Lengths and distances of what a block reads: vector accesses are aligned if all are whole vectors.
     counts = [width] if span > 1 else [length] if rows > 1 or pieces > 1 else []
     if lines > 1:
         counts.append(pixels * channels * inner)
@@ -153,11 +158,10 @@ def geometry(view: View, itemsize: int, arrays: int, shared: bool = False) -> Ge
         counts += [span * inner, channels % span * inner]
     if view.batch > 1:
         counts.append(outer * channels * inner)
-    vector = all(n % VECTOR == 0 for n in counts)
     part_tiles = -(-tiles // MAX_PARTS)
     groups = -(-channels // span)
     cut = Geometry(
-        outer, channels, inner, span, pixels, rows, pieces, length, int(vector),
+        outer, channels, inner, span, pixels, rows, pieces, length, _vector(counts, itemsize),
         tiles, part_tiles, groups * view.batch, parts=-(-tiles // part_tiles),
     )  # fmt: skip
     return cut if view.batch == view.members == 1 else SampleGeometry(*cut, view.batch, groups, view.members)
@@ -183,11 +187,11 @@ def rows(view: View, itemsize: int, arrays: int) -> Rows:
     while team < THREADS and THREADS // team * length > room:
         team *= 2
     pieces = -(-length // room)
-    piece = length if pieces == 1 else _whole_vectors(-(-length // pieces))
+    piece = length if pieces == 1 else _whole_vectors(-(-length // pieces), itemsize)
     height = 1 if pieces > 1 else max(1, min(THREADS // team, count // SPREAD))
     return Rows(
         count, view.groups, view.members, view.inner, length,
-        team, height, piece, -(-length // piece), int(length % VECTOR == 0),
+        team, height, piece, -(-length // piece), _vector([length], itemsize),
     )  # fmt: skip
 
 
@@ -219,25 +223,51 @@ def blocks(threads: int) -> int:
     return -(-threads // THREADS)
 
 
-def _group(outer: int, channels: int, inner: int, most: int) -> tuple[int, int]:
+def _group(outer: int, channels: int, inner: int, most: int, line: int) -> tuple[int, int]:
     """Return (channels of a group, pixels side by side) for rows of whole vectors that are not too short.
 
-    A row of several channels has ``most`` columns at most.
+    A row of several channels has ``most`` columns at most, and ``line`` at least if there are so many.
     """
-    if channels == 1 or inner > most // VECTOR or (inner >= LINE and inner % VECTOR == 0):
+    if channels == 1 or inner > most // VECTOR or (inner >= line and inner % VECTOR == 0):
         return 1, 1
-    span = max(1, LINE // inner)
+    span = max(1, line // inner)
     span += -span % (VECTOR // math.gcd(inner, VECTOR))
     if span < channels:
         return span, 1
     pixels = VECTOR // math.gcd(channels * inner, VECTOR)
     if pixels * channels * inner > most:
         pixels = 1
-    while pixels * channels * inner < LINE and outer >= 64 * pixels:
+    while pixels * channels * inner < line and outer >= 64 * pixels:
         pixels *= 2
     return channels, min(pixels, outer)
 
 
-def _whole_vectors(n: int) -> int:
-    """Return the smallest number of elements from n on that is whole vectors."""
-    return n + -n % VECTOR
+def lanes(itemsize: int) -> int:
+    """Return how many elements a copy to shared memory has at most: `VECTOR`, but 8 of half types."""
+    return max(VECTOR, ALIGNMENT // itemsize)
+
+
+def aligned(vector: int, itemsize: int, *addresses: int) -> int:
+    """Return how many of the ``vector`` elements of a copy it can have in arrays that begin at the addresses.
+
+    That may be `VECTOR` elements of half types, which are 8 bytes, or none.
+    """
+    while vector and any(address % min(vector * itemsize, ALIGNMENT) for address in addresses):
+        vector = vector // 2 if vector > VECTOR else 0
+    return vector
+
+
+def _vector(counts: list[int], itemsize: int) -> int:
+    """Return the largest number of elements of a copy of which all counts are multiples, or 0.
+
+    It is 8 or 4 for half types: maps of 14x14 or 7x7 pixels and many other shapes are multiples of 4 only.
+    """
+    vector = lanes(itemsize)
+    while vector and any(n % vector for n in counts):
+        vector = vector // 2 if vector > VECTOR else 0
+    return vector
+
+
+def _whole_vectors(n: int, itemsize: int) -> int:
+    """Return the smallest number of elements from n on that is whole copies."""
+    return n + -n % lanes(itemsize)

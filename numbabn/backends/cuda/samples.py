@@ -26,7 +26,7 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     if plan.runs_along(view):
         along.forward(x, view, affine, y, statistics)
     else:  # x is read twice: a tile of a channel is too little to take shared statistics of
-        write_moments(x, view, x.dtype.type(0), 1, statistics)
+        write_moments(x, view, arguments.zero(x.dtype), 1, statistics)
         normalize(x, view, statistics, affine, y)
     return statistics
 
@@ -55,9 +55,9 @@ def backward(
     """Write dx and the gradients of the training forward."""
     wanted = any(gradient is not None for gradient in gradients)
     if plan.runs_along(view):
-        along.backward(dy, x, view, statistics, affine, dx)
-        if wanted:
+        if wanted:  # first, since dx may be written over dy
             strips.add_products(dy, x, view, statistics, affine.eps, gradients)
+        along.backward(dy, x, view, statistics, affine, dx)
         return
     sums = float64(x, 2, view.batch * view.groups * view.members)
     written = gradients if view.batch == 1 else (None, None)
@@ -81,6 +81,6 @@ def _shared_gradient(
     )
     kernels.shared_gradient.launch(
         x, geometry.groups * geometry.tiles,
-        Inputs(dy.address, x.address), geometry, x.dtype.type(0),
+        Inputs(dy.address, x.address), geometry, arguments.zero(x.dtype),
         arguments.statistics(statistics), scaling, totals.address, view.values, dx.address,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Sums over samples, which are the gradients of gamma and beta; in an order that depends on shapes alone.
 
-`add_products` reads x and dy once more, after the kernel that writes dx. That one could add up the rows that
-it has, in registers, where they are no longer than 1024 elements: not before it is measured.
+`add_products` reads x and dy once more, before the kernel that writes dx, perhaps over dy. That one could add
+up the rows that it has, in registers, where they are no longer than 1024 elements: not before it is measured.
 
 In the kernels ``strips`` is a `plan.Strips`, the other tuples are those of `arguments`.
 """
@@ -16,11 +16,12 @@ from numbabn.backends.cuda.coefficients import normalize_coefficients
 from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
     Kernel,
+    array_load,
+    array_load4,
     convert,
     cuda,
     device,
     load,
-    load4,
     shared_load,
     shared_store,
     sqrt,
@@ -40,11 +41,11 @@ def add_products(dy: Device, x: Device, view: View, statistics: Pair, eps: float
 
     For views with outer = 1, whose samples are read as they lie side by side.
     """
-    cut = plan.strips(view, all(array.address % plan.ALIGNMENT == 0 for array in (x, dy)))
+    cut = plan.strips(view, plan.aligned(plan.VECTOR, x.itemsize, x.address, dy.address) > 0)
     chunks = x.empty((2, cut.chunks, cut.groups * cut.length), _FLOAT64)
     _products.launch(
         x, cut.chunks * cut.groups * cut.strips,
-        Inputs(dy.address, x.address), cut, x.dtype.type(0),
+        Inputs(dy.address, x.address), cut, arguments.zero(x.dtype),
         arguments.statistics(statistics), float(eps), chunks.address,
     )  # fmt: skip
     return _added(chunks, cut.chunks, view.inner, view, gradients)
@@ -106,7 +107,7 @@ def _products(inputs, strips, like, statistics, eps, sums):
                     q2, m2 = add_value(q2, m2, d2 * ((x2 - k) * a + b))
                     q3, m3 = add_value(q3, m3, d3 * ((x3 - k) * a + b))
                 else:
-                    d0, x0 = load(inputs.dy, i, like), load(inputs.x, i, like)
+                    d0, x0 = array_load(inputs.dy, i, like), array_load(inputs.x, i, like)
                 s0, l0 = add_value(s0, l0, d0)
                 q0, m0 = add_value(q0, m0, d0 * ((x0 - k) * a + b))
     places = strips.groups * strips.length
@@ -123,9 +124,9 @@ def _products(inputs, strips, like, statistics, eps, sums):
 def load_four(address, i, vector, like):
     """Return four adjacent elements, read at once if ``vector``, else one by one."""
     if vector:
-        return load4(address, i, like)
-    a, b = load(address, i, like), load(address, i + 1, like)
-    return a, b, load(address, i + 2, like), load(address, i + 3, like)
+        return array_load4(address, i, like)
+    a, b = array_load(address, i, like), array_load(address, i + 1, like)
+    return a, b, array_load(address, i + 2, like), array_load(address, i + 3, like)
 
 
 @device

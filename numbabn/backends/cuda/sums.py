@@ -8,7 +8,7 @@ c < across adds those of the columns of channel c; the results of the other thre
 import numpy as np
 
 from numbabn.backends.cuda.division import quotient, remainder
-from numbabn.backends.cuda.gpu import any_thread, convert, cuda, device, shared_load, shared_store
+from numbabn.backends.cuda.gpu import any_thread, convert, cuda, device, shared_load, shared_store, tile_load
 from numbabn.backends.cuda.tiles import CENTER, ROW, SCRATCH, fill_columns
 
 # A float32 sum of squares below TINY has lost digits, and one above HUGE may have overflowed: it is taken
@@ -65,7 +65,7 @@ def estimate(x, tile, geometry, like, wide):
     columns, step = thread_step(tile, geometry)
     known = min(step, tile.size)
     if t < known:
-        shared_store(SCRATCH, t, convert(shared_load(x, t, like), wide))
+        shared_store(SCRATCH, t, convert(tile_load(x, t, like), wide))
     height = quotient(step, columns)
     while height > 1:
         half = (height + 1) // 2
@@ -107,7 +107,7 @@ def deviations(x, tile, geometry, factor, like, wide):
     if t < step:
         center = shared_load(CENTER, remainder(t, columns), wide)
         for e in range(t, tile.size, step):
-            d = (convert(shared_load(x, e, like), wide) - center) * factor
+            d = (convert(tile_load(x, e, like), wide) - center) * factor
             s += d
             q, low = add_value(q, low, d * d)
     shared_store(SCRATCH, t, s)
@@ -168,9 +168,9 @@ def tile_products(dy, x, tile, geometry, like):
     if t < step:
         center = shared_load(CENTER, remainder(t, columns), like)
         for e in range(t, tile.size, step):
-            d = shared_load(dy, e, like)
+            d = tile_load(dy, e, like)
             s, low_s = add_value(s, low_s, d)
-            q, low_q = add_value(q, low_q, d * (shared_load(x, e, like) - center))
+            q, low_q = add_value(q, low_q, d * (tile_load(x, e, like) - center))
     shared_store(SCRATCH, t, s)
     shared_store(SCRATCH + ROW, t, q)
     tree(columns, step, like)

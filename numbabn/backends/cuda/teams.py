@@ -9,7 +9,16 @@ that is longer than a tile is read in pieces, by a block that has this row alone
 import numpy as np
 
 from numbabn.backends.cuda.division import quotient, remainder
-from numbabn.backends.cuda.gpu import any_thread, convert, cuda, device, load, shared_load, shared_store
+from numbabn.backends.cuda.gpu import (
+    any_thread,
+    convert,
+    cuda,
+    device,
+    load,
+    shared_load,
+    shared_store,
+    tile_load,
+)
 from numbabn.backends.cuda.sums import DOWN, HUGE, TINY, UP, add_value
 from numbabn.backends.cuda.tiles import HALF, ROW, SCRATCH, TILE, Tile
 
@@ -72,7 +81,7 @@ def deviations(tile, rows, center, factor, like):
     s, q, low = convert(0.0, like), convert(0.0, like), convert(0.0, like)
     if row < tile.across:
         for e in range(row * tile.width + lane, (row + 1) * tile.width, rows.team):
-            d = (shared_load(TILE, e, like) - center) * factor
+            d = (tile_load(TILE, e, like) - center) * factor
             s += d
             q, low = add_value(q, low, d * d)
     return np.float64(s), np.float64(q)
@@ -84,7 +93,7 @@ def piece_moments(tile, rows, like):
     row, _ = row_and_lane(rows)
     center, due, n = convert(0.0, like), 4, np.float64(tile.width)
     if row < tile.across:
-        center, due = shared_load(TILE, row * tile.width, like), 0
+        center, due = tile_load(TILE, row * tile.width, like), 0
     # The first attempt finds the mean, from deviations from the first value; the other ones take the values
     # as they are, multiplied by UP, and by DOWN, see `sums.tile_moments`. ``due`` is the one that this row
     # needs next, or 4. They are a loop, so that the code of the sums is there once.
@@ -119,7 +128,7 @@ def piece_products(tile, rows, first, start, gamma, center, like):
     if row < tile.across:
         for e in range(base + lane, base + tile.width, rows.team):
             place = parameter_index(rows, first + row, start + e - base)
-            d = shared_load(HALF, e, like) * parameter_or(gamma, place, one)
+            d = tile_load(HALF, e, like) * parameter_or(gamma, place, one)
             s, low_s = add_value(s, low_s, d)
-            q, low_q = add_value(q, low_q, d * (shared_load(TILE, e, like) - center))
+            q, low_q = add_value(q, low_q, d * (tile_load(TILE, e, like) - center))
     return np.float64(s), np.float64(q)

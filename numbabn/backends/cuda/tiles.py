@@ -17,8 +17,11 @@ import numpy as np
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.division import quotient, remainder
 from numbabn.backends.cuda.gpu import (
+    array_store,
+    array_store4,
     copy_async,
-    copy_async4,
+    copy_lanes,
+    copy_vector,
     copy_wait,
     cuda,
     device,
@@ -26,8 +29,8 @@ from numbabn.backends.cuda.gpu import (
     shared_load,
     shared_load4,
     shared_store,
-    store,
-    store4,
+    tile_load,
+    tile_load4,
 )
 
 # Offsets in shared memory, in bytes.
@@ -95,9 +98,10 @@ def array_index(e, tile):
 def load_tile(x, tile, geometry, like, memory):
     """Begin to copy a tile of x to shared memory at offset ``memory``; `finish_loads` waits for it."""
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    lanes = copy_lanes(geometry.vector, like)
     whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
-    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-        copy_async4(memory, e, x, array_index(e, tile), like)
+    for e in range(t * lanes, whole, threads * lanes):
+        copy_vector(memory, e, x, array_index(e, tile), min(lanes, whole - e), like)
     for e in range(whole + t, tile.size, threads):
         copy_async(memory, e, x, array_index(e, tile), like)
 
@@ -123,28 +127,28 @@ def write_tile(dy, x, gamma, tile, geometry, like, out):
     whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
     for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
         j = remainder(e, tile.width) if geometry.span > 1 else 0
-        x0, x1, x2, x3 = shared_load4(x, e, like)
+        x0, x1, x2, x3 = tile_load4(x, e, like)
         k0, k1, k2, k3 = shared_load4(CENTER, j, like)
         a0, a1, a2, a3 = shared_load4(CENTER + ROW, j, like)
         b0, b1, b2, b3 = shared_load4(CENTER + 2 * ROW, j, like)
         y0, y1, y2, y3 = (x0 - k0) * a0, (x1 - k1) * a1, (x2 - k2) * a2, (x3 - k3) * a3
         if dy != NO_TILE:
-            d0, d1, d2, d3 = shared_load4(dy, e, like)
+            d0, d1, d2, d3 = tile_load4(dy, e, like)
             if gamma != NO_TILE:
                 g0, g1, g2, g3 = shared_load4(gamma, j, like)
                 d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
             w0, w1, w2, w3 = shared_load4(CENTER + 3 * ROW, j, like)
             y0, y1, y2, y3 = (y0 + d0) * w0, (y1 + d1) * w1, (y2 + d2) * w2, (y3 + d3) * w3
-        store4(out, array_index(e, tile), y0 + b0, y1 + b1, y2 + b2, y3 + b3)
+        array_store4(out, array_index(e, tile), y0 + b0, y1 + b1, y2 + b2, y3 + b3, like)
     for e in range(whole + t, tile.size, threads):
         j = remainder(e, tile.width) if geometry.span > 1 else 0
-        y = (shared_load(x, e, like) - shared_load(CENTER, j, like)) * shared_load(CENTER + ROW, j, like)
+        y = (tile_load(x, e, like) - shared_load(CENTER, j, like)) * shared_load(CENTER + ROW, j, like)
         if dy != NO_TILE:
-            d = shared_load(dy, e, like)
+            d = tile_load(dy, e, like)
             if gamma != NO_TILE:
                 d = d * shared_load(gamma, j, like)
             y = (y + d) * shared_load(CENTER + 3 * ROW, j, like)
-        store(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like))
+        array_store(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like), like)
 
 
 @device

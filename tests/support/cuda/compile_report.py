@@ -25,6 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ml_dtypes
 import numba.cuda.dispatcher
 import numpy as np
 from cuda.bindings import nvjitlink
@@ -33,7 +34,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 
 from benchmarks.gpu import launches
 from numbabn.backends import cuda as backend
-from numbabn.backends.cuda import copies, gpu, plan, running
+from numbabn.backends.cuda import arguments, copies, gpu, plan, running
 from numbabn.backends.verbs import Population, View
 from tests.support.cuda import sass
 
@@ -43,8 +44,10 @@ FAMILY = (
     View(32, 1, 64, 1, 3136),
 )  # layer, group, instance
 ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
+LOWEST = "sm_80"
 # Of a multiprocessor: registers, threads, bytes of shared memory, of which every block takes 1 KB more.
 REGISTERS, THREADS = 65536, 2048
+DTYPES = {type(zero): name for name, zero in arguments.ZEROS.items()}
 WITH_LINES = "sm_90"
 SLOW = re.compile(sass.FP64.pattern + "|CALL")
 SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
@@ -83,7 +86,7 @@ def launched() -> list[launches.Launch]:
     """Return a launch of every kernel with every signature that the library has for it."""
     made: list[launches.Launch] = []
     shape = (32, 64, 3136)
-    for dtype in (np.float32, np.float64):
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
         for resident in (0, 10**6):  # in two launches and in one
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
@@ -114,7 +117,7 @@ def reports(architectures: tuple[str, ...] = tuple(ARCHITECTURES)) -> Iterator[R
             for lines in (False, True) if architecture == WITH_LINES else (False,):
                 _prepare(architecture, lines)
                 for launch in every:
-                    if not lines or _has_loops(launch):
+                    if _is_compiled_for(launch, architecture) and (not lines or _has_loops(launch)):
                         compiled = _compile(launch, architecture, lines)
                         waiting.append((launch, architecture, pool.submit(_examine, *compiled, lines)))
         found: dict[Any, dict[str, Any]] = {}
@@ -130,11 +133,20 @@ def _modules() -> list[Any]:
     return [importlib.import_module(f"numbabn.backends.cuda.{name}") for name in names]
 
 
+def _is_compiled_for(launch: launches.Launch, architecture: str) -> bool:
+    """Whether a launch is compiled for an architecture: kernels of bfloat16 for the lowest one, to save time.
+
+    They are those of float16 but for the conversions, whose instructions are the same on later ones.
+    """
+    return architecture == LOWEST or not any(isinstance(a, np.int16) for a in launch.arguments)
+
+
 def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
-    dtype = next((type(a).__name__ for a in launch.arguments if isinstance(a, np.floating)), "any")
+    dtype = next((DTYPES[type(a)] for a in launch.arguments if type(a) in DTYPES), "any")
     name = next(name for name, kernel in kernels().items() if kernel is launch.kernel)
     wide = launch.named.get("wide")
-    name += f" ({type(wide).__name__} sums)" if wide is not None else ""
+    if wide is not None:
+        name += " (float64 sums)" if isinstance(wide, np.float64) else " (float32 sums)"
     name += " (samples)" if isinstance(launch.named.get("geometry"), plan.SampleGeometry) else ""
     ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
     return {
@@ -145,10 +157,10 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
 
 
 def _has_loops(launch: launches.Launch) -> bool:
-    """Whether float64 arithmetic would be a mistake in some loop of this kernel: float32 is in and out."""
+    """Whether float64 arithmetic would be a mistake in some loop of this kernel: it computes in float32."""
     return (
         not {"geometry", "rows", "strips"}.isdisjoint(launch.named)
-        and isinstance(launch.named["like"], np.float32)
+        and not isinstance(launch.named["like"], np.float64)
         and not isinstance(launch.named.get("wide"), np.float64)
     )
 

@@ -13,6 +13,7 @@ from numbabn.backends.cuda import plan
 from tests.support.cuda.allocations import allocations
 
 ALL = -1  # threads
+WORD = 2  # bytes of the smallest element in shared memory, by which its reads and writes are noted
 
 
 class SimulationError(Exception):
@@ -61,8 +62,8 @@ class Block:
         self.stores = {}  # of all its threads, before the last barrier
         self.epoch = 0  # barriers so far
         memory = np.full(plan.SHARED_BYTES, 0xFF, np.uint8)
-        self.views = {kind: memory.view(kind) for kind in (np.float32, np.float64, np.int32)}
-        words = plan.SHARED_BYTES // 4
+        self.views = {kind: memory.view(kind) for kind in (np.float32, np.float64, np.int32, np.uint16)}
+        words = plan.SHARED_BYTES // WORD
         self.written_at, self.written_by = [-1] * words, [0] * words
         self.read_at, self.read_by = [-1] * words, [0] * words
 
@@ -195,11 +196,11 @@ class Memory:
         for word in words:
             at = block.written_at[word]
             if at < 0:
-                raise SimulationError(f"shared memory at byte {4 * word} is read before it is written")
+                raise SimulationError(f"shared memory at byte {WORD * word} is read before it is written")
             if at == block.epoch and block.written_by[word] != thread.number:
                 raise SimulationError(
                     f"threads {block.written_by[word]} and {thread.number} write and read shared memory at "
-                    f"byte {4 * word} with no barrier between"
+                    f"byte {WORD * word} with no barrier between"
                 )
             if block.read_at[word] != block.epoch:
                 block.read_at[word], block.read_by[word] = block.epoch, thread.number
@@ -219,7 +220,7 @@ class Memory:
         start = int(offset + index * itemsize)
         if start % itemsize or not 0 <= start <= plan.SHARED_BYTES - itemsize:
             raise SimulationError(f"there is no {kind.__name__} at byte {start} of shared memory")
-        return block.views[kind], start // itemsize, range(start // 4, (start + itemsize) // 4)
+        return block.views[kind], start // itemsize, range(start // WORD, (start + itemsize) // WORD)
 
     def _claim(self, thread, words):
         block = thread.block
@@ -228,7 +229,7 @@ class Memory:
                 if at[word] == block.epoch and by[word] != thread.number:
                     others = "others have" if by[word] == ALL else f"thread {by[word]} has"
                     raise SimulationError(
-                        f"thread {thread.number} writes shared memory at byte {4 * word}, which {others} "
+                        f"thread {thread.number} writes shared memory at byte {WORD * word}, which {others} "
                         "used since the last barrier"
                     )
             block.written_at[word], block.written_by[word] = block.epoch, thread.number
