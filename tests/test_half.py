@@ -58,7 +58,8 @@ def check_rows(x, dy, gamma, beta, y, gradients, dtype, centered=True, eps=1e-5)
     wide, wide_dy = half.exactly(x), half.exactly(dy)
     reading = (-1,), eps, centered
     exact = samples.forward(wide, gamma, beta, *reading)
-    assert_rounded(y, exact, samples.forward_error(wide, gamma, beta, *reading), dtype, "y")
+    assert y.dtype == dtype, "y"
+    assert_rounded(y, exact, samples.forward_error(wide, gamma, beta, *reading), "y")
     expected = samples.backward(wide_dy, wide, gamma, *reading)
     half.check_gradients(gradients, expected, samples.backward_error(wide_dy, wide, gamma, *reading), dtype)
 
@@ -430,7 +431,8 @@ def test_group_norm(dtype, how):
         wide, wide_dy = half.exactly(x), half.exactly(dy)
         reading = *problem.reading, problem.eps
         exact = groups.forward(wide, gamma, beta, *reading)
-        assert_rounded(y, exact, groups.forward_error(wide, gamma, beta, *reading), dtype, "y")
+        assert y.dtype == dtype, "y"
+        assert_rounded(y, exact, groups.forward_error(wide, gamma, beta, *reading), "y")
         expected = groups.backward(wide_dy, wide, gamma, *reading)
         errors = groups.backward_error(wide_dy, wide, gamma, beta, *reading)
         half.check_gradients(gradients, expected, errors, dtype)

@@ -7,8 +7,8 @@ import numpy as np
 
 from numbabn._numbers import real
 from numbabn.arrays import AnyArray, library_of, of_library, values_beside
-from numbabn.arrays.device_library import described, is_half
-from numbabn.arrays.dtypes import COMPUTED, CONVERTED, result_dtype
+from numbabn.arrays.device_library import described, is_float, is_half
+from numbabn.arrays.dtypes import CONVERTED, result_dtype
 from numbabn.norms._saved import Saved
 
 
@@ -40,18 +40,13 @@ def rank(x: AnyArray, name: str) -> ValueError:
 
 
 def dtype(x: AnyArray, name: str, norm: str) -> None:
-    """Raise unless the dtype is one that norms take, in either byte order. ``norm`` is that of the call.
-
-    That is float32 or float64, and on the CPU also float16 or bfloat16.
-    """
-    kind, on_host = x.dtype, library_of(x).on_host
-    if kind in COMPUTED or (kind.kind == "f" and kind.newbyteorder("=") in COMPUTED):
-        return
-    if on_host and is_half(kind):
+    """Raise unless the dtype is one that norms take, in either byte order. ``norm`` is that of the call."""
+    kind = x.dtype
+    if is_float(kind):
         return
     advice = f"pass {library_of(x).cast_text(name, 'float32')}"
     if described(kind).kind == "f":
-        known = "float16, bfloat16, float32 and float64" if on_host else "float32 and float64"
+        known = "float16, bfloat16, float32 and float64"
         raise TypeError(f"{name} has dtype {kind}; {known} are supported: {advice}")
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")

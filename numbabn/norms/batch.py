@@ -89,10 +89,10 @@ def batch_norm_forward(
     goes to the current stream of the library of x, for Numba to the stream that its array was made with.
     y and dx are arrays of the library of x; dgamma and dbeta are arrays of the library of gamma and beta.
 
-    float16 and bfloat16, which NumPy has from ml_dtypes, are dtypes of storage, on the CPU: everything is
-    computed in float32, with statistics in float64, and y is rounded once, to nearest even. It is at most one
-    ulp from the exact result so rounded, unless xhat * gamma and beta cancel to less than the precision of
-    float32. What is beyond the range becomes infinity.
+    float16 and bfloat16, which NumPy has from ml_dtypes, are dtypes of storage: everything is computed in
+    float32, with statistics in float64, and y is rounded once, to nearest even. It is at most one ulp from
+    the exact result so rounded, unless xhat * gamma and beta cancel to less than the precision of float32.
+    What is beyond the range becomes infinity.
 
     Examples
     --------

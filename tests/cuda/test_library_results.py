@@ -11,7 +11,7 @@ import numbabn as nbn
 from numbabn import arrays
 from numbabn.arrays import door
 from numbabn.backends.verbs import View
-from tests.support import halves, reference, views
+from tests.support import half, reference, views
 from tests.support.checks import assert_close, assert_same_bits, check_moments
 from tests.support.cuda.kinds import F32, VIEWS, normal
 
@@ -121,7 +121,7 @@ NORMS = {
 }
 
 
-@pytest.mark.parametrize("dtype", halves.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", half.DTYPES, ids=str)
 @pytest.mark.parametrize("norm", NORMS)
 def test_half_tensors(torch, norm, dtype):
     """Views that begin anywhere in memory, also with gaps, give results of their type within one ulp."""
@@ -139,12 +139,12 @@ def test_half_tensors(torch, norm, dtype):
         assert y.dtype is dx.dtype is getattr(torch.module, dtype.name)
         for name, result, value in (("y", y, exact), ("dx", dx, (gradients[0], errors[0]))):
             found = np.ascontiguousarray(result.values).view(dtype).ravel()
-            halves.assert_one_ulp(found, *value, name)
+            half.assert_rounded(found, *value, name)
         for result, value, error in zip((dgamma, dbeta), gradients[1:], errors[1:], strict=True):
             assert_close(values(result).ravel(), value, error + np.finfo(F32).eps * np.abs(value), "sums")
 
 
-@pytest.mark.parametrize("dtype", halves.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", half.DTYPES, ids=str)
 def test_half_tensors_with_known_statistics(torch, dtype):
     """y, and dx with constant statistics, are within one ulp; moments are float64."""
     x, dy = (normal(6, 4, 5, seed=seed).astype(dtype) for seed in (0, 1))
@@ -153,15 +153,13 @@ def test_half_tensors_with_known_statistics(torch, dtype):
     wide, known = x.astype(F32), {"mean": mean, "var": var}
     y = nbn.batch_norm_inference(half_tensor(torch, x), *on_gpu)
     exact = reference.forward(wide, gamma, beta, **known)
-    halves.assert_one_ulp(
-        y.values.view(dtype), exact, reference.forward_error(wide, gamma, beta, **known), "y"
-    )
+    half.assert_rounded(y.values.view(dtype), exact, reference.forward_error(wide, gamma, beta, **known), "y")
     again, saved = nbn.batch_norm_forward(half_tensor(torch, x), *on_gpu[2:], mean=on_gpu[0], var=on_gpu[1])
     assert_same_bits(again.values, y.values, "y of known statistics")
     dx, _, _ = nbn.batch_norm_backward(half_tensor(torch, dy), saved)
     exact, *_ = reference.backward(dy.astype(F32), wide, gamma, **known)
     error, *_ = reference.backward_error(dy.astype(F32), wide, gamma, **known)
-    halves.assert_one_ulp(dx.values.view(dtype), exact, error, "dx")
+    half.assert_rounded(dx.values.view(dtype), exact, error, "dx")
     count, mean, m2 = nbn.moments(half_tensor(torch, x))
     check_moments((count, values(mean), values(m2)), wide, 1)
 

@@ -11,7 +11,8 @@ from tests.support import reference
 from tests.support.checks import NAMES, assert_close
 from tests.support.problems import arrange
 
-DTYPES = (np.float16, ml_dtypes.bfloat16)
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+DTYPES = (np.dtype(np.float16), BFLOAT16)
 
 
 def stored(array, dtype, layout="contiguous"):
@@ -38,13 +39,13 @@ def position(values):
     return np.where(bits < 0, -(bits & 0x7FFF), bits)
 
 
-def assert_rounded(actual, exact, error, dtype, name):
+def assert_rounded(actual, exact, error, name):
     """Each element is what a float32 within ``error`` of the exact one rounds to, and mostly within an ulp.
 
     One ulp off the exact result correctly rounded is what that is, unless terms cancelled to so little that
     the error of float32 is more than half an ulp there.
     """
-    assert actual.dtype == dtype, name
+    dtype = actual.dtype
     half = ulp(np.abs(exact) + error, dtype) / 2
     assert_close(actual, exact, error + half, name)
     with np.errstate(all="ignore"):
@@ -60,7 +61,8 @@ def check_forward(y, problem, x, dtype, known=None):
     parameters = problem.gamma(), problem.beta()
     wide = exactly(x)
     exact = reference.forward(wide, *parameters, **options)
-    assert_rounded(y, exact, reference.forward_error(wide, *parameters, **options), dtype, "y")
+    assert y.dtype == dtype, "y"
+    assert_rounded(y, exact, reference.forward_error(wide, *parameters, **options), "y")
 
 
 def check_backward(results, problem, x, dy, dtype, known=None):
@@ -78,7 +80,8 @@ def check_backward(results, problem, x, dy, dtype, known=None):
 def check_gradients(results, expected, errors, dtype):
     """dx is rounded to the storage type, and the gradients of parameters are not."""
     if results[0] is not None:
-        assert_rounded(results[0], expected[0], errors[0], dtype, "dx")
+        assert results[0].dtype == dtype, "dx"
+        assert_rounded(results[0], expected[0], errors[0], "dx")
     for name, result, exact, error in zip(NAMES[1:], results[1:], expected[1:], errors[1:], strict=True):
         if result is not None:
             assert result.dtype == np.float32

@@ -28,7 +28,7 @@ def part(x, count, y):
 def all_bits(dtype):
     """Return every number of 16 bits, and the array of integers that kernels take it as."""
     values = np.arange(1 << 16, dtype=np.uint16)
-    return values.view(dtype), values if dtype is np.float16 else values.view(np.int16)
+    return values.view(dtype), values if dtype == np.float16 else values.view(np.int16)
 
 
 def floats(dtype):
@@ -36,7 +36,7 @@ def floats(dtype):
     with np.errstate(all="ignore"):
         exact = all_bits(dtype)[0].astype(np.float32)
     bits = exact.view(np.uint32)
-    ulp = np.uint32(1 << 16 if dtype is not np.float16 else 1 << 13)
+    ulp = np.uint32(1 << 13 if dtype == np.float16 else 1 << 16)
     beside = [bits + np.uint32(step) for step in (0, 1, -1 % 2**32, ulp // 2, ulp // 2 - 1, ulp // 2 + 1)]
     random = np.random.default_rng(0).integers(0, 1 << 32, 1 << 20, np.uint32)
     # Below the normal numbers of float16 halfway is elsewhere.
