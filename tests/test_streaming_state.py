@@ -348,7 +348,6 @@ def bits_with_threads(threads):
     )
 
 
-@pytest.mark.slow
 @needs_jit
 @pytest.mark.slow
 def test_same_bits_for_any_number_of_threads():
