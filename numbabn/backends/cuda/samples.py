@@ -55,9 +55,9 @@ def backward(
     """Write dx and the gradients of the training forward."""
     wanted = any(gradient is not None for gradient in gradients)
     if plan.runs_along(view):
-        along.backward(dy, x, view, statistics, affine, dx)
-        if wanted:
+        if wanted:  # first, since dx may be written over dy
             strips.add_products(dy, x, view, statistics, affine.eps, gradients)
+        along.backward(dy, x, view, statistics, affine, dx)
         return
     sums = float64(x, 2, view.batch * view.groups * view.members)
     written = gradients if view.batch == 1 else (None, None)

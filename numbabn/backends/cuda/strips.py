@@ -1,7 +1,7 @@
 """Sums over samples, which are the gradients of gamma and beta; in an order that depends on shapes alone.
 
-`add_products` reads x and dy once more, after the kernel that writes dx. That one could add up the rows that
-it has, in registers, where they are no longer than 1024 elements: not before it is measured.
+`add_products` reads x and dy once more, before the kernel that writes dx, perhaps over dy. That one could add
+up the rows that it has, in registers, where they are no longer than 1024 elements: not before it is measured.
 
 In the kernels ``strips`` is a `plan.Strips`, the other tuples are those of `arguments`.
 """
