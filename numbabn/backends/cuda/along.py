@@ -7,7 +7,7 @@ converted where they have another.
 from typing import Any
 
 from numbabn.backends.cuda import along_kernels, arguments, copies, plan
-from numbabn.backends.cuda.arguments import Inputs
+from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.plan import Rows
 from numbabn.backends.verbs import Affine, Pair, View
 
@@ -17,21 +17,22 @@ Device = Any  # numbabn.backends.verbs.DeviceMemory
 def forward(x: Device, view: View, affine: Affine, y: Device, statistics: Pair) -> None:
     """Write y and the statistics (mean, biased variance), of RMS norm (0, mean square)."""
     gamma, beta = (_in_dtype_of(x, parameter) for parameter in affine.parameters)
-    rows = _rows(view, 1, x, y, gamma, beta)
+    rows = _rows(view, 1, *arrays_of(x, y, gamma, beta))
     along_kernels.forward.launch(
         x, -(-rows.number // rows.height),
         x.address, rows, x.dtype.type(0),
-        arguments.along_map(gamma, beta, affine), arguments.moments(statistics), y.address,
+        arguments.along_map(gamma, beta, affine), arguments.moments(statistics),
+        arguments.output(y, view, rows.vector),
     )  # fmt: skip
 
 
 def backward(dy: Device, x: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
     """Write dx."""
     gamma = _in_dtype_of(x, affine.parameters[0])
-    rows = _rows(view, 2, x, dy, dx, gamma)
+    rows = _rows(view, 2, *arrays_of(x, dy, dx, gamma))
     along_kernels.backward.launch(
         x, -(-rows.number // rows.height),
-        Inputs(dy.address, x.address), rows, x.dtype.type(0),
+        arguments.inputs(dy, x, view), rows, x.dtype.type(0),
         arguments.statistics(statistics), arguments.along_scaling(gamma, affine), dx.address,
     )  # fmt: skip
 
@@ -39,7 +40,7 @@ def backward(dy: Device, x: Device, view: View, statistics: Pair, affine: Affine
 def _rows(view: View, loaded: int, *arrays: Device) -> Rows:
     """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time."""
     rows = plan.rows(view, arrays[0].itemsize, loaded)
-    aligned = all(array is None or array.address % plan.ALIGNMENT == 0 for array in arrays)
+    aligned = all(array.address % plan.ALIGNMENT == 0 for array in arrays)
     return rows if aligned else rows._replace(vector=0)
 
 

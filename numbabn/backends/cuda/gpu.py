@@ -22,6 +22,7 @@ from numbabn.backends.cuda.plan import SIMULATED
 if not SIMULATED and getattr(numba_cuda, "implementation", None) != "NVIDIA":
     raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
 core: Any = None if SIMULATED else import_module("cuda.core")
+extending: Any = None if SIMULATED else import_module("numba.cuda.extending")
 simulated: Any = import_module("numbabn.backends.cuda.simulated") if SIMULATED else None
 memory: Any = import_module(
     "numbabn.backends.cuda.memory_simulated" if SIMULATED else "numbabn.backends.cuda.memory"
@@ -35,6 +36,7 @@ samples_of = memory.samples_of
 copy_async, copy_async4, copy_wait = memory.copy_async, memory.copy_async4, memory.copy_wait
 load, load4, store, store4 = memory.load, memory.load4, memory.store, memory.store4
 shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load4, memory.shared_store
+shared_store4 = memory.shared_store4
 load_float16, store_float16 = memory.load_float16, memory.store_float16
 load_bfloat16, store_bfloat16 = memory.load_bfloat16, memory.store_bfloat16
 # math.sqrt raises an error for negative numbers in Python, and numba-cuda does not know np.sqrt.
@@ -55,6 +57,38 @@ def thread_number():
 def any_thread(condition):
     """Return whether the condition holds for any thread of the block: a barrier, which all must reach."""
     return cuda.syncthreads_or(np.int32(1 if condition else 0)) != 0
+
+
+@device
+def load_four(address, i, vector, like):
+    """Return four adjacent elements, read at once if ``vector``, else one by one."""
+    if vector:
+        return load4(address, i, like)
+    a, b = load(address, i, like), load(address, i + 1, like)
+    return a, b, load(address, i + 2, like), load(address, i + 3, like)
+
+
+def adapted(index: int, **others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for device functions that are others where argument ``index`` is a tuple of a class.
+
+    ``others`` are functions by the names of the classes. Which one it is, is known when a kernel is compiled.
+    """
+
+    def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def function(*arguments: Any) -> Any:
+            return others.get(type(arguments[index]).__name__, plain)(*arguments)
+
+        def chosen(*kinds: Any) -> Callable[..., Any]:
+            kind = kinds[index]
+            named = isinstance(kind, cuda.types.BaseNamedTuple)
+            return others.get(kind.instance_class.__name__, plain) if named else plain
+
+        if not SIMULATED:
+            extending.overload(function, strict=False)(chosen)
+        return function
+
+    return decorate
 
 
 class Kernel:

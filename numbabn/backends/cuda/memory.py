@@ -94,19 +94,25 @@ store = intrinsic(_storer(GLOBAL))
 shared_store = intrinsic(_storer(SHARED))
 
 
-@intrinsic
-def store4(typingctx, base, index, a, b, c, d):
-    """Write four elements from ``index`` on, at a 16-byte-aligned address."""
+def _storer4(space):
+    """Return the typing function of an intrinsic that writes four elements at a 16-byte-aligned address."""
 
-    def codegen(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], arguments[1], a, lanes=4)
-        vector = ir.Constant(pointer.type.pointee, ir.Undefined)
-        for k in range(4):
-            vector = builder.insert_element(vector, arguments[2 + k], ir.Constant(_I32, k))
-        builder.store(vector, pointer, align=16)
-        return context.get_dummy_value()
+    def typed(typingctx, base, index, a, b, c, d):
+        def codegen(context, builder, signature, arguments):
+            pointer = _pointer(builder, arguments[0], arguments[1], a, space, lanes=4)
+            vector = ir.Constant(pointer.type.pointee, ir.Undefined)
+            for k in range(4):
+                vector = builder.insert_element(vector, arguments[2 + k], ir.Constant(_I32, k))
+            builder.store(vector, pointer, align=16)
+            return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, a, a, a, a), codegen
+        return types.void(types.int64, types.int64, a, a, a, a), codegen
+
+    return typed
+
+
+store4 = intrinsic(_storer4(GLOBAL))
+shared_store4 = intrinsic(_storer4(SHARED))
 
 
 def _assembly(builder, text, result, constraints, arguments):

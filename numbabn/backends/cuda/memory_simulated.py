@@ -24,6 +24,7 @@ class Machine:
         np.float32: ctypes.c_float,
         np.float64: ctypes.c_double,
         np.int32: ctypes.c_int32,
+        np.uint8: ctypes.c_uint8,
         np.uint16: ctypes.c_uint16,
     }
 
@@ -123,6 +124,13 @@ def shared_load4(offset, index, like):
 def shared_store(offset, index, value):
     """Write one element to shared memory."""
     machine.shared_store(offset, index, value)
+
+
+def shared_store4(offset, index, a, b, c, d):
+    """Write four elements to shared memory from ``index`` on; their offset must be 16-byte aligned."""
+    _aligned(offset, index, a)
+    for k, value in enumerate((a, b, c, d)):
+        machine.shared_store(offset, index + k, value)
 
 
 def copy_async(shared, index, base, position, like):

@@ -33,7 +33,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 
 from benchmarks.gpu import launches
 from numbabn.backends import cuda as backend
-from numbabn.backends.cuda import copies, gpu, plan, running
+from numbabn.backends.cuda import arguments, copies, gpu, plan, running
 from numbabn.backends.verbs import Population, View
 from tests.support.cuda import sass
 
@@ -86,9 +86,10 @@ def launched() -> list[launches.Launch]:
     for dtype in (np.float32, np.float64):
         for resident in (0, 10**6):  # in two launches and in one
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
+            made += launches.followed(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
-        for view, resident in itertools.product(FAMILY, (0, 10**6)):
-            made += launches.family(view, dtype, resident)
+        for view, resident, followed in itertools.product(FAMILY, (0, 10**6), (False, True)):
+            made += launches.family(view, dtype, resident, followed)
         with launches.recorded(0) as more:
             backend.moments(launches.Array(shape, dtype), launches.view_of(shape))
             for rank in (1, 4):
@@ -136,6 +137,8 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
     wide = launch.named.get("wide")
     name += f" ({type(wide).__name__} sums)" if wide is not None else ""
     name += " (samples)" if isinstance(launch.named.get("geometry"), plan.SampleGeometry) else ""
+    followed = any(isinstance(a, arguments.Output | arguments.GradientInputs) for a in launch.arguments)
+    name += " (epilogue)" if followed else ""
     ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
     return {
         "kernel": name + "".join(f" (rank {n})" for n in ranks),
