@@ -150,17 +150,34 @@ def write_tile(dy, x, gamma, tile, geometry, like, out):
         put(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like), like)
 
 
+@device
+def derive_elements(inputs, tile, geometry, like, memory):
+    """Do what `derive_tile` does, but for the barrier."""
+    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
+    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
+        d0, d1, d2, d3 = shared_load4(memory, e, like)
+        d0, d1, d2, d3 = derived_four(inputs, array_index(e, tile), d0, d1, d2, d3)
+        shared_store4(memory, e, d0, d1, d2, d3)
+    for e in range(whole + t, tile.size, threads):
+        shared_store(memory, e, derived(inputs, array_index(e, tile), shared_load(memory, e, like)))
+
+
+@device
+def write_elements(tile, geometry, like, memory, out):
+    """Write a tile at offset ``memory`` of shared memory to the array at the address ``out``, as it is."""
+    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
+    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
+        d0, d1, d2, d3 = shared_load4(memory, e, like)
+        store4(out, array_index(e, tile), d0, d1, d2, d3)
+    for e in range(whole + t, tile.size, threads):
+        store(out, array_index(e, tile), shared_load(memory, e, like))
+
+
 def _derive_tile(inputs, tile, geometry, like, memory):
     if inputs.kept != 0:
-        t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-        whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
-        for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-            d0, d1, d2, d3 = shared_load4(memory, e, like)
-            d0, d1, d2, d3 = derived_four(inputs, array_index(e, tile), d0, d1, d2, d3)
-            shared_store4(memory, e, d0, d1, d2, d3)
-        for e in range(whole + t, tile.size, threads):
-            d = derived(inputs, array_index(e, tile), shared_load(memory, e, like))
-            shared_store(memory, e, d)
+        derive_elements(inputs, tile, geometry, like, memory)
         cuda.syncthreads()
 
 
@@ -174,13 +191,7 @@ def derive_tile(inputs, tile, geometry, like, memory):
 
 def _give_tile(inputs, tile, geometry, like, memory):
     if inputs.dresidual != 0:
-        t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-        whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
-        for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-            d0, d1, d2, d3 = shared_load4(memory, e, like)
-            store4(inputs.dresidual, array_index(e, tile), d0, d1, d2, d3)
-        for e in range(whole + t, tile.size, threads):
-            store(inputs.dresidual, array_index(e, tile), shared_load(memory, e, like))
+        write_elements(tile, geometry, like, memory, inputs.dresidual)
 
 
 @adapted(0, GradientInputs=_give_tile)

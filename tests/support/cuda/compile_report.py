@@ -137,8 +137,8 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
     wide = launch.named.get("wide")
     name += f" ({type(wide).__name__} sums)" if wide is not None else ""
     name += " (samples)" if isinstance(launch.named.get("geometry"), plan.SampleGeometry) else ""
-    followed = any(isinstance(a, arguments.Output | arguments.GradientInputs) for a in launch.arguments)
-    name += " (epilogue)" if followed else ""
+    kinds = {arguments.Output: " (result)", arguments.GradientInputs: " (gradient)"}
+    name += "".join(kinds.get(type(a), "") for a in launch.arguments)
     ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
     return {
         "kernel": name + "".join(f" (rank {n})" for n in ranks),
