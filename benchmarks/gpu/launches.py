@@ -20,7 +20,7 @@ import numpy as np
 
 from numbabn.backends import cuda as backend
 from numbabn.backends.cuda import gpu, workspaces
-from numbabn.backends.verbs import Affine, View
+from numbabn.backends.verbs import Affine, Gradient, Result, View
 
 Shape = tuple[int, int, int]  # outer, channels, inner
 
@@ -105,14 +105,42 @@ def forward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
     return launches
 
 
-def family(view: View, dtype: Any, resident: int) -> list[Launch]:
-    """Return the launches of a training forward and backward where every sample has its own statistics."""
+def family(view: View, dtype: Any, resident: int, followed: bool = False) -> list[Launch]:
+    """Return the launches of a training forward and backward where every sample has its own statistics.
+
+    With ``followed`` the norm is followed by a ReLU and the addition of a residual.
+    """
     x, y, dy, dx = (Array((math.prod(view),), dtype) for _ in range(4))
     gamma, beta, dgamma, dbeta = (Array((view.groups * view.members,), dtype) for _ in range(4))
     affine = Affine((gamma, beta), EPS)
+    result, gradient = epilogue(y, dy, view) if followed else (y, dy)
     with recorded(resident) as launches:
-        statistics = backend.samples.forward(x, view, affine, y)
-        backend.samples.backward(dy, x, view, statistics, affine, dx, (dgamma, dbeta))
+        statistics = backend.samples.forward(x, view, affine, result)
+        backend.samples.backward(gradient, x, view, statistics, affine, dx, (dgamma, dbeta))
+    return launches
+
+
+def epilogue(y: Array, dy: Array, view: View) -> tuple[Result, Gradient]:
+    """Return what is passed in place of y and dy where a ReLU and the addition of a residual follow."""
+    kept, phase = backend.keep(y, view)
+    residual, dresidual = Array(y.shape, y.dtype), Array(y.shape, y.dtype)
+    return Result(y, residual, kept, phase, floor=0.0), Gradient(dy, dresidual, kept, phase, 0.0)
+
+
+def followed(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
+    """Return the launches of a forward and a backward of batch norm that a ReLU follows, and a residual.
+
+    The forward pass is one in training, then one with known statistics.
+    """
+    x, y, dy, dx = (Array(shape, dtype) for _ in range(4))
+    view, affine = view_of(shape), Affine((Array(shape[1:2]), Array(shape[1:2])), EPS)
+    gradients = Array(shape[1:2]), Array(shape[1:2])
+    result, gradient = epilogue(y, dy, view)
+    with recorded(resident) as launches:
+        statistics = backend.forward(x, view, affine, result)
+        backend.backward(gradient, x, view, statistics, affine, dx, gradients)
+        backend.normalize(x, view, statistics, affine, result)
+        backend.backward_known(gradient, view, statistics, affine, dx)
     return launches
 
 

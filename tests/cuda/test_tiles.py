@@ -12,6 +12,7 @@ if not numba.config.ENABLE_CUDASIM:
 
 from benchmarks.gpu.launches import view_of
 from numbabn.backends.cuda import plan, tiles
+from numbabn.backends.verbs import View
 from tests.support.processes import run_python
 
 # As plan.py has them where CUDA is not simulated.
@@ -34,11 +35,16 @@ HUGE = 2**31 + 3000
 
 @pytest.fixture
 def _real(monkeypatch):
-    plan.geometry.cache_clear()
+    _forget()
     for name, value in REAL.items():
         monkeypatch.setattr(plan, name, value)
     yield
+    _forget()
+
+
+def _forget():
     plan.geometry.cache_clear()
+    plan.sharing.cache_clear()
 
 
 @pytest.fixture(params=["simulated", "real"])
@@ -162,3 +168,36 @@ REAL_SIZES = """
 def test_real_sizes():
     """The kernels with the constants of a GPU, on arrays of few blocks."""
     assert run_python(REAL_SIZES) == "as expected\n"
+
+
+# What an activation keeps -----------------------------------------------------------------------------------
+
+SHARED_VIEWS = [
+    View(1, outer, channels, 1, inner)
+    for outer, channels, inner in itertools.product(
+        (1, 3, 4, 500), (1, 3, 4, 6, 33), (1, 3, 8, 49, 130, 132, 3136, 40_001, 40_004)
+    )
+] + [View(3, 2, 4, members, inner) for members, inner in itertools.product((1, 3, 4), (1, 16, 49, 132))]
+
+
+def ends(count):
+    """Return the first and the last numbers below a count."""
+    return sorted({*range(min(count, 3)), *range(max(count - 3, 0), count)})
+
+
+@pytest.mark.usefixtures("_real")
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_elements_that_share_a_byte_are_written_by_one_thread(itemsize):
+    """Where four elements share a byte, every tile begins and ends between such fours."""
+    several = 0
+    for view in SHARED_VIEWS:
+        if plan.runs_along(view) or plan.sharing(view, itemsize) == 1:
+            continue
+        several += 1
+        for arrays in (1, 2):
+            geometry = plan.geometry(view, itemsize, arrays)
+            for g, t in itertools.product(ends(geometry.groups), ends(geometry.tiles)):
+                tile = tiles.tile_at(geometry, g, t)
+                assert tile.first % plan.VECTOR == tile.size % plan.VECTOR == 0, (view, arrays)
+                assert tile.width == tile.stride or tile.width % plan.VECTOR == tile.stride % plan.VECTOR == 0
+    assert several > 20

@@ -192,3 +192,25 @@ def last_rounding(size, parameter):
         return 0.0
     kind = np.finfo(parameter.dtype)
     return size * float(kind.eps) + float(kind.smallest_subnormal)
+
+
+def activated(v, activation, slope):
+    """Return the activation of v: "relu", "relu6", "leaky_relu" or None. NaN stays NaN."""
+    if activation == "leaky_relu":
+        return np.where(v > 0, v, v * slope)
+    if activation is not None:
+        v = np.where(v < 0, 0.0, v)
+    return np.where(v > 6, 6.0, v) if activation == "relu6" else v
+
+
+def derivative(v, activation, slope):
+    """Return the derivative of the activation at v, which is that from below at a kink but for 6.
+
+    At NaN it is 1, but that of "leaky_relu" is the slope.
+    """
+    if activation == "leaky_relu":
+        return np.where(v > 0, 1.0, slope)
+    if activation is None:
+        return np.ones(v.shape)
+    passes = ~(v <= 0) & ~(v >= 6) if activation == "relu6" else ~(v <= 0)
+    return passes.astype(np.float64)

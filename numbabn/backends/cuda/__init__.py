@@ -7,11 +7,12 @@ from numbabn.backends.cuda.channels import (
     backward_known,
     backward_reduce,
     forward,
+    keep,
     moments,
     normalize,
 )
 
 __all__ = [
-    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "moments", "normalize",
-    "running", "samples",
+    "backward", "backward_apply", "backward_known", "backward_reduce", "forward", "keep", "moments",
+    "normalize", "running", "samples",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from numbabn.backends.cuda import along_kernels, arguments, copies, plan
-from numbabn.backends.cuda.arguments import Inputs
+from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.plan import Rows
 from numbabn.backends.verbs import Affine, Pair, View
 
@@ -20,21 +20,22 @@ _FLOAT32 = np.dtype(np.float32)
 def forward(x: Device, view: View, affine: Affine, y: Device, statistics: Pair) -> None:
     """Write y and the statistics (mean, biased variance), of RMS norm (0, mean square)."""
     gamma, beta = (_computed(x, parameter) for parameter in affine.parameters)
-    rows = _rows(view, 1, (x, y), (gamma, beta))
+    rows = _rows(view, 1, arrays_of(x, y), (gamma, beta))
     along_kernels.forward.launch(
         x, -(-rows.number // rows.height),
         x.address, rows, arguments.zero(x.dtype),
-        arguments.along_map(gamma, beta, affine), arguments.moments(statistics), y.address,
+        arguments.along_map(gamma, beta, affine), arguments.moments(statistics),
+        arguments.output(y, view, rows.vector),
     )  # fmt: skip
 
 
 def backward(dy: Device, x: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
     """Write dx."""
     gamma = _computed(x, affine.parameters[0])
-    rows = _rows(view, 2, (x, dy, dx), (gamma,))
+    rows = _rows(view, 2, arrays_of(x, dy, dx), (gamma,))
     along_kernels.backward.launch(
         x, -(-rows.number // rows.height),
-        Inputs(dy.address, x.address), rows, arguments.zero(x.dtype),
+        arguments.inputs(dy, x, view), rows, arguments.zero(x.dtype),
         arguments.statistics(statistics), arguments.along_scaling(gamma, affine), dx.address,
     )  # fmt: skip
 

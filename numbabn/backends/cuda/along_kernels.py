@@ -3,7 +3,8 @@
 A block keeps some rows in shared memory, or the pieces of one long row, one after the other, which it then
 reads twice. What a row gives depends on nothing but the row. ``rows`` is a `plan.Rows`, ``like`` stands for
 the dtype of x, as `arguments.zero` says; gamma and beta have the dtype that is computed in. The other tuples
-are those of `arguments`.
+are those of `arguments`. Where something follows the norm, y is an `arguments.Output`, and the inputs are
+`arguments.GradientInputs`: see `epilogue`.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.coefficients import gradient_coefficients, normalize_coefficients
 from numbabn.backends.cuda.division import quotient
+from numbabn.backends.cuda.epilogue import by_fours, load_beside, put, put_four
 from numbabn.backends.cuda.gpu import (
     Kernel,
     array_store,
@@ -39,7 +41,16 @@ from numbabn.backends.cuda.teams import (
     piece_products,
     row_and_lane,
 )
-from numbabn.backends.cuda.tiles import CENTER, HALF, ROW, TILE, finish_loads, load_tile
+from numbabn.backends.cuda.tiles import (
+    CENTER,
+    HALF,
+    ROW,
+    TILE,
+    derive_tile,
+    finish_loads,
+    give_tile,
+    load_tile,
+)
 
 
 @limited
@@ -72,6 +83,7 @@ def backward(inputs, rows, like, statistics, scaling, dx):
         load_again(inputs.x, tile, rows, like, TILE)
         load_tile(inputs.dy, tile, rows, like, HALF)
         finish_loads()
+        derive_tile(inputs, tile, rows, like, HALF)
         some, more = piece_products(tile, rows, first, k * rows.piece, scaling.gamma, center, like)
         s, q = s + some, q + more
     sums = add_up(s, q, rows)
@@ -82,7 +94,9 @@ def backward(inputs, rows, like, statistics, scaling, dx):
             load_again(inputs.x, tile, rows, like, TILE)
             load_tile(inputs.dy, tile, rows, like, HALF)
             finish_loads()
+            derive_tile(inputs, tile, rows, like, HALF)
         write_gradient(tile, rows, first, k * rows.piece, like, scaling, dx)
+        give_tile(inputs, tile, rows, like, HALF)
 
 
 @device
@@ -148,7 +162,7 @@ def write_normalized(tile, rows, first, start, like, affine_map, y):
     """Write y = ((x - center) * scale + shift) * gamma + beta for the piece that begins at ``start``."""
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     gamma, beta, one = affine_map.gamma, affine_map.beta, convert(1.0, like)
-    whole = tile.size if rows.vector and rows.inner == 1 else 0
+    whole = tile.size if by_fours(y, rows.vector) and rows.inner == 1 else 0
     for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
         row = quotient(e, tile.width)
         place = parameter_index(rows, first + row, start + e - row * tile.width)
@@ -157,12 +171,12 @@ def write_normalized(tile, rows, first, start, like, affine_map, y):
         x0, x1, x2, x3 = tile_load4(TILE, e, like)
         y0, y1, y2, y3 = (x0 - k) * a + b, (x1 - k) * a + b, (x2 - k) * a + b, (x3 - k) * a + b
         if gamma != 0:
-            g0, g1, g2, g3 = load4(gamma, place, like)
+            g0, g1, g2, g3 = load_beside(y, gamma, place, like)
             y0, y1, y2, y3 = y0 * g0, y1 * g1, y2 * g2, y3 * g3
         if beta != 0:
-            b0, b1, b2, b3 = load4(beta, place, like)
+            b0, b1, b2, b3 = load_beside(y, beta, place, like)
             y0, y1, y2, y3 = y0 + b0, y1 + b1, y2 + b2, y3 + b3
-        array_store4(y, tile.first + e, y0, y1, y2, y3, like)
+        put_four(y, tile.first + e, y0, y1, y2, y3, like)
     for e in range(whole + t, tile.size, threads):
         row = quotient(e, tile.width)
         place = parameter_index(rows, first + row, start + e - row * tile.width)
@@ -171,7 +185,7 @@ def write_normalized(tile, rows, first, start, like, affine_map, y):
         value = xhat * parameter_or(gamma, place, one)
         if beta != 0:  # as above: adding 0 would turn -0 into 0
             value += load(beta, place, like)
-        array_store(y, tile.first + e, value, like)
+        put(y, tile.first + e, value, like)
 
 
 @device

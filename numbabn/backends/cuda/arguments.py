@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numbabn.backends.verbs import Affine, DeviceMemory, Pair
+from numbabn.backends.cuda import plan
+from numbabn.backends.verbs import Affine, DeviceMemory, Gradient, Pair, Result, View
 
 # The dtype of an array, as kernels know it at run time; see `parameters.load_parameter`.
 NONE, FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(5)
@@ -31,6 +32,37 @@ class Inputs(NamedTuple):
 
     dy: int
     x: int
+
+
+class GradientInputs(NamedTuple):
+    """`Inputs` where dy is a `numbabn.backends.verbs.Gradient`; x is 0 where it is not read.
+
+    ``kept`` is 0 where the derivative is 1 everywhere, ``dresidual`` where it is not wanted.
+    """
+
+    dy: int
+    x: int
+    kept: int
+    sharing: int  # elements that share a byte of what is kept
+    derivative: Any  # in the dtype that is computed in
+    dresidual: int
+
+
+class Output(NamedTuple):
+    """A `numbabn.backends.verbs.Result`, whose numbers are in the dtype that is computed in.
+
+    The addresses ``residual`` and ``kept`` are 0 where there is none.
+    """
+
+    y: int
+    residual: int
+    vector: int  # 0 where elements of y and of the residual are read and written one by one
+    kept: int
+    sharing: int  # elements that share a byte of what is kept
+    slope: Any
+    floor: Any
+    ceiling: Any
+    nan: Any
 
 
 class Statistics(NamedTuple):
@@ -99,6 +131,44 @@ class Workspace(NamedTuple):
 
     counters: int
     partials: int
+
+
+def arrays_of(*operands: Any) -> tuple[DeviceMemory, ...]:
+    """Return all arrays of operands that are arrays, results or gradients."""
+    found: list[DeviceMemory] = []
+    for operand in operands:
+        if isinstance(operand, Result | Gradient):
+            found += [array for array in operand[:2] if array is not None]
+        elif operand is not None:
+            found.append(operand)
+    return tuple(found)
+
+
+def inputs(dy: DeviceMemory | Gradient, x: DeviceMemory | None, view: View) -> Inputs | GradientInputs:
+    """Return what kernels take for the arrays that the backward pass reads; x may be none of them."""
+    if not isinstance(dy, Gradient):
+        return Inputs(dy.address, _address(x))
+    array, dresidual, kept, _, derivative = dy
+    sharing, number = plan.sharing(view, array.itemsize), _number(array)
+    return GradientInputs(
+        array.address, _address(x), _address(kept), sharing, number(derivative), _address(dresidual)
+    )
+
+
+def output(y: DeviceMemory | Result, view: View, vector: int) -> int | Output:
+    """Return what kernels take for a result; ``vector`` is that of the geometry."""
+    if not isinstance(y, Result):
+        return y.address
+    array, residual, kept, _, *activation = y
+    sharing, number = plan.sharing(view, array.itemsize), _number(array)
+    return Output(
+        array.address, _address(residual), vector, _address(kept), sharing, *map(number, activation)
+    )
+
+
+def _number(array: DeviceMemory) -> Any:
+    """Return the type of the numbers that kernels compute with for elements of an array."""
+    return np.float64 if array.itemsize == 8 else np.float32
 
 
 def parameter(array: DeviceMemory | None) -> Parameter:

@@ -13,14 +13,22 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from numbabn.backends.cuda import arguments, kernels, plan
-from numbabn.backends.cuda.arguments import Inputs
+from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import streams, workspace
-from numbabn.backends.verbs import Affine, Pair, View
+from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
 Cut: TypeAlias = Geometry | SampleGeometry
+
+
+def keep(y: Device, view: View) -> Kept:
+    """Return memory for what an activation keeps of y: a byte for each element, or for four; see `epilogue`.
+
+    No phase is needed: where a byte is depends on the index of an element alone.
+    """
+    return Kept(y.empty((y.size // plan.sharing(view, y.itemsize),), np.dtype(np.uint8)), 0)
 
 
 def moments(x: Device, view: View, like: np.floating | None = None) -> Pair:
@@ -36,10 +44,13 @@ def moments(x: Device, view: View, like: np.floating | None = None) -> Pair:
 def normalize(x: Device, view: View, statistics: Pair, affine: Affine, y: Device) -> None:
     """Write y = (x - mean) / sqrt(var + eps) * gamma + beta."""
     geometry = geometry_of(view, 1, x, y)
+    read = arguments.inputs(x, None, view) if isinstance(x, Gradient) else x.address
+    array, *_ = arrays_of(x)
     kernels.normalize.launch(
-        x, geometry.groups * geometry.tiles,
-        x.address, geometry, arguments.zero(x.dtype),
-        arguments.statistics(statistics), arguments.affine_map(affine), y.address,
+        array, geometry.groups * geometry.tiles,
+        read, geometry, arguments.zero(array.dtype),
+        arguments.statistics(statistics), arguments.affine_map(affine),
+        arguments.output(y, view, geometry.vector),
     )  # fmt: skip
 
 
@@ -50,7 +61,8 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     geometry = geometry_of(view, 1, x, y)
     given = (
         x.address, geometry, workspace(x, geometry), like,
-        arguments.affine_map(affine), arguments.moments(statistics), y.address,
+        arguments.affine_map(affine), arguments.moments(statistics),
+        arguments.output(y, view, geometry.vector),
     )  # fmt: skip
     kernel = kernels.forward if type(geometry) is Geometry else kernels.forward_of_samples
     if groups_are_resident(kernel, x, geometry, given):
@@ -87,7 +99,7 @@ def backward_apply(
     geometry = geometry_of(view, 2, x, dy, dx)
     kernels.gradient.launch(
         x, geometry.groups * geometry.tiles,
-        Inputs(dy.address, x.address), geometry, arguments.zero(x.dtype),
+        arguments.inputs(dy, x, view), geometry, arguments.zero(x.dtype),
         arguments.statistics(statistics), arguments.scaling(affine), sums.address, int(count), dx.address,
     )  # fmt: skip
 
@@ -124,7 +136,7 @@ def backward_with_sums(
     """`backward` where every channel has statistics of its own; with ``sums`` as `write_products`."""
     geometry = geometry_of(view, 2, x, dy, dx)
     given = (
-        Inputs(dy.address, x.address), geometry, workspace(x, geometry), arguments.zero(x.dtype),
+        arguments.inputs(dy, x, view), geometry, workspace(x, geometry), arguments.zero(x.dtype),
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
@@ -158,15 +170,19 @@ def write_products(
     kernel = kernels.products if type(geometry) is Geometry else kernels.products_of_samples
     kernel.launch(
         x, geometry.groups * geometry.parts,
-        Inputs(dy.address, x.address), geometry, workspace(x, geometry), arguments.zero(x.dtype),
+        arguments.inputs(dy, x, view), geometry, workspace(x, geometry), arguments.zero(x.dtype),
         arguments.statistics(statistics), float(eps), arguments.results(sums, gradients),
     )  # fmt: skip
 
 
 def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) -> Cut:
-    """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time."""
-    geometry = plan.geometry(view, arrays[0].itemsize, loaded, shared)
-    vector = plan.aligned(geometry.vector, arrays[0].itemsize, *[array.address for array in arrays])
+    """Return how arrays are cut up of which a block holds tiles of the first ``loaded`` at the same time.
+
+    Results and gradients may be among them.
+    """
+    itemsize = arrays[0].dtype.itemsize
+    geometry = plan.geometry(view, itemsize, loaded, shared)
+    vector = plan.aligned(geometry.vector, itemsize, *[array.address for array in arrays_of(*arrays)])
     return geometry if vector == geometry.vector else geometry._replace(vector=vector)
 
 

@@ -22,6 +22,7 @@ from numbabn.backends.cuda.plan import SIMULATED
 if not SIMULATED and getattr(numba_cuda, "implementation", None) != "NVIDIA":
     raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
 core: Any = None if SIMULATED else import_module("cuda.core")
+extending: Any = None if SIMULATED else import_module("numba.cuda.extending")
 simulated: Any = import_module("numbabn.backends.cuda.simulated") if SIMULATED else None
 memory: Any = import_module(
     "numbabn.backends.cuda.memory_simulated" if SIMULATED else "numbabn.backends.cuda.memory"
@@ -39,6 +40,7 @@ shared_load, shared_load4, shared_store = memory.shared_load, memory.shared_load
 array_load, array_load4 = memory.array_load, memory.array_load4
 array_store, array_store4 = memory.array_store, memory.array_store4
 tile_load, tile_load4 = memory.tile_load, memory.tile_load4
+tile_store, tile_store4 = memory.tile_store, memory.tile_store4
 # math.sqrt raises an error for negative numbers in Python, and numba-cuda does not know np.sqrt.
 sqrt = np.sqrt if SIMULATED else math.sqrt
 
@@ -57,6 +59,47 @@ def thread_number():
 def any_thread(condition):
     """Return whether the condition holds for any thread of the block: a barrier, which all must reach."""
     return cuda.syncthreads_or(np.int32(1 if condition else 0)) != 0
+
+
+@device
+def load_four(address, i, vector, like):
+    """Return four adjacent numbers, read at once if ``vector``, else one by one."""
+    if vector:
+        return load4(address, i, like)
+    a, b = load(address, i, like), load(address, i + 1, like)
+    return a, b, load(address, i + 2, like), load(address, i + 3, like)
+
+
+@device
+def array_load_four(address, i, vector, like):
+    """Return four adjacent elements of an array as numbers, read at once if ``vector``, else one by one."""
+    if vector:
+        return array_load4(address, i, like)
+    a, b = array_load(address, i, like), array_load(address, i + 1, like)
+    return a, b, array_load(address, i + 2, like), array_load(address, i + 3, like)
+
+
+def adapted(index: int, **others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator for device functions that are others where argument ``index`` is a tuple of a class.
+
+    ``others`` are functions by the names of the classes. Which one it is, is known when a kernel is compiled.
+    """
+
+    def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(plain)
+        def function(*arguments: Any) -> Any:
+            return others.get(type(arguments[index]).__name__, plain)(*arguments)
+
+        def chosen(*kinds: Any) -> Callable[..., Any]:
+            kind = kinds[index]
+            named = isinstance(kind, cuda.types.BaseNamedTuple)
+            return others.get(kind.instance_class.__name__, plain) if named else plain
+
+        if not SIMULATED:
+            extending.overload(function, strict=False)(chosen)
+        return function
+
+    return decorate
 
 
 class Kernel:

@@ -2,7 +2,8 @@
 
 ``geometry`` is a `plan.Geometry`, or a `plan.SampleGeometry` where samples have their own statistics, and the
 other tuples are those of `arguments`. ``like`` stands for the dtype of x, as `arguments.zero` says. The
-workspace is not read where every group has one part.
+workspace is not read where every group has one part. Where something follows the norm, y is an
+`arguments.Output`, and the inputs are `arguments.GradientInputs`: see `epilogue`.
 """
 
 import functools
@@ -12,6 +13,7 @@ import numpy as np
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.coefficients import fill_affine, fill_gradient, fill_shared_gradient
 from numbabn.backends.cuda.division import quotient, remainder
+from numbabn.backends.cuda.epilogue import address_of
 from numbabn.backends.cuda.gpu import Kernel, cuda, device, load, shared_load, shared_store, store
 from numbabn.backends.cuda.parameters import load_parameter, load_statistics, peek_pair
 from numbabn.backends.cuda.reductions import finish_moments, finish_products, part_moments, part_products
@@ -24,7 +26,9 @@ from numbabn.backends.cuda.tiles import (
     ROW,
     SCRATCH,
     TILE,
+    derive_tile,
     finish_loads,
+    give_tile,
     load_tile,
     sum_places,
     tile_at,
@@ -71,13 +75,18 @@ def split_backwards(geometry):
 
 @Kernel
 def normalize(x, geometry, like, statistics, affine_map, y):
-    """y = (x - mean) / sqrt(var + eps) * gamma + beta; every block writes one tile."""
+    """y = (x - mean) / sqrt(var + eps) * gamma + beta; every block writes one tile.
+
+    x is an address, or `arguments.GradientInputs` where it is a gradient, and the statistics are constants.
+    """
     g, k = split_backwards(geometry)
     tile = tile_at(geometry, g, k)
-    load_tile(x, tile, geometry, like, TILE)
+    load_tile(address_of(x), tile, geometry, like, TILE)
     fill_affine(tile, geometry, g, like, load_statistics(statistics, geometry, g), affine_map)
     finish_loads()
+    derive_tile(x, tile, geometry, like, TILE)
     write_tile(NO_TILE, TILE, NO_TILE, tile, geometry, like, y)
+    give_tile(x, tile, geometry, like, TILE)
 
 
 @Kernel
@@ -94,7 +103,9 @@ def gradient(inputs, geometry, like, statistics, scaling, sums, count, dx):
     totals = peek_pair(sums, sums + 8 * sum_places(geometry), geometry, g)
     fill_gradient(tile, geometry, g, like, values, scaling, totals, count)
     finish_loads()
+    derive_tile(inputs, tile, geometry, like, HALF)
     write_tile(HALF, TILE, NO_TILE, tile, geometry, like, dx)
+    give_tile(inputs, tile, geometry, like, HALF)
 
 
 # Where several channels share statistics, their sums are added up by a launch between these two ------------
@@ -135,7 +146,9 @@ def shared_gradient(inputs, geometry, like, statistics, scaling, totals, count, 
     sums = peek_pair(totals, second, geometry, g)
     fill_shared_gradient(tile, geometry, g, like, values, scaling, sums, count)
     finish_loads()
+    derive_tile(inputs, tile, geometry, like, HALF)
     write_tile(HALF, TILE, GAMMA, tile, geometry, like, dx)
+    give_tile(inputs, tile, geometry, like, HALF)
 
 
 # One launch: a tile stays in shared memory while the blocks of its group find their sums --------------------
@@ -167,6 +180,7 @@ def backward(inputs, geometry, workspace, like, statistics, scaling, dx, results
     sums = peek_pair(results.sums, results.sums + 8 * sum_places(geometry), geometry, g)
     fill_gradient(tile, geometry, g, like, (mean, var), scaling, sums, geometry.outer * geometry.inner)
     write_tile(HALF, TILE, NO_TILE, tile, geometry, like, dx)
+    give_tile(inputs, tile, geometry, like, HALF)
     reset(geometry, workspace)
 
 

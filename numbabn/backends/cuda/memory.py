@@ -170,39 +170,52 @@ tile_load = intrinsic(_array_loader(SHARED))
 tile_load4 = intrinsic(_array_loader(SHARED, lanes=4))
 
 
-@intrinsic
-def array_store(typingctx, base, index, value, like):
-    """Write a number as one element of like's dtype, rounded to nearest even."""
+def _array_storer(space):
+    """Return the typing function of an intrinsic that writes a number as one element of like's dtype."""
 
-    def codegen(context, builder, signature, arguments):
-        base, index, bits, _ = arguments
-        if like in HALVES:
-            text = f"cvt.rn.{HALVES[like]}.f32 $0, $1;"
-            bits = _assembly(builder, text, _I16, "=h,f", [bits], side_effect=False)
-        builder.store(bits, _pointer(builder, base, index, like), align=like.bitwidth // 8)
-        return context.get_dummy_value()
+    def typed(typingctx, base, index, value, like):
+        def codegen(context, builder, signature, arguments):
+            base, index, bits, _ = arguments
+            if like in HALVES:
+                text = f"cvt.rn.{HALVES[like]}.f32 $0, $1;"
+                bits = _assembly(builder, text, _I16, "=h,f", [bits], side_effect=False)
+            builder.store(bits, _pointer(builder, base, index, like, space), align=like.bitwidth // 8)
+            return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, _number(like), like), codegen
+        return types.void(types.int64, types.int64, _number(like), like), codegen
+
+    return typed
 
 
-@intrinsic
-def array_store4(typingctx, base, index, a, b, c, d, like):
-    """Write four numbers as elements from ``index`` on, rounded to nearest even, at an aligned address."""
+def _array_storer4(space):
+    """Return the typing function of an intrinsic that writes four numbers as elements from ``index`` on.
 
-    def codegen(context, builder, signature, arguments):
-        base, index, *parts, _ = arguments
-        kind, pointer = _llvm_type(like), _pointer(builder, base, index, like, lanes=4)
-        if like in HALVES:
-            # The first operand of the instruction goes to the upper bits.
-            text, kind = f"cvt.rn.{HALVES[like]}x2.f32 $0, $2, $1;", _I32
-            pointer = builder.bitcast(pointer, ir.VectorType(kind, 2).as_pointer(GLOBAL))
-            pairs = parts[:2], parts[2:]
-            parts = [_assembly(builder, text, kind, "=r,f,f", pair, side_effect=False) for pair in pairs]
-        builder.store(_packed(builder, parts, kind), pointer, align=min(like.bitwidth // 2, 16))
-        return context.get_dummy_value()
+    They are rounded to nearest even, and their address is aligned.
+    """
 
-    number = _number(like)
-    return types.void(types.int64, types.int64, number, number, number, number, like), codegen
+    def typed(typingctx, base, index, a, b, c, d, like):
+        def codegen(context, builder, signature, arguments):
+            base, index, *parts, _ = arguments
+            kind, pointer = _llvm_type(like), _pointer(builder, base, index, like, space, lanes=4)
+            if like in HALVES:
+                # The first operand of the instruction goes to the upper bits.
+                text, kind = f"cvt.rn.{HALVES[like]}x2.f32 $0, $2, $1;", _I32
+                pointer = builder.bitcast(pointer, ir.VectorType(kind, 2).as_pointer(space))
+                pairs = parts[:2], parts[2:]
+                parts = [_assembly(builder, text, kind, "=r,f,f", pair, side_effect=False) for pair in pairs]
+            builder.store(_packed(builder, parts, kind), pointer, align=min(like.bitwidth // 2, 16))
+            return context.get_dummy_value()
+
+        number = _number(like)
+        return types.void(types.int64, types.int64, number, number, number, number, like), codegen
+
+    return typed
+
+
+array_store = intrinsic(_array_storer(GLOBAL))
+array_store4 = intrinsic(_array_storer4(GLOBAL))
+tile_store = intrinsic(_array_storer(SHARED))
+tile_store4 = intrinsic(_array_storer4(SHARED))
 
 
 def _copy(builder, arguments, like, nbytes):

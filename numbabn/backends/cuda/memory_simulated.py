@@ -26,6 +26,7 @@ class Machine:
         np.float32: ctypes.c_float,
         np.float64: ctypes.c_double,
         np.int32: ctypes.c_int32,
+        np.uint8: ctypes.c_uint8,
         np.uint16: ctypes.c_uint16,
     }
 
@@ -182,6 +183,18 @@ def tile_load4(offset, index, like):
 def shared_store(offset, index, value):
     """Write one element to shared memory."""
     machine.shared_store(offset, index, value)
+
+
+def tile_store(offset, index, value, like):
+    """Write a number as one element of like's dtype to the tile at ``offset``."""
+    machine.shared_store(offset, index, _narrowed(value, like))
+
+
+def tile_store4(offset, index, a, b, c, d, like):
+    """Write four numbers as elements from ``index`` on; their offset must be aligned."""
+    _aligned(offset, index, like, 4)
+    for k, value in enumerate((a, b, c, d)):
+        tile_store(offset, index + k, value, like)
 
 
 def copy_async(shared, index, base, position, like):

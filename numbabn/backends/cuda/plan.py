@@ -167,6 +167,24 @@ def geometry(view: View, itemsize: int, arrays: int, shared: bool = False) -> Ge
     return cut if view.batch == view.members == 1 else SampleGeometry(*cut, view.batch, groups, view.members)
 
 
+@functools.lru_cache(1024)
+def sharing(view: View, itemsize: int) -> int:
+    """Return how many adjacent elements share a byte of what an activation keeps: `VECTOR`, or 1.
+
+    They share one where a single thread writes them all, however an array is cut up: where all tiles, those
+    of one array and those of two, are whole vectors. What is kept is then 1/16 of the bytes of float32, and
+    1/4 of them otherwise, as in maps of 15 x 15 elements whose channels are no multiple of four.
+    """
+    size = math.prod(view)
+    if size == 0 or size % VECTOR:
+        return 1
+    if runs_along(view):  # or a batch of one sample, whose rows have one element
+        whole = view.inner == 1 and view.members % VECTOR == 0
+    else:
+        whole = all(geometry(view, itemsize, arrays).vector for arrays in (1, 2))
+    return VECTOR if whole else 1
+
+
 def merged(view: View) -> View:
     """Return how arrays are read to take statistics: what they are taken over as one member."""
     return view._replace(members=1, inner=view.members * view.inner)

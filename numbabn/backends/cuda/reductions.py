@@ -16,6 +16,7 @@ from numbabn.backends.cuda.tiles import (
     HALF,
     TILE,
     channels_of,
+    derive_tile,
     fill_columns,
     finish_loads,
     load_tile,
@@ -73,6 +74,7 @@ def part_products(inputs, geometry, g, part, like, mean):
         if t < tile.across:
             fill_columns(CENTER, t, tile, geometry, center)
         finish_loads()
+        derive_tile(inputs, tile, geometry, like, HALF)
         more_s, more_q = tile_products(HALF, TILE, tile, geometry, like)
         s, q = s + more_s, q + more_q
     return np.float64(0), s, q - (mean - np.float64(center)) * s

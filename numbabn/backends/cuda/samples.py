@@ -3,7 +3,6 @@
 from typing import Any
 
 from numbabn.backends.cuda import along, arguments, kernels, plan, strips
-from numbabn.backends.cuda.arguments import Inputs
 from numbabn.backends.cuda.channels import (
     backward_with_sums,
     float64,
@@ -13,9 +12,15 @@ from numbabn.backends.cuda.channels import (
     write_products,
 )
 from numbabn.backends.cuda.channels import forward as forward_of_channels
-from numbabn.backends.verbs import Affine, Pair, View
+from numbabn.backends.cuda.channels import keep as keep_of_channels
+from numbabn.backends.verbs import Affine, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
+
+
+def keep(y: Device, view: View) -> Kept:
+    """Return memory for what an activation keeps of y."""
+    return keep_of_channels(y, view)
 
 
 def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
@@ -81,6 +86,6 @@ def _shared_gradient(
     )
     kernels.shared_gradient.launch(
         x, geometry.groups * geometry.tiles,
-        Inputs(dy.address, x.address), geometry, arguments.zero(x.dtype),
+        arguments.inputs(dy, x, view), geometry, arguments.zero(x.dtype),
         arguments.statistics(statistics), scaling, totals.address, view.values, dx.address,
     )  # fmt: skip

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from numbabn.backends.cuda import arguments, plan
-from numbabn.backends.cuda.arguments import Inputs
+from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.coefficients import normalize_coefficients
 from numbabn.backends.cuda.division import quotient
+from numbabn.backends.cuda.epilogue import derived, derived_four
 from numbabn.backends.cuda.gpu import (
     Kernel,
     array_load,
-    array_load4,
+    array_load_four,
     convert,
     cuda,
     device,
@@ -41,11 +42,12 @@ def add_products(dy: Device, x: Device, view: View, statistics: Pair, eps: float
 
     For views with outer = 1, whose samples are read as they lie side by side.
     """
-    cut = plan.strips(view, plan.aligned(plan.VECTOR, x.itemsize, x.address, dy.address) > 0)
+    addresses = [array.address for array in arrays_of(x, dy)]
+    cut = plan.strips(view, plan.aligned(plan.VECTOR, x.itemsize, *addresses) > 0)
     chunks = x.empty((2, cut.chunks, cut.groups * cut.length), _FLOAT64)
     _products.launch(
         x, cut.chunks * cut.groups * cut.strips,
-        Inputs(dy.address, x.address), cut, arguments.zero(x.dtype),
+        arguments.inputs(dy, x, view), cut, arguments.zero(x.dtype),
         arguments.statistics(statistics), float(eps), chunks.address,
     )  # fmt: skip
     return _added(chunks, cut.chunks, view.inner, view, gradients)
@@ -98,8 +100,9 @@ def _products(inputs, strips, like, statistics, eps, sums):
                 k, a = shared_load(CENTER, e, like), shared_load(CENTER + ROW, e, like)
                 b = shared_load(CENTER + 2 * ROW, e, like)
                 if strips.lanes > 1:
-                    d0, d1, d2, d3 = load_four(inputs.dy, i, strips.vector, like)
-                    x0, x1, x2, x3 = load_four(inputs.x, i, strips.vector, like)
+                    d0, d1, d2, d3 = array_load_four(inputs.dy, i, strips.vector, like)
+                    d0, d1, d2, d3 = derived_four(inputs, i, d0, d1, d2, d3)
+                    x0, x1, x2, x3 = array_load_four(inputs.x, i, strips.vector, like)
                     s1, l1 = add_value(s1, l1, d1)
                     s2, l2 = add_value(s2, l2, d2)
                     s3, l3 = add_value(s3, l3, d3)
@@ -107,7 +110,7 @@ def _products(inputs, strips, like, statistics, eps, sums):
                     q2, m2 = add_value(q2, m2, d2 * ((x2 - k) * a + b))
                     q3, m3 = add_value(q3, m3, d3 * ((x3 - k) * a + b))
                 else:
-                    d0, x0 = array_load(inputs.dy, i, like), array_load(inputs.x, i, like)
+                    d0, x0 = derived(inputs, i, array_load(inputs.dy, i, like)), array_load(inputs.x, i, like)
                 s0, l0 = add_value(s0, l0, d0)
                 q0, m0 = add_value(q0, m0, d0 * ((x0 - k) * a + b))
     places = strips.groups * strips.length
@@ -118,15 +121,6 @@ def _products(inputs, strips, like, statistics, eps, sums):
         leave(s1, l1, q1, m1, strips, address + 8, more, place)
         leave(s2, l2, q2, m2, strips, address + 16, more, place)
         leave(s3, l3, q3, m3, strips, address + 24, more, place)
-
-
-@device
-def load_four(address, i, vector, like):
-    """Return four adjacent elements, read at once if ``vector``, else one by one."""
-    if vector:
-        return array_load4(address, i, like)
-    a, b = array_load(address, i, like), array_load(address, i + 1, like)
-    return a, b, array_load(address, i + 2, like), array_load(address, i + 3, like)
 
 
 @device

@@ -16,7 +16,9 @@ import numpy as np
 
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.division import quotient, remainder
+from numbabn.backends.cuda.epilogue import by_fours, derived, derived_four, put, put_four
 from numbabn.backends.cuda.gpu import (
+    adapted,
     array_store,
     array_store4,
     copy_async,
@@ -31,6 +33,8 @@ from numbabn.backends.cuda.gpu import (
     shared_store,
     tile_load,
     tile_load4,
+    tile_store,
+    tile_store4,
 )
 
 # Offsets in shared memory, in bytes.
@@ -120,11 +124,11 @@ def write_tile(dy, x, gamma, tile, geometry, like, out):
     The second is written if ``dy`` is not ``NO_TILE``, with dy * gamma in place of dy if ``gamma``, a row
     of coefficients, is not.
 
-    ``dy`` and ``x`` are offsets of tiles in shared memory, ``out`` is the address of an array. The rows of
-    coefficients have been written by the functions of `coefficients`.
+    ``dy`` and ``x`` are offsets of tiles in shared memory, ``out`` is the address of an array, or an
+    `arguments.Output`. The rows of coefficients have been written by the functions of `coefficients`.
     """
     t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
-    whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
+    whole = tile.size - tile.size % plan.VECTOR if by_fours(out, geometry.vector) else 0
     for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
         j = remainder(e, tile.width) if geometry.span > 1 else 0
         x0, x1, x2, x3 = tile_load4(x, e, like)
@@ -139,7 +143,7 @@ def write_tile(dy, x, gamma, tile, geometry, like, out):
                 d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
             w0, w1, w2, w3 = shared_load4(CENTER + 3 * ROW, j, like)
             y0, y1, y2, y3 = (y0 + d0) * w0, (y1 + d1) * w1, (y2 + d2) * w2, (y3 + d3) * w3
-        array_store4(out, array_index(e, tile), y0 + b0, y1 + b1, y2 + b2, y3 + b3, like)
+        put_four(out, array_index(e, tile), y0 + b0, y1 + b1, y2 + b2, y3 + b3, like)
     for e in range(whole + t, tile.size, threads):
         j = remainder(e, tile.width) if geometry.span > 1 else 0
         y = (tile_load(x, e, like) - shared_load(CENTER, j, like)) * shared_load(CENTER + ROW, j, like)
@@ -148,7 +152,56 @@ def write_tile(dy, x, gamma, tile, geometry, like, out):
             if gamma != NO_TILE:
                 d = d * shared_load(gamma, j, like)
             y = (y + d) * shared_load(CENTER + 3 * ROW, j, like)
-        array_store(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like), like)
+        put(out, array_index(e, tile), y + shared_load(CENTER + 2 * ROW, j, like), like)
+
+
+@device
+def derive_elements(inputs, tile, geometry, like, memory):
+    """Do what `derive_tile` does, but for the barrier."""
+    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
+    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
+        d0, d1, d2, d3 = tile_load4(memory, e, like)
+        d0, d1, d2, d3 = derived_four(inputs, array_index(e, tile), d0, d1, d2, d3)
+        tile_store4(memory, e, d0, d1, d2, d3, like)
+    for e in range(whole + t, tile.size, threads):
+        tile_store(memory, e, derived(inputs, array_index(e, tile), tile_load(memory, e, like)), like)
+
+
+@device
+def write_elements(tile, geometry, like, memory, out):
+    """Write a tile at offset ``memory`` of shared memory to the array at the address ``out``, as it is."""
+    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
+    whole = tile.size - tile.size % plan.VECTOR if geometry.vector else 0
+    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
+        d0, d1, d2, d3 = tile_load4(memory, e, like)
+        array_store4(out, array_index(e, tile), d0, d1, d2, d3, like)
+    for e in range(whole + t, tile.size, threads):
+        array_store(out, array_index(e, tile), tile_load(memory, e, like), like)
+
+
+def _derive_tile(inputs, tile, geometry, like, memory):
+    if inputs.kept != 0:
+        derive_elements(inputs, tile, geometry, like, memory)
+        cuda.syncthreads()
+
+
+@adapted(0, GradientInputs=_derive_tile)
+def derive_tile(inputs, tile, geometry, like, memory):
+    """Turn a tile of dy, at offset ``memory`` of shared memory, into one of the norm's gradient.
+
+    They differ where ``inputs`` are `arguments.GradientInputs`. All threads of the block can read the result.
+    """
+
+
+def _give_tile(inputs, tile, geometry, like, memory):
+    if inputs.dresidual != 0:
+        write_elements(tile, geometry, like, memory, inputs.dresidual)
+
+
+@adapted(0, GradientInputs=_give_tile)
+def give_tile(inputs, tile, geometry, like, memory):
+    """Write what `derive_tile` left at offset ``memory`` to the gradient of the residual, if there is one."""
 
 
 @device

@@ -89,9 +89,10 @@ def launched() -> list[launches.Launch]:
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
         for resident in (0, 10**6):  # in two launches and in one
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
+            made += launches.followed(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
-        for view, resident in itertools.product(FAMILY, (0, 10**6)):
-            made += launches.family(view, dtype, resident)
+        for view, resident, followed in itertools.product(FAMILY, (0, 10**6), (False, True)):
+            made += launches.family(view, dtype, resident, followed)
         with launches.recorded(0) as more:
             backend.moments(launches.Array(shape, dtype), launches.view_of(shape))
             for rank in (1, 4):
@@ -148,6 +149,8 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
     if wide is not None:
         name += " (float64 sums)" if isinstance(wide, np.float64) else " (float32 sums)"
     name += " (samples)" if isinstance(launch.named.get("geometry"), plan.SampleGeometry) else ""
+    kinds = {arguments.Output: " (result)", arguments.GradientInputs: " (gradient)"}
+    name += "".join(kinds.get(type(a), "") for a in launch.arguments)
     ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
     return {
         "kernel": name + "".join(f" (rank {n})" for n in ranks),
