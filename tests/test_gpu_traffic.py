@@ -89,7 +89,7 @@ COUNT = """
     from benchmarks.gpu import traffic
     from benchmarks.libraries import BACKWARD, FORWARD, INFERENCE
     from numba import cuda
-    from numbabn.backends.cuda import tiles
+    from numbabn.backends.cuda import epilogue, tiles
 
     lock, moved = threading.Lock(), {"read": 0, "written": 0}
 
@@ -101,11 +101,11 @@ COUNT = """
 
         return call
 
-    for name, direction, lanes in (
-        ("copy_async", "read", 1), ("copy_vector", "read", None),
-        ("array_store", "written", 1), ("array_store4", "written", 4),
+    for module, name, direction, lanes in (
+        (tiles, "copy_async", "read", 1), (tiles, "copy_vector", "read", None),
+        (epilogue, "array_store", "written", 1), (epilogue, "array_store4", "written", 4),
     ):
-        setattr(tiles, name, counted(getattr(tiles, name), direction, lanes))
+        setattr(module, name, counted(getattr(module, name), direction, lanes))
     found = []
     for shape, dtype in (((5, 3, 5), np.float32), ((1, 1, 150), np.float64), ((1, 1, 300), np.float16)):
         x = cuda.to_device(np.random.default_rng(0).standard_normal(shape).astype(dtype))

@@ -62,6 +62,23 @@ def test_results(kind, view):
     assert_close(values(frozen), expected, reference.forward_error(x, gamma, beta, **given), "frozen y")
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_activation_and_a_residual(kind, view):
+    """They follow the norm for every memory order of the residual; their results are the library's, too."""
+    x, dy, residual = normal(3, 2, 2, 2), normal(3, 2, 2, 2, seed=1), normal(3, 2, 2, 2, seed=2)
+    natives = [kind.array(array, device=1) for array in (x, dy, VIEWS[view](residual))]
+    y, saved = nbn.batch_norm_forward(natives[0], activation="relu", residual=natives[2])
+    dx, _, _, dresidual = nbn.batch_norm_backward(natives[1], saved)
+    assert all(kind.is_mine(result) and kind.device_of(result) == 1 for result in (y, dx, dresidual))
+    v = reference.forward(x) + residual
+    # Adding the residual rounds once more, at half an eps.
+    error = reference.forward_error(x) + np.finfo(F32).eps * np.abs(v)
+    assert_close(values(y), reference.activated(v, "relu", 0.0), error, "y")
+    g = np.where(values(y) > 0, dy, F32(0))
+    assert_same_bits(values(dresidual), g, "dresidual")
+    assert_close(values(dx), reference.backward(g, x)[0], reference.backward_error(g, x)[0], "dx")
+
+
 def test_out_of_any_strides(kind):
     x = normal(3, 2, 2, 2)
     expected = values(nbn.batch_norm_forward(kind.array(x))[0])

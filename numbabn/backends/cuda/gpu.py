@@ -156,7 +156,8 @@ class Kernel:
 def _key(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what of a kernel's arguments its machine code depends on, in less time than their types take.
 
-    The types within a tuple are the same at every launch of a kernel; only its length may differ.
+    The types within a tuple are the same at every launch of a kernel for a dtype, that of the argument
+    ``like``; only its length may differ.
     """
     return tuple([len(a) if isinstance(a, tuple) else type(a) for a in arguments])
 

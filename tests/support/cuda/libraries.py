@@ -124,7 +124,7 @@ def torch():
     """A module like PyTorch, with bfloat16 and with tensors on the CPU and on two GPUs."""
     made = module("torch")
     current = made.current
-    for name in ("float16", "bfloat16", "float32", "float64", "int64", "complex64", "float8_e5m2"):
+    for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8", "complex64", "float8_e5m2"):
         setattr(made, name, TorchDtype(name))
     made.strided, made.sparse_coo = "torch.strided", "torch.sparse_coo"
     storage = {"bfloat16": np.uint16, "float8_e5m2": np.uint8}  # of what NumPy does not know
