@@ -73,10 +73,9 @@ COMPARED = {
     ONEDNN_BLOCKED: OUT,
     COPY: OUT,
 }
-_SAME_MEMORY = ", ".join(library for library, ours in COMPARED.items() if ours == OUT)
 MEANS = f"""\
-Time of each library over the time of numbabn with a fresh output, but of {_SAME_MEMORY} over that of
-`{OUT}`."""
+Time of each library over the time of numbabn with a fresh output, but of `{IN_PLACE}`, oneDNN and `{COPY}`
+over that of `{OUT}`."""
 
 
 def main() -> None:

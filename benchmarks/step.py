@@ -31,16 +31,17 @@ SIZES = Sizes()
 LARGEST_DIFFERENCE = 1e-4  # of the loss and the gradients in float32, between any variant and NumPy's
 ABOUT = """\
 One training step, forward and backward, of a chain of residual blocks, y = max(norm(conv(x)) + x, 0), in
-float32 NCHW. The 3x3 convolutions are matrix products by NumPy's BLAS, the same in all variants: what they
-take is the rest of the step. The norm part is batch norm, addition and ReLU, forward and backward:
+float32 NCHW. The 3x3 convolutions are matrix products by NumPy's BLAS, the same in all variants: they are
+the rest of the step, with the loss and a sum of two gradients in each block. The norm part is batch norm,
+addition and ReLU, forward and backward:
 
 - `NumPy`: the formulas, with few temporary arrays;
 - `numbabn`: the norm by `BatchNorm`, `+=`, `np.maximum` and `dy * (y > 0)` by NumPy;
 - `numbabn, fused`: `BatchNorm(activation="relu")`, called with `residual=`.
 
 BLAS and numbabn have the same number of threads. Times are milliseconds, medians of the rounds, in which the
-variants take turns after one step of each that is not timed. The steps have the same loss and the same
-gradients of all parameters."""
+variants take turns after one step of each that is not timed. Before, the loss and the gradients of all
+parameters are compared."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def _files(machine: dict[str, str], sizes: Sizes, rows: list[Row], largest: floa
         "Written by `python -m benchmarks.step`.",
         bullets(machine),
         ABOUT,
-        f"The chain has {chain}. Largest difference of the loss or of a gradient, relative to its largest "
-        f"entry: {largest:.1e}.",
+        f"The chain has {chain}. Of a gradient, the largest difference from NumPy's over its largest entry,\n"
+        f"and of the loss the relative difference, is {largest:.1e} at most.",
         "![step](step.png)",
         _times(rows),
         _worth({row.variant: row for row in rows}),
