@@ -85,6 +85,7 @@ def test_libraries_compute_the_chain(library, case):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile uses what PyTorch itself has deprecated
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("library", [PYTORCH, IN_PLACE, COMPILED, JAX])
 def test_frameworks_compute_the_chain(library, case):
