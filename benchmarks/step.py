@@ -1,9 +1,8 @@
 """Measure what the norm takes of a training step of residual blocks in NumPy: ``python -m benchmarks.step``.
 
 Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``step.md``, ``step.json`` and
-``step.png``.
-All variants take turns in one process. Threads are bound to cores (``OMP_PROC_BIND=true``), as in
-`benchmarks.moments`.
+``step.png``. All variants take turns in one process. Threads are bound to cores (``OMP_PROC_BIND=true``), as
+in `benchmarks.moments`.
 """
 
 from __future__ import annotations
