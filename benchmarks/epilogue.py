@@ -53,8 +53,9 @@ gives dx, dgamma and dbeta, and the gradient of z. The fastest library with a fr
 - `{PLAIN}` is the forward call of numbabn's batch norm with nothing after it, `{CHAIN}` that call with
   NumPy's `+` and `maximum` after it, and `dy * (y > 0)` before the backward call.
 - PyTorch is `batch_norm`, `+` and `relu` through autograd, `{IN_PLACE}` the same with `add_` and `relu_`,
-  NHWC as `channels_last`. `{COMPILED}` compiles the first of the two, shapes fixed. JAX differentiates with
-  `jax.vjp`, forward and backward compiled apart.
+  NHWC as `channels_last`. `{COMPILED}` compiles the first of the two, shapes fixed; its backward pass
+  overwrites what forward kept, and is not repeated alone. JAX differentiates with `jax.vjp`, forward and
+  backward compiled apart.
 - `{ONEDNN}` is oneDNN 3.2 with `fuse_norm_relu` in the layout of the row, `{ONEDNN_BLOCKED}` in its own
   layout, nChw16c with AVX-512 and nChw8c with AVX2. It is called through `ctypes`, whose own time is in every
   call, and writes into the same memory at every call. Its `fuse_norm_add_relu` is not made for CPUs.

@@ -71,7 +71,8 @@ def check_library(library, case):
     result = operations[FORWARD]()
     result = result[0] if isinstance(result, tuple) else result
     assert_near(as_given(result, case, library), y, "y")
-    for operation in (BACKWARD, BOTH, BACKWARD):
+    assert set(operations) == {FORWARD, BOTH} | (set() if library == COMPILED else {BACKWARD})
+    for operation in 2 * [name for name in operations if name != FORWARD]:
         found = operations[operation]()
         assert len(found) == len(gradients)
         for name, result, value in zip(("dx", "dgamma", "dbeta", "dz"), found, gradients, strict=False):
