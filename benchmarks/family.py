@@ -16,7 +16,7 @@ from benchmarks.family_libraries import LIBRARIES, ONEDNN, FamilyCase
 from benchmarks.libraries import BACKWARD, BOTH, COPY, FORWARD, LAYER, NUMBABN, OUT
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
-from benchmarks.onednn_layer_norm import DISTRIBUTION
+from benchmarks.onednn_session import DISTRIBUTION
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.tables import bullets, cells, misses, page, promises, table
 from benchmarks.targets import LARGE, Run, Target, announce, at_least, at_most, geometric_mean

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,9 @@ from benchmarks.libraries import (
     NUMBABN,
     OUT,
     Operations,
+    steps,
+    tensor,
+    touched,
 )
 from benchmarks.libraries import copy as copied
 from tests.support.cases import FLOAT32_BYTES
@@ -87,12 +89,6 @@ class Data:
         return cls(x, dy, fill(case.parameters), fill(case.parameters))
 
 
-def _steps(forward: Callable[[], Any], backward: Callable[[Any], object]) -> Operations:
-    """Return the operations of a forward pass, and a backward pass of what the forward pass returns."""
-    kept = forward()
-    return {FORWARD: forward, BACKWARD: partial(backward, kept), BOTH: lambda: backward(forward())}
-
-
 def numbabn(
     case: FamilyCase, data: Data, y: np.ndarray | None = None, dx: np.ndarray | None = None
 ) -> Operations:
@@ -102,14 +98,14 @@ def numbabn(
     beta = () if case.norm == "rms" else (data.beta,)
     forward = getattr(nbn, f"{case.norm}_norm_forward")
     backward = getattr(nbn, f"{case.norm}_norm_backward")
-    return _steps(
+    return steps(
         partial(forward, data.x, *groups, data.gamma, *beta, axis=case.axis, eps=EPS, out=y),
         lambda kept: backward(data.dy, kept[1], out=dx),
     )
 
 
 def numbabn_out(case: FamilyCase, data: Data) -> Operations:
-    return numbabn(case, data, np.full(case.shape, 0, np.float32), np.full(case.shape, 0, np.float32))
+    return numbabn(case, data, touched(case.shape), touched(case.shape))
 
 
 def numbabn_layer(case: FamilyCase, data: Data) -> Operations:
@@ -123,17 +119,14 @@ def numbabn_layer(case: FamilyCase, data: Data) -> Operations:
         "group": lambda: nbn.GroupNorm(GROUPS, case.parameters, axis=case.axis),
         "instance": lambda: nbn.InstanceNorm(case.parameters, axis=case.axis, scale=True, center=True),
     }[case.norm]()
-    return _steps(partial(layer, data.x), lambda y: layer.backward(data.dy))
+    return steps(partial(layer, data.x), lambda y: layer.backward(data.dy))
 
 
 def pytorch(case: FamilyCase, data: Data, wrap: Callable = lambda function: function) -> Operations:
     import torch
 
-    def own(array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array).clone()  # clone() makes PyTorch align the memory to 64 bytes
-        return tensor.movedim(-1, 1) if case.layout == "NHWC" and array.ndim == 4 else tensor
-
-    x, dy, gamma, beta = map(own, (data.x, data.dy, data.gamma, data.beta))
+    arrays = (data.x, data.dy, data.gamma, data.beta)
+    x, dy, gamma, beta = (tensor(array, case.layout) for array in arrays)
     single = case.norm in ("layer", "group")
     torch.set_grad_enabled(not single)
     if single:
@@ -161,7 +154,7 @@ def _torch_calls(case: FamilyCase, x, dy, gamma, beta, wrap) -> Operations:
             return calls.native_layer_norm_backward(dy, x, shape, mean, invstd, gamma, beta, everything)
         return calls.native_group_norm_backward(dy, x, mean, invstd, gamma, n, c, pixels, GROUPS, everything)
 
-    return _steps(partial(forward, x, gamma, beta), lambda kept: backward(dy, x, *kept[1:], gamma, beta))
+    return steps(partial(forward, x, gamma, beta), lambda kept: backward(dy, x, *kept[1:], gamma, beta))
 
 
 def _torch_autograd(case: FamilyCase, x, dy, gamma, beta, wrap) -> Operations:
@@ -182,7 +175,7 @@ def _torch_autograd(case: FamilyCase, x, dy, gamma, beta, wrap) -> Operations:
         with torch.no_grad():
             return norm(*inputs)
 
-    leaves = [tensor.requires_grad_() for tensor in inputs]
+    leaves = [leaf.requires_grad_() for leaf in inputs]
     y = norm(*leaves)
     return {
         FORWARD: forward,
@@ -256,7 +249,7 @@ def onednn(case: FamilyCase, data: Data) -> Operations:
     if case.norm != "layer":
         return {}
     norm = LayerNorm(data.x, data.dy, data.gamma, data.beta, EPS)
-    return _steps(norm.forward, lambda y: norm.backward())
+    return steps(norm.forward, lambda y: norm.backward())
 
 
 def copy(case: FamilyCase, data: Data) -> Operations:

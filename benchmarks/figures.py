@@ -25,6 +25,7 @@ COLOURS = {
     "torch.compile": "#f2a541",
     "JAX": "#7a5195",
     "NumPy": "#8d99a6",
+    "numbabn, fused": "#0b6e75",
     "PyTorch native": "#e4572e",
     "PyTorch cuDNN": "#7a5195",
     "CuPy": "#8d99a6",
@@ -107,6 +108,32 @@ def accuracy(panels: list[tuple[str, dict[str, dict[str, float]]]], path: Path) 
             panel.set_title(title)
         axes[0].legend(frameon=False, loc="upper left")
         figure.supxlabel("offset of the data, standard deviation 1 (float32)", fontsize=9)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def step_shares(seconds: dict[str, tuple[float, float]], title: str, foot: str, path: Path) -> None:
+    """Draw one bar per variant of a step, whose right end is the norm part.
+
+    ``seconds`` has the times of the whole step and of its norm part by variant.
+    """
+    rest = "0.85"
+    with mpl.rc_context(STYLE | {"font.size": 10}):
+        figure, panel = plt.subplots(figsize=(9, 0.5 * len(seconds) + 1.3), layout="constrained")
+        for line, (variant, (step, norm)) in enumerate(seconds.items()):
+            panel.barh(line, step - norm, color=rest, height=0.7)
+            panel.barh(line, norm, left=step - norm, color=COLOURS[variant], height=0.7)
+            panel.text((step - norm) / 2, line, f"convolutions {step - norm:.2f} s", ha="center", va="center")
+            panel.text(
+                step, line, f"  norm part {norm:.2f} s, {norm / step:.0%} of {step:.2f} s", va="center"
+            )
+        panel.set_yticks(range(len(seconds)), seconds)
+        panel.set_ylim(len(seconds) - 0.5, -0.5)
+        panel.set_xlim(0, 1.5 * max(step for step, _ in seconds.values()))
+        panel.set_xticks([])
+        panel.spines["bottom"].set_visible(False)
+        panel.set_title(title)
+        figure.supxlabel(foot, fontsize=8, color="0.4")
         figure.savefig(path, dpi=130)
         plt.close(figure)
 

@@ -24,6 +24,13 @@ def _add_part(x, dy, dx):
 
 
 @njit(nogil=True)
+def _add_and_copy_part(x, dy, dx, dz):
+    for i in range(x.size):
+        dx[i] = x[i] + dy[i]
+        dz[i] = dy[i]
+
+
+@njit(nogil=True)
 def _read_part(words):
     total = np.uint64(0)
     for i in range(words.size):
@@ -51,6 +58,13 @@ def _add_parts(x, dy, dx, edges):
         _add_part(x[lo:hi], dy[lo:hi], dx[lo:hi])
 
 
+@njit(parallel=True, nogil=True)
+def _add_and_copy_parts(x, dy, dx, dz, edges):
+    for part in prange(edges.size - 1):
+        lo, hi = edges[part], edges[part + 1]
+        _add_and_copy_part(x[lo:hi], dy[lo:hi], dx[lo:hi], dz[lo:hi])
+
+
 def _edges(size: int) -> np.ndarray:
     return np.linspace(0, size, numba.get_num_threads() + 1).astype(np.int64)
 
@@ -72,3 +86,9 @@ def adder(x: np.ndarray, dy: np.ndarray, dx: np.ndarray):
     """Return a function that adds x and dy into dx: two reads and one write, as a backward pass needs."""
     x, dy, dx, edges = x.reshape(-1), dy.reshape(-1), dx.reshape(-1), _edges(x.size)
     return lambda: _add_parts(x, dy, dx, edges)
+
+
+def adder_and_copier(x: np.ndarray, dy: np.ndarray, dx: np.ndarray, dz: np.ndarray):
+    """Return a function that adds x and dy into dx and copies dy to dz: two reads and two writes."""
+    x, dy, dx, dz, edges = *(array.reshape(-1) for array in (x, dy, dx, dz)), _edges(x.size)
+    return lambda: _add_and_copy_parts(x, dy, dx, dz, edges)

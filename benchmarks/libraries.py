@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,13 @@ class Data:
         return cls(x, dy, gamma, beta, mean, rng.uniform(0.5, 2, case.channels).astype(np.float32))
 
 
-def _touched(shape: tuple[int, ...]) -> np.ndarray:
+def steps(forward: Callable[[], Any], backward: Callable[[Any], object]) -> Operations:
+    """Return the operations of a forward pass, and a backward pass of what the forward pass returns."""
+    kept = forward()
+    return {FORWARD: forward, BACKWARD: partial(backward, kept), BOTH: lambda: backward(forward())}
+
+
+def touched(shape: tuple[int, ...]) -> np.ndarray:
     """Return zeros in pages that exist; those of np.zeros would come into being in the timed call."""
     return np.full(shape, 0, np.float32)
 
@@ -71,7 +78,7 @@ def numbabn(case: Case, data: Data, y: np.ndarray | None = None, dx: np.ndarray 
 
 
 def numbabn_out(case: Case, data: Data) -> Operations:
-    return numbabn(case, data, _touched(case.shape), _touched(case.shape))
+    return numbabn(case, data, touched(case.shape), touched(case.shape))
 
 
 def numbabn_layer(case: Case, data: Data) -> Operations:
@@ -127,12 +134,16 @@ def pytorch(case: Case, data: Data, wrap: Callable = lambda function: function) 
 
     torch.set_grad_enabled(False)
 
-    def own(array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array).clone()  # clone() makes PyTorch align the memory to 64 bytes
-        return tensor.movedim(-1, 1) if array.ndim == 4 and case.layout == "NHWC" else tensor  # channels_last
+    arrays = (data.x, data.dy, data.gamma, data.beta, data.mean, data.var)
+    return torch_operations(*(tensor(array, case.layout) for array in arrays), wrap=wrap)
 
-    tensors = map(own, (data.x, data.dy, data.gamma, data.beta, data.mean, data.var))
-    return torch_operations(*tensors, wrap=wrap)
+
+def tensor(array: np.ndarray, layout: str) -> Any:
+    """Return a copy as a tensor of PyTorch, an array of NHWC as NCHW in PyTorch's channels_last."""
+    import torch
+
+    own = torch.from_numpy(array).clone()  # clone() makes PyTorch align the memory to 64 bytes
+    return own.movedim(-1, 1) if array.ndim == 4 and layout == "NHWC" else own
 
 
 def torch_operations(x, dy, gamma, beta, mean, var, wrap: Callable = lambda function: function) -> Operations:
@@ -216,14 +227,14 @@ def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> None:
 def copy(case: Case, data: Data) -> Operations:
     from benchmarks.floor import adder, copier
 
-    forward = copier(data.x, _touched(case.shape))
-    backward = adder(data.x, data.dy, _touched(case.shape))
+    forward = copier(data.x, touched(case.shape))
+    backward = adder(data.x, data.dy, touched(case.shape))
     return _floor(forward, backward)
 
 
 def numpy_copy(case: Case, data: Data) -> Operations:
-    forward = partial(np.copyto, _touched(case.shape), data.x)
-    backward = partial(np.add, data.x, data.dy, out=_touched(case.shape))
+    forward = partial(np.copyto, touched(case.shape), data.x)
+    backward = partial(np.add, data.x, data.dy, out=touched(case.shape))
     return _floor(forward, backward)
 
 

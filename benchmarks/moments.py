@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from benchmarks.measure import median_and_p90
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.tables import bullets, page, promises, table
 from benchmarks.targets import Target
+from benchmarks.workers import bind_threads
 
 ROUNDS = 5
 OURS, READ, NUMPY, SKLEARN = SHOWN = ("numbabn", "reading the array", "NumPy", "scikit-learn")
@@ -169,9 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     left_out = [*uninstalled("sklearn"), *fewer_rounds(options.rounds, ROUNDS)]
     output = Output.chosen(parser, options, left_out)
-    if "OMP_PROC_BIND" not in os.environ:  # OpenMP reads it when a process starts
-        arguments = [sys.executable, "-m", "benchmarks.moments", *sys.argv[1:]]
-        os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
+    bind_threads("benchmarks.moments")
     numba.set_num_threads(options.threads)
     results = [(row, measure(row, options.rounds)) for row in tqdm(ROWS, unit="array")]
     machine = describe(options.threads)

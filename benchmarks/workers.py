@@ -47,6 +47,16 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
+def bind_threads(module: str) -> None:
+    """Start a program again with its threads bound to cores, unless the user has said where they are.
+
+    OpenMP reads this when a process starts.
+    """
+    if "OMP_PROC_BIND" not in os.environ:
+        arguments = [sys.executable, "-m", module, *sys.argv[1:]]
+        os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
+
+
 def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[int]:
     """Return the nanoseconds of each call; after a warm-up, calls are made back to back for some seconds."""
     start, warm_up_calls = perf_counter_ns(), 0

@@ -6,7 +6,18 @@ import sys
 
 import pytest
 
-from benchmarks import accuracy, estimator, family, machine, moments, output, report, workers
+from benchmarks import (
+    accuracy,
+    epilogue,
+    estimator,
+    family,
+    machine,
+    moments,
+    output,
+    report,
+    step,
+    workers,
+)
 from benchmarks.libraries import LIBRARIES, OPERATIONS
 from benchmarks.measure import Record
 from tests.support.cases import CASES, Case
@@ -133,6 +144,15 @@ def family_records(case, crew, rounds):
     return [Record(o, case, library, 1.0, 1.0, 1) for o in family.OPERATIONS for library in family.LIBRARIES]
 
 
+def epilogue_records(case, crew, rounds):
+    libraries = epilogue.LIBRARIES
+    return [Record(o, case, library, 1.0, 1.0, 1) for o in epilogue.OPERATIONS for library in libraries]
+
+
+def step_rows(sizes, rounds):
+    return [step.Row(variant, 1000.0, 1100.0, 100.0, 110.0) for variant in step.NORMS], 1e-7
+
+
 def errors():
     found = {name: {"0": 1e-7, accuracy.CONSTANT_LABEL: 1e-7} for name in accuracy.COMPARED}
     return found, found
@@ -153,6 +173,8 @@ def run(monkeypatch):
     of_family = {"workers": lambda *_: no_workers(0), "measure": family_records, **everything}
     made_up = {
         family: of_family,
+        epilogue: {**of_family, "measure": epilogue_records},
+        step: {"measure": step_rows, **everything},
         report: {"workers": no_workers, "measure": records, "duels": lambda *_: [], **everything},
         accuracy: {"errors": errors, **everything},
         estimator: {"measure": rows, "errors": lambda: (0.0, 0.0)},
@@ -175,6 +197,8 @@ def run(monkeypatch):
 FULL = [
     (report, ("--onednn", "program"), {"report.md", "report.json", "speed.png", "speed_summary.png"}),
     (family, (), {"family.md", "family.json"}),
+    (epilogue, (), {"epilogue.md", "epilogue.json"}),
+    (step, (), {"step.md", "step.json", "step.png"}),
     (accuracy, (), {"accuracy.md", "accuracy.json", "accuracy.png"}),
     (estimator, (), {"estimator.md", "estimator.json"}),
     (moments, (), {"moments.md", "moments.json"}),
@@ -207,6 +231,10 @@ def test_a_full_run(program, options, files, run, results, tmp_path, capsys):
         (report, (), "--onednn"),
         (family, ("--rows", "layer"), f"{len(family.CASES) - 6} of {len(family.CASES)} rows"),
         (family, ("--rounds", 1), "4 of 5 rounds"),
+        (epilogue, ("--rows", "^relu"), "12 of 24 rows"),
+        (epilogue, ("--rounds", 1), "4 of 5 rounds"),
+        (step, ("--rounds", 1), "2 of 3 rounds"),
+        (step, ("--batch", 4), "28 of 32 images"),
         (estimator, ("--rounds", 1), "6 of 7 rounds"),
         (moments, ("--rounds", 1), "4 of 5 rounds"),
     ],
@@ -222,7 +250,7 @@ def test_a_part_of_a_run(program, options, lacks, run, results, tmp_path, capsys
     assert not names(results)
 
 
-@pytest.mark.parametrize("program", [report, family, accuracy, moments])
+@pytest.mark.parametrize("program", [report, family, epilogue, step, accuracy, moments])
 def test_a_library_that_is_missing(program, run, results, monkeypatch, capsys):
     monkeypatch.setattr(program, "uninstalled", lambda *packages: [f"{packages[0]} (not installed)"])
     with pytest.raises(SystemExit):
@@ -231,10 +259,11 @@ def test_a_library_that_is_missing(program, run, results, monkeypatch, capsys):
     assert not names(results)
 
 
-def test_a_page_of_the_family_has_onednn(run, results, monkeypatch, capsys):
-    monkeypatch.setattr(family, "uninstalled", lambda *packages: list(packages))
+@pytest.mark.parametrize("program", [family, epilogue])
+def test_a_page_with_onednn_takes_onednn(program, run, results, monkeypatch, capsys):
+    monkeypatch.setattr(program, "uninstalled", lambda *packages: list(packages))
     with pytest.raises(SystemExit):
-        run(family, "--write")
+        run(program, "--write")
     assert "onednn-cpu-gomp" in capsys.readouterr().err
     assert not names(results)
 

@@ -6,14 +6,14 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from benchmarks import onednn_layer_norm
+from benchmarks import onednn_layer_norm, onednn_session
 from benchmarks.family_libraries import LIBRARIES, ONEDNN, Data, FamilyCase
 from benchmarks.libraries import BACKWARD, BOTH, EPS, FORWARD
 from tests.support import samples
 from tests.support.checks import NAMES, assert_close
 
 needs_onednn = pytest.mark.skipif(
-    not any(metadata.distributions(name=onednn_layer_norm.DISTRIBUTION)), reason="needs oneDNN's wheel"
+    not any(metadata.distributions(name=onednn_session.DISTRIBUTION)), reason="needs oneDNN's wheel"
 )
 
 
@@ -44,7 +44,7 @@ def test_arrays_start_at_cache_lines():
     data = Data.of(FamilyCase("layer", (3, 5, 7)))
     norm = onednn_layer_norm.LayerNorm(data.x, data.dy, data.gamma, data.beta, EPS)
     for array in (norm.forward(), *norm.backward()):
-        assert array.ctypes.data % onednn_layer_norm.ALIGNMENT == 0
+        assert array.ctypes.data % onednn_session.ALIGNMENT == 0
 
 
 @needs_onednn
@@ -61,7 +61,7 @@ def test_other_norms_have_no_operations(norm):
 
 
 def test_without_the_wheel_the_library_is_missing(monkeypatch):
-    monkeypatch.setattr(onednn_layer_norm, "DISTRIBUTION", "no-such-distribution")
+    monkeypatch.setattr(onednn_session, "DISTRIBUTION", "no-such-distribution")
     case = FamilyCase("layer", (3, 7))
     with pytest.raises(ImportError, match="no-such-distribution"):
         LIBRARIES[ONEDNN](case, Data.of(case))

@@ -7,7 +7,7 @@ import pytest
 from numbabn import arrays
 from numbabn.arrays.device import Description, DeviceArray
 from numbabn.arrays.device_library import described, numpy_dtype
-from numbabn.backends.verbs import Affine, View
+from numbabn.backends.verbs import Affine, Gradient, Result, View
 from tests.support import reference, views
 from tests.support.backends import MissingError, Numba
 from tests.support.checks import NAMES, assert_close, assert_same_bits, check_moments
@@ -237,3 +237,31 @@ def test_copies_keep_all_bits(device, dtype):
     number = ~np.isnan(values.astype(np.float32))
     assert_same_bits(device.get(target)[number], values[number], "copy")
     assert np.isnan(device.get(target)[~number].astype(np.float32)).all()
+
+
+@every_dtype
+@some_views
+def test_epilogue(device, view, dtype):
+    """An activation and a residual follow in float32, and y is rounded once; so is the residual's gradient.
+
+    Where the argument of the activation is nearer to 0 than float32 can tell, dy is 0. What the norm's
+    gradient begins with is rounded to the type of dy, which ReLU leaves as it is.
+    """
+    x, dy, gamma, beta = problem(view, dtype)
+    z = problem(view, dtype)[1][::-1].copy()
+    exact, error = views.forward(x.astype(np.float32), view, gamma, beta, EPS)
+    exact = exact + z.astype(np.float64)
+    dy[np.abs(exact) < error + 1e-6] = 0
+    through = np.where(exact > 0, dy, dtype.type(0))
+    empty = np.zeros_like(x)
+    there = [device.put(array) for array in (x, z, dy, empty, empty, empty)]
+    x_there, residual, gradient, y, dx, dresidual = there
+    backend, affine = x_there.library.backend.samples, Affine((device.put(gamma), device.put(beta)), EPS)
+    kept, _ = backend.keep(y, view)
+    statistics = backend.forward(x_there, view, affine, Result(y, residual, kept, 0, floor=0.0))
+    given = Gradient(gradient, dresidual, kept, 0, 0.0)
+    backend.backward(given, x_there, view, statistics, affine, dx, (None, None))
+    assert_rounded(device.get(y), np.maximum(exact, 0), error + 1e-7 * np.abs(exact), "y")
+    assert_same_bits(device.get(dresidual), through, "dresidual")
+    expected, errors = views.backward(through.astype(np.float32), x.astype(np.float32), view, gamma, EPS)
+    assert_rounded(device.get(dx), expected[0], errors[0], "dx")
