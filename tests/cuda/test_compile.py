@@ -154,9 +154,9 @@ def test_every_kernel_is_compiled(everything, reports):
     assert compiled == {(name, arch) for name in everything["kernels"] for arch in ("sm_80", "sm_90")}
     dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)} - {("kernels.weigh", "any")}
     names = {kernel for kernel, _ in dtypes}
-    of_halves = {kernel for kernel in names if kernel.endswith("_of_halves")}
-    of_any = set(itertools.product(names - of_halves, (*HALVES, "float32", "float64")))
-    assert dtypes == of_any | set(itertools.product(of_halves, HALVES))
+    limited = {"kernels.backward_limited"}
+    of_any = set(itertools.product(names - limited, (*HALVES, "float32", "float64")))
+    assert dtypes == of_any | set(itertools.product(limited, (*HALVES, "float32")))
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_residuals_are_read_16_bytes_at_a_time(reports):
 @pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
-    kinds = re.compile(r"_of_samples|_of_halves| \(samples\)$")
+    kinds = re.compile(r"_of_samples|_limited| \(samples\)$")
     found = {(kinds.sub("", r["kernel"]), *r["element_loops"]) for r in reports if r["element_loops"]}
     assert found == {(kernel, *loops) for kernel, loops in ELEMENT_LOOPS.items()}
     assert not wrong(reports, lambda r: r["slow_in_loops"], lambda leaks: not leaks)

@@ -21,6 +21,7 @@ from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
 Cut: TypeAlias = Geometry | SampleGeometry
+_FLOAT64 = np.dtype(np.float64)
 
 
 def keep(y: Device, view: View) -> Kept:
@@ -140,8 +141,9 @@ def backward_with_sums(
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
-    halves = type(geometry) is Geometry and x.itemsize == arguments.HALF_BYTES
-    kernel = kernels.backward_of_halves if halves else kernels.backward
+    followed = isinstance(dy, Gradient) and x.itemsize < _FLOAT64.itemsize
+    limited = type(geometry) is Geometry and (followed or x.itemsize == arguments.HALF_BYTES)
+    kernel = kernels.backward_limited if limited else kernels.backward
     if groups_are_resident(kernel, x, geometry, given):
         kernel.launch(x, geometry.groups * geometry.parts, *given)
         return
@@ -201,4 +203,4 @@ def groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[A
 
 def float64(x: Device, *shape: int) -> Device:
     """Return an array without values for results of statistics of x."""
-    return x.empty(shape, np.dtype(np.float64))
+    return x.empty(shape, _FLOAT64)
