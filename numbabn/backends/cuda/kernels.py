@@ -187,6 +187,6 @@ def backward(inputs, geometry, workspace, like, statistics, scaling, dx, results
 # The same for a `plan.SampleGeometry`, with which these two would spill.
 products_of_samples = limited_less(products.dispatcher.py_func)
 forward_of_samples = limited_less(forward.dispatcher.py_func)
-# The same for half types, with which it takes 72 registers without a limit and 60 with one, and for a gradient
-# of float32, which takes 68 and 56; without spills. In float64 it would spill.
+# The same for half types, with which it takes 72 registers without a limit and 60 with one, and for a
+# gradient of float32, which takes 68 and 56; without spills. In float64 it would spill.
 backward_limited = limited(backward.dispatcher.py_func)
