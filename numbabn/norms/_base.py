@@ -13,7 +13,7 @@ from numbabn.arrays.library import HOST, Place
 from numbabn.arrays.place import place, put
 from numbabn.backends.verbs import Array
 from numbabn.norms import _checks, _options
-from numbabn.norms._call import Needs, Reduce, backward
+from numbabn.norms._call import Reduce, backward
 from numbabn.norms._epilogue import activation_of
 from numbabn.norms._foreign import missing_attribute
 from numbabn.norms._saved import Saved
@@ -215,9 +215,10 @@ class Layer:
     ) -> A | None:
         """Return dx, and put the other gradients where a user looks for them."""
         dx: A | None
-        saved, needs = self._saved_for_backward(), Needs(need_dx, True, True)
-        dx, dgamma, dbeta, *dresidual = backward(dy, saved, out, dresidual_out, needs, reduce)
-        self.dresidual = dresidual[0] if dresidual else None
+        needs = need_dx, True, True
+        gradients = backward(dy, self._saved_for_backward(), out, dresidual_out, needs, reduce)
+        dx, dgamma, dbeta = gradients[:3]
+        self.dresidual = gradients[3] if len(gradients) > 3 else None
         if dgamma is not None:
             self.grads["gamma"] = dgamma
         if dbeta is not None:

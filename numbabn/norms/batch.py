@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from numbabn.arrays.library import Place
 from numbabn.norms import _checks, _options, _ranks
-from numbabn.norms._call import Call, Needs, Reduce, backward
+from numbabn.norms._call import Call, Reduce, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._running import Running
 from numbabn.norms._saved import Saved
@@ -261,7 +261,7 @@ def batch_norm_backward(
     (np.float64(0.0), array([1.]))
     """
     _checks.norm(saved, "batch_norm")
-    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
+    return backward(dy, saved, out, dresidual_out, (need_dx, need_dgamma, need_dbeta), None)
 
 
 class BatchNorm(TrackingLayer):

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from numbabn.arrays import AnyArray
 from numbabn.arrays.layout import Layout, axis_number, samples_layout
 from numbabn.norms import _checks, _options
-from numbabn.norms._call import Needs, SampleCall, backward
+from numbabn.norms._call import SampleCall, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._tracking import ChannelLayer
@@ -187,7 +187,7 @@ def group_norm_backward(
     (np.float64(0.0), array([1., 0., 0.]))
     """
     _checks.norm(saved, "group_norm")
-    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
+    return backward(dy, saved, out, dresidual_out, (need_dx, need_dgamma, need_dbeta), None)
 
 
 class GroupNorm(ChannelLayer):

@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 
 from numbabn.backends.verbs import Pair, View
 from numbabn.norms import _checks, _options
-from numbabn.norms._call import Call, Needs, backward
+from numbabn.norms._call import Call, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._tracking import TrackingLayer
@@ -194,7 +194,7 @@ def instance_norm_backward(
     (np.float64(0.0), array([1.]))
     """
     _checks.norm(saved, "instance_norm")
-    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
+    return backward(dy, saved, out, dresidual_out, (need_dx, need_dgamma, need_dbeta), None)
 
 
 def _refuse_none(momentum: object) -> None:

@@ -13,7 +13,7 @@ from numbabn.arrays.layout import Layout, axis_number, rows_layout
 from numbabn.backends.verbs import Affine
 from numbabn.norms import _checks, _options
 from numbabn.norms._base import Layer
-from numbabn.norms._call import Needs, SampleCall, backward
+from numbabn.norms._call import SampleCall, backward
 from numbabn.norms._foreign import advised
 from numbabn.norms._saved import Saved
 from numbabn.norms._types import A
@@ -234,7 +234,7 @@ def layer_norm_backward(
     (np.float64(0.0), array([1., 0., 0.]))
     """
     _checks.norm(saved, "layer_norm")
-    return backward(dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, need_dbeta), None)
+    return backward(dy, saved, out, dresidual_out, (need_dx, need_dgamma, need_dbeta), None)
 
 
 def rms_norm_forward(
@@ -343,9 +343,7 @@ def rms_norm_backward(
     array([0.2, 0. ])
     """
     _checks.norm(saved, "rms_norm")
-    dx, dgamma, _, *dresidual = backward(
-        dy, saved, out, dresidual_out, Needs(need_dx, need_dgamma, False), None
-    )
+    dx, dgamma, _, *dresidual = backward(dy, saved, out, dresidual_out, (need_dx, need_dgamma, False), None)
     return dx, dgamma, *dresidual
 
 
