@@ -11,7 +11,6 @@ writes to nothing but its results, which come last among the arguments. Running 
 exception: they are updated in place, so that a CUDA graph does it again.
 """
 
-import math
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -99,17 +98,16 @@ class Result(NamedTuple):
     """What a verb writes in place of an array y: y = activation(v + residual), v being what is normalised.
 
     All arrays are flat and have one order of memory. The residual may be y itself, and None adds nothing. The
-    activation of a is a where a > 0, and else max(a * slope, floor), but at most the ceiling.
+    activation of a is a where a > 0, and else a * slope, or 0 without a slope; it is at most the ceiling, if
+    there is one. Its derivative at NaN is 1 without a slope, and the slope with one.
     """
 
     y: Any
     residual: Any
     kept: Any  # memory of a `Kept`, or None where there will be no backward pass
     phase: int
-    slope: float = 1.0
-    floor: float = -math.inf
-    ceiling: float = math.nan  # no number is greater than NaN
-    nan: float = 1.0  # above 0 where the derivative at NaN is 1
+    slope: float | None
+    ceiling: float | None
 
     @property
     def dtype(self) -> Any:

@@ -170,7 +170,7 @@ class Call:
         kept = verbs.keep(flat, layout.view) if keeps else None
         memory, phase = (None, 0) if kept is None else kept
         beside = None if residual is None else layout.flat(arranged(residual, y, layout))
-        result = Result(flat, beside, memory, phase, *activation[:4])
+        result = Result(flat, beside, memory, phase, *activation)
         return result, Passed(kept, activation.derivative, residual is not None)
 
 

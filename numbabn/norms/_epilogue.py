@@ -9,20 +9,18 @@ from numbabn.backends.verbs import Kept
 
 
 class Activation(NamedTuple):
-    """An activation as `Result` has it, and its derivative where that is not 1."""
+    """An activation as `Result` has it: its slope where a < 0, and its ceiling."""
 
-    slope: float = 1.0
-    floor: float = -math.inf
-    ceiling: float = math.nan
-    nan: float = 1.0
-    derivative: float = 1.0
+    slope: float | None
+    ceiling: float | None
+
+    @property
+    def derivative(self) -> float:
+        """Its derivative where that is not 1."""
+        return self.slope or 0.0
 
 
-_KINKED = {
-    None: Activation(),
-    "relu": Activation(floor=0.0, derivative=0.0),
-    "relu6": Activation(floor=0.0, ceiling=6.0, derivative=0.0),
-}
+_KINKED = {None: Activation(1.0, None), "relu": Activation(None, None), "relu6": Activation(None, 6.0)}
 _LEAKY = "leaky_relu"
 NAMES = (*filter(None, _KINKED), _LEAKY)
 
@@ -55,7 +53,7 @@ def activation_of(name: object, negative_slope: object) -> Activation:
     if not math.isfinite(slope):
         raise ValueError(f"negative_slope must be a finite number, for example 0.01, not {negative_slope!r}")
     if name == _LEAKY:
-        return Activation(slope, nan=0.0, derivative=slope)
+        return Activation(slope, None)
     found = _KINKED.get(name) if name is None or isinstance(name, str) else None
     if found is None:
         kind = ValueError if isinstance(name, str) else TypeError

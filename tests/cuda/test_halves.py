@@ -258,7 +258,7 @@ def test_epilogue(device, view, dtype):
     x_there, residual, gradient, y, dx, dresidual = there
     backend, affine = x_there.library.backend.samples, Affine((device.put(gamma), device.put(beta)), EPS)
     kept, _ = backend.keep(y, view)
-    statistics = backend.forward(x_there, view, affine, Result(y, residual, kept, 0, floor=0.0))
+    statistics = backend.forward(x_there, view, affine, Result(y, residual, kept, 0, None, None))
     given = Gradient(gradient, dresidual, kept, 0, 0.0)
     backend.backward(given, x_there, view, statistics, affine, dx, (None, None))
     assert_rounded(device.get(y), np.maximum(exact, 0), error + 1e-7 * np.abs(exact), "y")

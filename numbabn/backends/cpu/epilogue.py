@@ -20,6 +20,7 @@ from numbabn.backends.cpu.jit import OPTIONS, helper
 from numbabn.backends.cpu.simd import (
     LANES,
     add,
+    below,
     elements,
     load,
     load_bits,
@@ -30,8 +31,9 @@ from numbabn.backends.cpu.simd import (
     maximum,
     minimum,
     mul,
-    passing,
     pick,
+    positive,
+    positive_or_nan,
     select,
     splat_like,
     store,
@@ -81,7 +83,7 @@ def row_bits(length):
 @helper
 def _with_arrays(out, y, residual, kept, phase):
     """Return a result with the activation of another one."""
-    return Result(y, residual, kept, phase, out.slope, out.floor, out.ceiling, out.nan)
+    return Result(y, residual, kept, phase, out.slope, out.ceiling)
 
 
 def _nothing(array, lo, hi):
@@ -246,16 +248,45 @@ def _with_residual_part(value, residual, i, count):
 
 
 @helper
+def _above_floor(v, slope):
+    """Return v where v > 0, and else v * slope, or 0; NaN is the second of two operands, and the result."""
+    if slope is None:
+        return maximum(zeros_like(v), v)
+    return select(v, v, mul(v, splat_like(slope, v)))
+
+
+@helper
+def _below_ceiling(v, ceiling):
+    if ceiling is None:
+        return v
+    return minimum(splat_like(ceiling, v), v)
+
+
+@helper
 def _activated(v, out):
-    """Return the activation of v. Where operands are compared NaN is the second one, and so the result."""
-    low = maximum(splat_like(out.floor, v), mul(v, splat_like(out.slope, v)))
-    return minimum(splat_like(out.ceiling, v), select(v, v, low))
+    """Return the activation of v."""
+    return _below_ceiling(_above_floor(v, out.slope), out.ceiling)
+
+
+@helper
+def _rising(v, slope):
+    """Return where v > 0; NaN is among them where there is no slope."""
+    if slope is None:
+        return positive_or_nan(v)
+    return positive(v)
+
+
+@helper
+def _not_capped(bits, v, ceiling):
+    if ceiling is None:
+        return bits
+    return bits & below(v, splat_like(ceiling, v))
 
 
 @helper
 def _passing(v, out):
     """Return where the derivative of the activation at v is 1."""
-    return passing(v, splat_like(out.ceiling, v), splat_like(out.nan, v))
+    return _not_capped(_rising(v, out.slope), v, out.ceiling)
 
 
 @helper

@@ -9,7 +9,15 @@ from numba.extending import intrinsic
 
 from numbabn.backends.cpu.simd_vectors import LANES
 
-__all__ = ["load_bits", "passing", "pick", "store_bits", "store_bits_part"]
+__all__ = [
+    "below",
+    "load_bits",
+    "pick",
+    "positive",
+    "positive_or_nan",
+    "store_bits",
+    "store_bits_part",
+]  # fmt: skip
 
 _I16, _I32 = ir.IntType(16), ir.IntType(32)
 
@@ -66,21 +74,35 @@ def store_bits_part(typingctx, array, position, count, bits):
 
 
 @intrinsic
-def passing(typingctx, v, ceiling, nan):
-    """Return which lanes of v are above 0 and not at or above the ceiling, which may be NaN.
-
-    A lane of v that is NaN is among them where that of ``nan`` is above 0.
-    """
+def positive(typingctx, a):
+    """Return which lanes are above 0; none that is NaN."""
 
     def codegen(context, builder, signature, arguments):
-        value, bound, chosen = arguments
-        nothing = ir.Constant(value.type, [0.0] * LANES)
-        missing = builder.fcmp_unordered("uno", value, value)
-        missing = builder.and_(missing, builder.fcmp_ordered(">", chosen, nothing))
-        passes = builder.or_(builder.fcmp_ordered(">", value, nothing), missing)
-        return builder.bitcast(builder.and_(passes, builder.fcmp_unordered("<", value, bound)), _I16)
+        nothing = ir.Constant(arguments[0].type, [0.0] * LANES)
+        return builder.bitcast(builder.fcmp_ordered(">", arguments[0], nothing), _I16)
 
-    return types.uint16(v, ceiling, nan), codegen
+    return types.uint16(a), codegen
+
+
+@intrinsic
+def positive_or_nan(typingctx, a):
+    """Return which lanes are above 0 or NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        nothing = ir.Constant(arguments[0].type, [0.0] * LANES)
+        return builder.bitcast(builder.fcmp_unordered(">", arguments[0], nothing), _I16)
+
+    return types.uint16(a), codegen
+
+
+@intrinsic
+def below(typingctx, a, b):
+    """Return which lanes of a are below those of b, or NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.bitcast(builder.fcmp_unordered("<", *arguments), _I16)
+
+    return types.uint16(a, b), codegen
 
 
 @intrinsic

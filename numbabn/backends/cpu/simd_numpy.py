@@ -247,12 +247,19 @@ def store_bits_part(array, position, count, bits):
     store_bits(array, start, whole)
 
 
-def passing(v, ceiling, nan):
-    """Return which lanes of v are above 0 and not at or above the ceiling, which may be NaN.
+def positive(a):
+    """Return which lanes are above 0; none that is NaN."""
+    return a > 0
 
-    A lane of v that is NaN is among them where that of ``nan`` is above 0.
-    """
-    return ((v > 0) | (np.isnan(v) & (nan > 0))) & ~(v >= ceiling)
+
+def positive_or_nan(a):
+    """Return which lanes are above 0 or NaN."""
+    return ~(a <= 0)
+
+
+def below(a, b):
+    """Return which lanes of a are below those of b, or NaN."""
+    return ~(a >= b)
 
 
 def pick(bits, a, b):

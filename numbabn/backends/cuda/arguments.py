@@ -7,6 +7,7 @@ of their dtypes, statistics, parameters, and at the end what is written.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,10 +60,10 @@ class Output(NamedTuple):
     vector: int  # 0 where elements of y and of the residual are read and written one by one
     kept: int
     sharing: int  # elements that share a byte of what is kept
-    slope: Any
+    slope: Any  # the activation of a is a where a > 0, and else max(a * slope, floor)
     floor: Any
-    ceiling: Any
-    nan: Any
+    ceiling: Any  # or NaN: no number is greater
+    nan: Any  # above 0 where the derivative at NaN is 1
 
 
 class Statistics(NamedTuple):
@@ -159,8 +160,10 @@ def output(y: DeviceMemory | Result, view: View, vector: int) -> int | Output:
     """Return what kernels take for a result; ``vector`` is that of the geometry."""
     if not isinstance(y, Result):
         return y.address
-    array, residual, kept, _, *activation = y
+    array, residual, kept, _, slope, ceiling = y
     sharing, number = plan.sharing(view, array.itemsize), _number(array)
+    kinks = (1.0, 0.0) if slope is None else (slope, -math.inf)
+    activation = *kinks, math.nan if ceiling is None else ceiling, slope is None
     return Output(
         array.address, _address(residual), vector, _address(kept), sharing, *map(number, activation)
     )
