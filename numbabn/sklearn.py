@@ -228,7 +228,7 @@ class StreamingStandardScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstima
         self, x: Array, center: Array | None, scale: Array | None, shift: Array | None, copy: bool | None
     ) -> Array:
         """Return (x - center) * scale + shift."""
-        if x.dtype == np.float16:  # kernels do not take it, and float32 rounds less
+        if x.dtype == np.float16:  # so that scale and shift are not float16
             return self._affine(x.astype(np.float32), center, scale, shift, False).astype(np.float16)
         in_place = not (self.copy if copy is None else copy) and x.flags.writeable and not overlaps_itself(x)
         if x.dtype == np.float32 and scale is not None and beyond_float32(scale):

@@ -14,6 +14,7 @@ from tests.support.checks import assert_apart, assert_result_of, assert_same_bit
 from tests.support.epilogues import ACTIVATIONS, SLOPE, Chain, Norm, activated, chain, fused, through
 from tests.support.jit import JIT, needs_jit
 from tests.support.problems import LAYOUTS
+from tests.support.ranks import on_ranks
 
 # Rows, columns of one pixel and of 3x3, values along a row, and of a group: each has kernels of its own. None
 # has a number of elements that vectors divide.
@@ -308,6 +309,42 @@ def test_a_layer_in_evaluation_mode():
     assert_same_bits(bn.eval()(x, residual=z) + 0, expected.y + 0, "y")
     assert_same_bits(bn.backward(dy, dresidual_out=z), expected.gradients[0], "dx")
     assert bn.dresidual is z
+
+
+def test_a_layer_that_moves_forgets_its_gradients():
+    norm = NORMS[0]
+    x, z, dy = norm.arrays()
+    layer = norm.layer(activation="relu")
+    layer(x, residual=z)
+    layer.backward(dy)
+    layer.to("cpu")
+    assert layer.dresidual is not None  # it was there already
+    copied = copy.deepcopy(layer)
+    assert copied.dresidual is None
+    with pytest.raises(RuntimeError, match="backward needs a forward call first"):
+        copied.backward(dy)
+
+
+@compiles_much
+def test_ranks():
+    """Every rank has its part of what one layer gives for the whole batch; one has no samples."""
+    norm = NORMS[0]
+    x, z, dy = norm.arrays()
+    whole = norm.layer(activation="relu")
+    y = whole(x, residual=z)
+    dx = whole.backward(dy)
+    parts = [slice(0, 1), slice(1, 1), slice(1, 3)]
+
+    def run(comm):
+        layer, part = norm.layer(activation="relu"), parts[comm.Get_rank()]
+        layer.comm = comm
+        return layer(x[part], residual=z[part]), layer.backward(dy[part]), layer.dresidual
+
+    results = on_ranks(len(parts), run)
+    for part, found in zip(parts, results, strict=True):
+        # Sums are merged in another order, in float64, and dx is computed from them in float32.
+        for one, other in zip(found, (y, dx, whole.dresidual), strict=True):
+            np.testing.assert_allclose(one, other[part], rtol=1e-5, atol=1e-5)
 
 
 def test_running_statistics_are_those_of_the_norm():

@@ -80,6 +80,7 @@ def check_library(library, case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.slow
 @pytest.mark.parametrize("library", [NUMBABN, OUT, CHAIN, ONEDNN, ONEDNN_BLOCKED])
 def test_libraries_compute_the_chain(library, case):
     check_library(library, case)

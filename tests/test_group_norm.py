@@ -108,7 +108,7 @@ LARGE = [
     GroupProblem((2, 4, 300, 301), groups=2),  # fewer groups than tasks: cut inside of them
     pytest.param(GroupProblem((2, 4, 300, 301), groups=None), marks=pytest.mark.slow),
     GroupProblem((1, 3, 300, 401), groups=1),
-    GroupProblem((2, 80, 80, 48), -1, groups=12),
+    pytest.param(GroupProblem((2, 80, 80, 48), -1, groups=12), marks=pytest.mark.slow),
     pytest.param(GroupProblem((2, 80, 80, 48), -1, groups=None), marks=pytest.mark.slow),
     GroupProblem((2, 50, 64, 100), 2, groups=16),
     pytest.param(GroupProblem((2, 50, 64, 100), 2, groups=None), marks=pytest.mark.slow),

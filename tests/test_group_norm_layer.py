@@ -88,7 +88,8 @@ def test_without_scale_or_center(center, scale, groups):
 
 def test_defaults():
     """The options have the defaults of PyTorch."""
-    common = {"axis": 1, "eps": 1e-5, "dtype": np.float32, "device": "cpu"}
+    common = {"axis": 1, "eps": 1e-5, "activation": None, "negative_slope": 0.01}
+    common |= {"dtype": np.float32, "device": "cpu"}
     tracking = {"track_running_stats": False, "momentum": 0.1}
     for kind, expected in (
         (nbn.GroupNorm, {"scale": True, "center": True, **common}),

@@ -238,11 +238,38 @@ def test_running_statistics_of_bfloat16():
     assert_same_bits(layer.running_var, state["running_var"], "running_var")
 
 
+@pytest.mark.parametrize("here", [np.float16, BF16, np.float32, np.float64], ids=str)
+@pytest.mark.parametrize("there", [np.float16, BF16, np.float32, np.float64], ids=str)
+def test_states_go_between_layers_of_any_dtype(here, there):
+    """Values that both dtypes have arrive as they are, in the dtype of the layer."""
+    one, other = nbn.BatchNorm(3, dtype=here), nbn.BatchNorm(3, dtype=there)
+    one.params["gamma"][:], one.running_var[:] = [0.5, 2, -3], [1, 0.25, 4]
+    other.load_state_dict(one.state_dict())
+    assert_same_bits(other.params["gamma"], np.array([0.5, 2, -3], there), "gamma")
+    assert_same_bits(other.running_var, np.array([1, 0.25, 4], there), "running_var")
+
+
+def test_a_state_of_bfloat16_is_saved_by_numpy(tmp_path):
+    """As bytes without a name, which are taken for what they are."""
+    layer, other = nbn.LayerNorm(3, dtype=BF16), nbn.LayerNorm(3, dtype=BF16)
+    layer.params["gamma"][:] = [0.5, 2, -3]
+    np.savez(tmp_path / "state.npz", **layer.state_dict())
+    with np.load(tmp_path / "state.npz") as state:
+        other.load_state_dict(state)
+        x = state["gamma"]
+    assert_same_bits(other.params["gamma"], layer.params["gamma"], "gamma")
+    with pytest.raises(TypeError, match=r"^x has dtype \|V2, .* pass x.view\(ml_dtypes.bfloat16\)"):
+        nbn.layer_norm_forward(x)
+
+
 @both
 def test_dtypes_must_agree(dtype):
     x, dy, gamma, beta = rows(dtype)
     _, saved = nbn.layer_norm_forward(x, gamma, beta)
-    with pytest.raises(TypeError, match=r"^dy has dtype float32, but x had .*float16; pass dy.astype"):
+    with pytest.raises(
+        TypeError,
+        match=r"^dy has dtype float32, but x had .*float16; pass dy.astype\((numpy.|ml_dtypes.b)float16\)",
+    ):
         nbn.layer_norm_backward(half.exactly(dy), saved)
     with pytest.raises(TypeError, match=r"^out has dtype float32; it must be that of the result, .*float16"):
         nbn.layer_norm_forward(x, out=half.exactly(x))

@@ -286,7 +286,8 @@ def test_defaults():
     found = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     assert found == {
         "axis": 1, "eps": 1e-5, "momentum": 0.1, "scale": True, "center": True,
-        "track_running_stats": True, "dtype": np.float32, "device": "cpu", "comm": None,
+        "track_running_stats": True, "activation": None, "negative_slope": 0.01,
+        "dtype": np.float32, "device": "cpu", "comm": None,
     }  # fmt: skip
     bn = nbn.BatchNorm(3)
     assert (bn.params["gamma"] == 1).all()

@@ -50,7 +50,8 @@ class Numba(DeviceLibrary):
         return len(self._cuda().gpus)
 
     def cast_text(self, name: str, dtype: str) -> str:
-        return f"numba.cuda.to_device({name}.copy_to_host().astype(numpy.{dtype}))"
+        module = "ml_dtypes" if dtype == "bfloat16" else "numpy"
+        return f"numba.cuda.to_device({name}.copy_to_host().astype({module}.{dtype}))"
 
     def _cuda(self) -> Any:
         return cuda_module("gpu").cuda

@@ -83,7 +83,7 @@ class NumPy(Library):
         return "a NumPy array"
 
     def cast_text(self, name: str, dtype: str) -> str:
-        return f"{name}.astype(numpy.{dtype})"
+        return f"{name}.astype({'ml_dtypes' if dtype == 'bfloat16' else 'numpy'}.{dtype})"
 
 
 def writable(array: Array) -> Array:

@@ -33,8 +33,8 @@ def normalize_coefficients(
 ) -> tuple[Number, Number]:
     """Return (scale, shift) with (x - center) * scale + shift = (x - mean) / std * gamma + beta.
 
-    ``std`` is sqrt(var + eps). ``center`` is the mean rounded to the dtype of x: what the rounding lost goes
-    into the shift, where it costs no operation per element.
+    ``std`` is sqrt(var + eps). ``center`` is the mean rounded to the dtype that x is computed in: what the
+    rounding lost goes into the shift, where it costs no operation per element.
     """
     scale = gamma / std
     return scale, beta - (mean - center) * scale

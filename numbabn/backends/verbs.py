@@ -56,10 +56,10 @@ class View(NamedTuple):
 
 
 # Two arrays of one value per (batch, group), or per (group, member): statistics, parameters or sums. On the
-# CPU they are float64, but for the parameters of layer and RMS norm, which have the dtype of x: one array
-# [2, n] where a verb makes them, a tuple of two where they were given. On the GPU it is a tuple of two,
-# of float64 where a verb makes them, of any float dtype where they were given; of parameters either may be
-# None there, which is 1 for gamma and 0 for beta.
+# CPU they are float64, but for the parameters of layer and RMS norm, which have the dtype that x is computed
+# in: one array [2, n] where a verb makes them, a tuple of two where they were given. On the GPU it is a tuple
+# of two, of float64 where a verb makes them, of any float dtype where they were given; of parameters either
+# may be None there, which is 1 for gamma and 0 for beta.
 Pair: TypeAlias = Any
 
 

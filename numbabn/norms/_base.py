@@ -34,7 +34,7 @@ class Layer:
         What follows the norm in the same pass: the name of an activation, or None, and the slope below 0 of a
         leaky one.
     dresidual : array or None
-        Gradient of the residual of the last call, from `backward`.
+        Gradient of the residual, from the last `backward`; None if there was none.
     """
 
     params: dict[str, Array]

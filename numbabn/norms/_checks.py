@@ -48,6 +48,11 @@ def dtype(x: AnyArray, name: str, norm: str) -> None:
     if described(kind).kind == "f":
         known = "float16, bfloat16, float32 and float64"
         raise TypeError(f"{name} has dtype {kind}; {known} are supported: {advice}")
+    if kind == "V2":
+        raise TypeError(
+            f"{name} has dtype {kind}, bytes without a meaning, which numpy.load makes of bfloat16: "
+            f"pass {name}.view(ml_dtypes.bfloat16)"
+        )
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
     if norm == "batch_norm" and kind.kind in "iu" and kind.newbyteorder("=") in CONVERTED:

@@ -20,9 +20,10 @@ class Activation(NamedTuple):
         return self.slope or 0.0
 
 
-_KINKED = {None: Activation(1.0, None), "relu": Activation(None, None), "relu6": Activation(None, 6.0)}
+# Those that have no parameter; None is the identity.
+_FIXED = {None: Activation(1.0, None), "relu": Activation(None, None), "relu6": Activation(None, 6.0)}
 _LEAKY = "leaky_relu"
-NAMES = (*filter(None, _KINKED), _LEAKY)
+_NAMES = (*filter(None, _FIXED), _LEAKY)
 
 
 class Epilogue(NamedTuple):
@@ -54,8 +55,8 @@ def activation_of(name: object, negative_slope: object) -> Activation:
         raise ValueError(f"negative_slope must be a finite number, for example 0.01, not {negative_slope!r}")
     if name == _LEAKY:
         return Activation(slope, None)
-    found = _KINKED.get(name) if name is None or isinstance(name, str) else None
+    found = _FIXED.get(name) if name is None or isinstance(name, str) else None
     if found is None:
         kind = ValueError if isinstance(name, str) else TypeError
-        raise kind(f"activation must be None or one of {', '.join(map(repr, NAMES))}, not {name!r}")
+        raise kind(f"activation must be None or one of {', '.join(map(repr, _NAMES))}, not {name!r}")
     return found

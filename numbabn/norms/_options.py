@@ -145,9 +145,10 @@ def _state_value(name: str, value: Any, like: Array) -> Array:
         raise ValueError(f"{label} is not an array of shape {like.shape}: {error}") from None
     if array.shape != like.shape:
         raise ValueError(f"{label} has shape {array.shape}; it must be {like.shape}")
-    if array.dtype.kind not in ("iu" if like.dtype.kind == "i" else "f") and not (
-        is_half(like.dtype) and is_half(array.dtype)
-    ):
+    if array.dtype == "V2" and like.dtype.kind == "V":  # what numpy.load makes of bfloat16
+        array = array.view(like.dtype)
+    integers = like.dtype.kind == "i"
+    if array.dtype.kind not in ("iu" if integers else "f") and (integers or not is_half(array.dtype)):
         raise TypeError(f"{label} has dtype {array.dtype}; it must be like {like.dtype}")
     if name in _NOT_NEGATIVE and (array < 0).any():
         raise ValueError(f"{label} must not be negative, but is {array.min()} somewhere")

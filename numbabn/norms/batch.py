@@ -52,9 +52,10 @@ def batch_norm_forward(
     activation : {"relu", "relu6", "leaky_relu"}, optional
         What follows in the same pass: y is the activation of the above.
     negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0.
+        Slope of "leaky_relu" below 0; not looked at without an activation or a residual.
     residual : array, optional
-        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``; may not overlap it
+        in any other way.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
         may not overlap x in any other way.
@@ -73,8 +74,9 @@ def batch_norm_forward(
         If an array is of no library that is supported or has the wrong dtype, if some arrays are on a GPU and
         others are not, or if ``out`` is of another library than x.
     ValueError
-        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, a channel has just one value to
-        take statistics of, or arrays are on different GPUs.
+        If a shape, ``axis``, ``eps``, ``activation`` or ``negative_slope`` is wrong, ``out`` overlaps x or
+        the residual partly, a channel has just one value to take statistics of, or arrays are on different
+        GPUs.
     ImportError, RuntimeError
         If x is on a GPU, and numba-cuda is not installed or finds none.
 
@@ -150,9 +152,10 @@ def batch_norm_inference(
     activation : {"relu", "relu6", "leaky_relu"}, optional
         What follows in the same pass: y is the activation of the above.
     negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0.
+        Slope of "leaky_relu" below 0; not looked at without an activation or a residual.
     residual : array, optional
-        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``; may not overlap it
+        in any other way.
     out : array, optional
         Write the result here; may be x itself.
     dtype : {float32, float64}, optional
@@ -238,7 +241,8 @@ def batch_norm_backward(
     TypeError
         If dy is not an array of the library and dtype of x, or saved is not a `Saved`.
     ValueError
-        If a shape is wrong, ``out`` overlaps an input partly, or the forward call overwrote x (``out=x``).
+        If a shape is wrong, ``out`` or ``dresidual_out`` overlaps an input partly, or the other one, there
+        was no residual for ``dresidual_out``, or the forward call overwrote x (``out=x``).
 
     Notes
     -----
@@ -250,6 +254,8 @@ def batch_norm_backward(
 
     dx of float16 and bfloat16 is that of float32, rounded once. Each of its terms is rounded in float32, so
     that where they cancel it may be more than one ulp off; dgamma and dbeta are as precise as for float32.
+    With "leaky_relu" on a GPU, what the activation passes on, dy times the slope, is rounded to such a dtype
+    first, as it is between PyTorch's steps.
 
     Examples
     --------
@@ -294,8 +300,8 @@ class BatchNorm(TrackingLayer):
     negative_slope : float, default 0.01
         Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
-        Of parameters and running statistics; any floating dtype, on a GPU of at most 64 bits. x may have
-        another.
+        Of parameters and running statistics; any floating dtype, on a GPU float16, float32 or float64. x may
+        have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where parameters and statistics are, and x must be; see `to`.
     comm : MPI communicator, optional
@@ -314,7 +320,7 @@ class BatchNorm(TrackingLayer):
     activation, negative_slope
         As given; may be set.
     dresidual : array or None
-        Gradient of the residual of the last call, from `backward`.
+        Gradient of the residual, from the last `backward`; None if there was none.
     training : bool
         The mode; see `train` and `eval`.
     comm : MPI communicator or None
@@ -432,7 +438,8 @@ class BatchNorm(TrackingLayer):
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
         residual : array, optional
-            Added before the activation: shape and dtype of y. May be ``out``.
+            Added before the activation: shape and dtype of y. May be ``out``; may not overlap it in any
+            other way.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 

@@ -83,9 +83,10 @@ def instance_norm_forward(
     activation : {"relu", "relu6", "leaky_relu"}, optional
         What follows in the same pass: y is the activation of the above.
     negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0.
+        Slope of "leaky_relu" below 0; not looked at without an activation or a residual.
     residual : array, optional
-        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``; may not overlap it
+        in any other way.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward;
         may not overlap x in any other way.
@@ -228,8 +229,8 @@ class InstanceNorm(TrackingLayer):
     negative_slope : float, default 0.01
         Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
-        Of parameters and running statistics; any floating dtype, on a GPU of at most 64 bits. x may have
-        another.
+        Of parameters and running statistics; any floating dtype, on a GPU float16, float32 or float64. x may
+        have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where parameters and statistics are, and x must be; see `to`.
 
@@ -246,7 +247,7 @@ class InstanceNorm(TrackingLayer):
     activation, negative_slope
         As given; may be set.
     dresidual : array or None
-        Gradient of the residual of the last call, from `backward`.
+        Gradient of the residual, from the last `backward`; None if there was none.
     training : bool
         The mode; see `train` and `eval`.
 
@@ -312,7 +313,8 @@ class InstanceNorm(TrackingLayer):
             With ``num_channels`` along ``axis``, on the device of the layer. Do not change it before
             `backward`, which reads it again.
         residual : array, optional
-            Added before the activation: shape and dtype of y. May be ``out``.
+            Added before the activation: shape and dtype of y. May be ``out``; may not overlap it in any
+            other way.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 

@@ -127,9 +127,10 @@ def layer_norm_forward(
     activation : {"relu", "relu6", "leaky_relu"}, optional
         What follows in the same pass: y is the activation of the above.
     negative_slope : float, default 0.01
-        Slope of "leaky_relu" below 0.
+        Slope of "leaky_relu" below 0; not looked at without an activation or a residual.
     residual : array, optional
-        z, of the shape and dtype of y: it is added before the activation. May be ``out``.
+        z, of the shape and dtype of y: it is added before the activation. May be ``out``; may not overlap it
+        in any other way.
     out : array, optional
         Write the result here: shape of x, dtype of x. May be x itself, which then cannot go backward; may not
         overlap x in any other way.
@@ -148,7 +149,8 @@ def layer_norm_forward(
         If an array is of no library that is supported or has the wrong dtype, or if some arrays are on a GPU
         and others are not.
     ValueError
-        If a shape, ``axis`` or ``eps`` is wrong, ``out`` overlaps x partly, or arrays are on different GPUs.
+        If a shape, ``axis``, ``eps``, ``activation`` or ``negative_slope`` is wrong, ``out`` overlaps x or
+        the residual partly, or arrays are on different GPUs.
     ImportError, RuntimeError
         If x is on a GPU, and numba-cuda is not installed or finds none.
 
@@ -368,7 +370,8 @@ class _SampleLayer(Layer):
             With ``normalized_shape`` on the layer's axes. Do not change it before `backward`, which reads it
             again.
         residual : array, optional
-            Added before the activation: shape and dtype of y. May be ``out``.
+            Added before the activation: shape and dtype of y. May be ``out``; may not overlap it in any
+            other way.
         out : array, optional
             Write the result here; may be x itself, which then cannot go backward.
 
@@ -418,7 +421,7 @@ class LayerNorm(_SampleLayer):
     negative_slope : float, default 0.01
         Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
-        Of the parameters; any floating dtype, on a GPU of at most 64 bits. x may have another.
+        Of the parameters; any floating dtype, on a GPU float16, float32 or float64. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where the parameters are, and x must be; see `to`.
 
@@ -431,7 +434,7 @@ class LayerNorm(_SampleLayer):
     activation, negative_slope
         As given; may be set.
     dresidual : array or None
-        Gradient of the residual of the last call, from `backward`.
+        Gradient of the residual, from the last `backward`; None if there was none.
     training : bool
         The mode, which changes nothing here; see `train` and `eval`.
 
@@ -504,7 +507,7 @@ class RMSNorm(_SampleLayer):
     negative_slope : float, default 0.01
         Slope of "leaky_relu" below 0.
     dtype : dtype, default float32
-        Of gamma; any floating dtype, on a GPU of at most 64 bits. x may have another.
+        Of gamma; any floating dtype, on a GPU float16, float32 or float64. x may have another.
     device : {"cpu", "cuda", "cuda:0", ...} or array, default "cpu"
         Where gamma is, and x must be; see `to`.
 
@@ -517,7 +520,7 @@ class RMSNorm(_SampleLayer):
     activation, negative_slope
         As given; may be set.
     dresidual : array or None
-        Gradient of the residual of the last call, from `backward`.
+        Gradient of the residual, from the last `backward`; None if there was none.
     training : bool
         The mode, which changes nothing here; see `train` and `eval`.
 

@@ -1,9 +1,9 @@
 """Kernels for one statistic per row, with parameters that vary along it.
 
 They are for layer norm, RMS norm, and group norm of small maps. A sample is ``groups`` rows side by side, one
-in layer norm and RMS norm, and x is flat samples of ``len(gamma)`` values; gamma and beta have the dtype of
-x. A row's statistics and its result are computed while it is in cache. What a row gives depends on nothing
-but the row: not on how many others there are, and not on its place among them.
+in layer norm and RMS norm, and x is flat samples of ``len(gamma)`` values; gamma and beta have the dtype
+that x is computed in. A row's statistics and its result are computed while it is in cache. What a row gives
+depends on nothing but the row: not on how many others there are, and not on its place among them.
 
 ``centered`` is 1 for layer norm, and 0 for RMS norm, whose mean is 0 by definition and whose variance is the
 mean of the squares.
@@ -52,7 +52,9 @@ from numbabn.backends.cpu.simd import (
 # Values at least, from what is read to what is prefetched, and a row where it is longer. Rows of 768 and 1024
 # that come from memory take 0.7 to 0.8 of the time, forward; 4096 values were too many for rows of 64.
 AHEAD = 1024
-GROUP = 8  # samples whose sums for gamma and beta have the dtype of x; they are added up in float64
+GROUP = (
+    8  # samples whose sums for gamma and beta have the dtype x is computed in, and are added up in float64
+)
 
 
 @helper
@@ -117,7 +119,7 @@ class Sums(NamedTuple):
     gamma: Any
     mean: Any
     var: Any
-    few_dy: Any  # sums of dy over at most `GROUP` samples, at every place of a sample, in the dtype of x
+    few_dy: Any  # sums of dy over at most `GROUP` samples, at every place of a sample
     few_dy_xhat: Any
     dy: Any  # sums over the samples of the task, in float64
     dy_xhat: Any
@@ -236,7 +238,7 @@ def backward(dy, x, cut, gamma, statistics, eps, few, added, dx):
     """Write dx unless it is None, and the sums of dy and dy * xhat over all samples to added[0].
 
     Until then added[tasks, 2, values of a sample] has the sums of each task. ``cut`` has the numbers of `Cut`
-    in a plain tuple, and few, of the same shape as added, is memory in the dtype of x.
+    in a plain tuple, and few, of the same shape as added, is memory in the dtype that x is computed in.
     """
     size, groups, samples, centered, streaming = cut
     for t in prange(added.shape[0]):

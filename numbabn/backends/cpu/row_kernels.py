@@ -434,7 +434,7 @@ def backward(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
     """Training backward; a task is a block of groups, sums and result, while its slabs are in cache.
 
     The sums are sums[2, groups * members], of every channel. ``cut`` is as in ``forward``. ``gain`` is gamma
-    in the dtype of x where groups have several channels, and else None.
+    in the dtype that x is computed in where groups have several channels, and else None.
     """
     outer, groups, members, inner, block, streaming = cut
     coefficients = np.empty((4, groups * members), computed(x))

@@ -5,8 +5,8 @@ place of y, and an `arguments.GradientInputs` in that of dy and x; the functions
 so that no kernel knows of it. Whether it is one is known when a kernel is compiled: for plain addresses there
 is nothing but the load or the store.
 
-The backward pass must know where the derivative of the activation is 1. The forward pass keeps one bit for
-each element. A byte has the bits of ``sharing`` adjacent elements, the first in the lowest place: of four
+The backward pass must know where the derivative of the activation is 1, and the forward pass keeps that. A
+byte has the bits of ``sharing`` adjacent elements, the first in the lowest place: of four
 where one thread writes them all, so that no two threads write one byte, and else of one; see `plan.sharing`.
 Which byte an element has thus depends on its index alone, and not on how the arrays of a pass are cut up.
 Without a residual v could be computed again from x, with the coefficients of the forward pass beside those of

@@ -63,7 +63,8 @@ def finish_moments(sample, geometry, workspace, g, part, divide, results):
 def part_products(inputs, geometry, g, part, like, mean):
     """Return (0, sum of dy, sum of dy * (x - mean)) of a part; its last two tiles stay in shared memory.
 
-    The sum is taken about the mean rounded to the dtype of x, and corrected for the rounding at the end.
+    The sum is taken about the mean rounded to the dtype that x is computed in, and corrected for the rounding
+    at the end.
     """
     t, s, q = np.int64(cuda.threadIdx.x), np.float64(0), np.float64(0)
     center = convert(mean, like)

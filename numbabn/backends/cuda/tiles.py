@@ -191,6 +191,7 @@ def derive_tile(inputs, tile, geometry, like, memory):
     """Turn a tile of dy, at offset ``memory`` of shared memory, into one of the norm's gradient.
 
     They differ where ``inputs`` are `arguments.GradientInputs`. All threads of the block can read the result.
+    In a tile of a half type it is rounded to that type, which changes nothing but dy times a slope.
     """
 
 
