@@ -104,6 +104,7 @@ def test_the_plain_norm_is_the_norm_alone(library):
     assert_near(y, reference.forward(data.x, data.gamma, data.beta, axis=1, eps=EPS), "y")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 def test_out_means_the_same_memory(case):
     operations = LIBRARIES[OUT](case, Data.of(case))
