@@ -6,7 +6,6 @@ Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``epilogue.md
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -30,6 +29,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn_session import DISTRIBUTION
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
+from benchmarks.rows import add_rows, add_turns, fewer_rows, matching
 from benchmarks.tables import bullets, cells, misses, page, promises, table
 from benchmarks.targets import LARGE, Run, Target, announce, at_least, at_most, geometric_mean
 
@@ -82,9 +82,7 @@ over that of `{OUT}`."""
 def main() -> None:
     parser = _parser()
     options = parser.parse_args()
-    cases = [case for case in CASES if re.search(options.rows, case.name)]
-    if not cases:
-        raise SystemExit(f"No row matches {options.rows!r}; rows are named like {CASES[0].name!r}.")
+    cases = matching(CASES, options.rows)
     output = Output.chosen(parser, options, _left_out(options, cases))
     records: list[Record] = []
     with workers(options.threads, LIBRARIES, "benchmarks.epilogue_libraries") as crew:
@@ -99,23 +97,16 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.epilogue", description=__doc__)
-    parser.add_argument(
-        "--rows", default="", metavar="PATTERN", help=r"regular expression, such as '^relu|14x14.*NCHW'"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help=f"turns of every library per row (default {ROUNDS})"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="threads of every library (default 2)")
+    add_rows(parser, "^relu|14x14.*NCHW")
+    add_turns(parser, ROUNDS)
     add_options(parser)
     return parser
 
 
 def _left_out(options: argparse.Namespace, cases: list[EpilogueCase]) -> list[str]:
     """Return what the committed results show but this run does not measure."""
-    found = [*uninstalled("torch", "jax", DISTRIBUTION), *fewer_rounds(options.rounds, ROUNDS)]
-    if len(cases) < len(CASES):
-        found.append(f"{len(CASES) - len(cases)} of {len(CASES)} rows")
-    return found
+    rows, rounds = fewer_rows(cases, CASES), fewer_rounds(options.rounds, ROUNDS)
+    return [*uninstalled("torch", "jax", DISTRIBUTION), *rounds, *rows]
 
 
 def check(records: list[Record]) -> list[Target]:

@@ -17,6 +17,7 @@ from benchmarks.libraries import BACKWARD, EPS, FORWARD, Operations
 from benchmarks.machine import describe
 from benchmarks.measure import Record, flat, measure, workers
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
+from benchmarks.rows import add_turns
 from benchmarks.tables import bullets, page, promises, table
 from benchmarks.targets import Target, announce, at_least, at_most
 
@@ -116,10 +117,7 @@ LIBRARIES = {NUMBABN: numbabn, PYTORCH: pytorch}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.half", description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help=f"turns of every library per row (default {ROUNDS})"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="threads of every library (default 2)")
+    add_turns(parser, ROUNDS)
     add_options(parser)
     options = parser.parse_args()
     left_out = [*uninstalled("torch"), *fewer_rounds(options.rounds, ROUNDS)]

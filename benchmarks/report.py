@@ -7,7 +7,6 @@ Prints the page; with ``--output FOLDER`` or ``--write`` it leaves ``report.md``
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn import Duel, duels
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
+from benchmarks.rows import add_rows, add_turns, fewer_rows, matching
 from benchmarks.tables import as_json, as_markdown
 from benchmarks.targets import Run, Target, announce, check
 from tests.support.cases import CASES, Case
@@ -28,9 +28,8 @@ QUICK = ("32x64x56x56 NCHW", "32x512x7x7 NCHW", "32x56x56x64 NHWC", "32x64 NC", 
 def main() -> None:
     parser = _parser()
     options = parser.parse_args()
-    cases = [case for case in CASES if _wanted(case, options)]
-    if not cases:
-        raise SystemExit(f"No row matches {options.rows!r}; rows are named like {CASES[0].name!r}.")
+    named = [case for case in CASES if not options.quick or case.name in QUICK]
+    cases = matching(named, options.rows)
     output = Output.chosen(parser, options, _left_out(options, cases))
     records: list[Record] = []
     with workers(options.threads) as crew:
@@ -47,13 +46,8 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a handful of small shapes")
-    parser.add_argument(
-        "--rows", default="", metavar="PATTERN", help="regular expression, such as 'NHWC|32x64 '"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help=f"turns of every library per row (default {ROUNDS})"
-    )
-    parser.add_argument("--threads", type=int, default=2, help="threads of every library (default 2)")
+    add_rows(parser, "NHWC|32x64 ")
+    add_turns(parser, ROUNDS)
     parser.add_argument(
         "--onednn", metavar="PATH", help="a program that times oneDNN; see benchmarks/onednn.py"
     )
@@ -61,15 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wanted(case: Case, options: argparse.Namespace) -> bool:
-    return bool(re.search(options.rows, case.name)) and (not options.quick or case.name in QUICK)
-
-
 def _left_out(options: argparse.Namespace, cases: list[Case]) -> list[str]:
     """Return what the committed results show but this run does not measure."""
-    found = [*uninstalled("torch", "jax", "matplotlib"), *fewer_rounds(options.rounds, ROUNDS)]
-    if len(cases) < len(CASES):
-        found.append(f"{len(CASES) - len(cases)} of {len(CASES)} rows")
+    rows, rounds = fewer_rows(cases, CASES), fewer_rounds(options.rounds, ROUNDS)
+    found = [*uninstalled("torch", "jax", "matplotlib"), *rounds, *rows]
     return found if options.onednn else [*found, "oneDNN (--onednn)"]
 
 

@@ -19,6 +19,14 @@ def computed_dtype(dtype: Any) -> Any:
     return _FLOAT32 if is_half(dtype) else dtype.newbyteorder("=")
 
 
+def unnamed_bfloat16(x: Any, name: str) -> TypeError:
+    """Return the error for an array of two bytes without a meaning."""
+    return TypeError(
+        f"{name} has dtype {x.dtype}, bytes without a meaning, which numpy.load makes of bfloat16: "
+        f"pass {name}.view(ml_dtypes.bfloat16)"
+    )
+
+
 def result_dtype(value: Any) -> np.dtype[Any]:
     """Return the dtype of a result, float32 or float64, from what a user passed as ``dtype``."""
     try:

@@ -44,6 +44,15 @@ def overlap(a: AnyArray, b: AnyArray) -> bool:
         return True
 
 
+def refuse_overlap(array: AnyArray, argument: str, other: AnyArray, name: str, inplace: str) -> None:
+    """Raise if the array named ``argument`` overlaps another one, and is not the same as that ``inplace``."""
+    if overlap(array, other) and not (name == inplace and same_memory(array, other)):
+        raise ValueError(
+            f"{argument} overlaps {name} in memory; pass {inplace} itself to compute in place, "
+            "or an array of its own"
+        )
+
+
 def output(
     out: object,
     x: AnyArray,
@@ -69,11 +78,7 @@ def output(
             f"pass one made by {library_of(array).maker}"
         )
     for name, other in inputs.items():
-        if overlap(array, other) and not (name == inplace and same_memory(array, other)):
-            raise ValueError(
-                f"{argument} overlaps {name} in memory; pass {inplace} itself to compute in place, "
-                "or an array of its own"
-            )
+        refuse_overlap(array, argument, other, name, inplace)
     if not array.flags.writeable:
         raise ValueError(f"{argument} is read-only; pass an array that can be written to")
     return array

@@ -8,7 +8,7 @@ from numbabn import arrays
 from numbabn.arrays import AnyArray, library_of, native
 from numbabn.arrays.dtypes import COMPUTED
 from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
-from numbabn.arrays.overlap import output, overlap, same_memory
+from numbabn.arrays.overlap import output, overlap, refuse_overlap, same_memory
 from numbabn.backends.verbs import Affine, Array, Gradient, Pair, Result
 from numbabn.norms import _checks
 from numbabn.norms._epilogue import Epilogue, Passed, activation_of
@@ -115,12 +115,8 @@ class Call:
         if residual is not None:
             dtype = self.x.dtype if self.converted is None else self.converted
             array = _checks.residual(residual, self.x, dtype)
-            target = self.target
-            if target is not None and overlap(target, array) and not same_memory(target, array):
-                raise ValueError(
-                    "out overlaps residual in memory; pass residual itself to compute in place, "
-                    "or an array of its own"
-                )
+            if self.target is not None:
+                refuse_overlap(self.target, "out", array, "residual", "residual")
         self.epilogue = Epilogue(array, chosen, keeps=backward and activation is not None)
 
     def moments(self) -> tuple[int, Pair]:

@@ -8,7 +8,7 @@ import numpy as np
 from numbabn._numbers import real
 from numbabn.arrays import AnyArray, library_of, of_library, values_beside
 from numbabn.arrays.device_library import described, is_float, is_half
-from numbabn.arrays.dtypes import CONVERTED, result_dtype
+from numbabn.arrays.dtypes import CONVERTED, result_dtype, unnamed_bfloat16
 from numbabn.norms._saved import Saved
 
 
@@ -49,10 +49,7 @@ def dtype(x: AnyArray, name: str, norm: str) -> None:
         known = "float16, bfloat16, float32 and float64"
         raise TypeError(f"{name} has dtype {kind}; {known} are supported: {advice}")
     if kind == "V2":
-        raise TypeError(
-            f"{name} has dtype {kind}, bytes without a meaning, which numpy.load makes of bfloat16: "
-            f"pass {name}.view(ml_dtypes.bfloat16)"
-        )
+        raise unnamed_bfloat16(x, name)
     if kind.kind == "c":
         raise TypeError(f"{name} has complex dtype {kind}; pass {name}.real and {name}.imag separately")
     if norm == "batch_norm" and kind.kind in "iu" and kind.newbyteorder("=") in CONVERTED:

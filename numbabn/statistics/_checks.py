@@ -8,6 +8,7 @@ import numpy as np
 from numbabn._numbers import integers, real, sequence
 from numbabn.arrays import library_of, location_text, of, on_host
 from numbabn.arrays.device_library import is_float
+from numbabn.arrays.dtypes import unnamed_bfloat16
 from numbabn.arrays.layout import axis_number
 from numbabn.backends.verbs import Array
 
@@ -48,10 +49,7 @@ def chunk(array: object, name: str = "chunk") -> Array:
     if _supported(x.dtype):
         return x
     if x.dtype == "V2":
-        raise TypeError(
-            f"{name} has dtype {x.dtype}, bytes without a meaning, which numpy.load makes of bfloat16: "
-            f"pass {name}.view(ml_dtypes.bfloat16)"
-        )
+        raise unnamed_bfloat16(x, name)
     if x.dtype.kind == "c":
         raise TypeError(f"{name} has complex dtype {x.dtype}; pass {name}.real and {name}.imag separately")
     raise TypeError(
