@@ -170,6 +170,60 @@ class ReLU(Layer):
         return dy * self.positive
 
 
+class Sigmoid(Layer):
+    """Logistic function, for x of any shape."""
+
+    def __call__(self, x):
+        """Return ``y = 1 / (1 + exp(-x))``, as ``(1 + tanh(x / 2)) / 2``, which does not overflow."""
+        self.y = (1 + library(x).tanh(x / 2)) / 2
+        return self.y
+
+    def backward(self, dy):
+        """Return ``dx = dy y (1 - y)``."""
+        return dy * self.y * (1 - self.y)
+
+
+class Tanh(Layer):
+    """Hyperbolic tangent, for x of any shape."""
+
+    def __call__(self, x):
+        """Return ``y = tanh(x)``."""
+        self.y = library(x).tanh(x)
+        return self.y
+
+    def backward(self, dy):
+        """Return ``dx = dy (1 - y^2)``."""
+        return dy * (1 - self.y**2)
+
+
+class Dropout(Layer):
+    """Dropout, which in training sets each element to 0 with probability p, and divides the rest by 1 - p."""
+
+    def __init__(self, p, *, rng):
+        super().__init__()
+        self.p, self.rng, self.training = p, rng, True
+
+    def train(self):
+        """Switch to training mode, where elements are dropped."""
+        self.training = True
+
+    def eval(self):
+        """Switch to evaluation mode, where y is x."""
+        self.training = False
+
+    def __call__(self, x):
+        """Return y; keep by what each element of x was multiplied."""
+        if not self.training:
+            return x
+        kept = self.rng.random(x.shape, dtype=np.float32) >= self.p
+        self.factor = library(x).asarray(kept) * x.dtype.type(1 / (1 - self.p))
+        return x * self.factor
+
+    def backward(self, dy):
+        """Return dx of the last call in training mode."""
+        return dy * self.factor
+
+
 class Flatten(Layer):
     """Layer that joins all axes but that of the batch."""
 
@@ -228,6 +282,18 @@ class Sequential:
         """Move the parameters of all layers to where the array x is."""
         for layer in self.layers:
             layer.to(x)
+
+
+class Residual(Sequential):
+    """A chain of layers beside a connection that skips it, ``y = x + layers(x)`` (He et al., 2016)."""
+
+    def __call__(self, x):
+        """Return y, which has the shape of x."""
+        return x + super().__call__(x)
+
+    def backward(self, dy):
+        """Return the sum of the gradients of both ways."""
+        return dy + super().backward(dy)
 
 
 def softmax_cross_entropy(logits, labels):

@@ -66,10 +66,10 @@ def test_train_digits_options(tmp_path):
 def test_train_digits_explains_its_figure(tmp_path, monkeypatch):
     """Every panel has a title; the text below says why a higher training loss is not worse."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    example, digits = map(importlib.import_module, ("train_digits", "digits"))
+    example, training = map(importlib.import_module, ("train_digits", "training"))
     figures = []
     monkeypatch.setattr(example.Figure, "savefig", lambda self, *arguments, **options: figures.append(self))
-    runs = {model: [digits.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
+    runs = {model: [training.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
     example.save_figure(tmp_path / "x.png", runs, {model: [0.9] for model in runs}, [0.1])
     (figure,) = figures
     assert len({axes.get_title() for axes in figure.axes} - {""}) == len(figure.axes) == 3

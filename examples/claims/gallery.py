@@ -1,0 +1,44 @@
+"""The page ``examples/README.md``, made of the claims and their results."""
+
+from examples.claims import learning_rate
+from examples.claims.command import table_text
+
+CLAIMS = [script.CLAIM for script in (learning_rate,)]
+
+HEAD = """\
+# The claims, run
+
+What is said of normalisation, and what experiments show: every section is a claim, the figure and the table of
+its experiment, what was found, and the command that runs it. `python -m examples.claims` runs all of them, in
+a checkout after `python -m pip install -e ".[examples]"`, and writes this page, so that nothing on it is typed
+by hand. `--help` names the options, among them other data than the digits of scikit-learn.
+
+Findings come from {seeds} seeds each. A difference counts if it is more than two standard deviations of the
+differences between networks of the same seed; tables have means and standard deviations. These results took
+{minutes:.0f} minutes on {machine}.
+"""
+
+
+def page(results):
+    """Return the page, where ``results[claim.name]`` are those of a claim."""
+    any_of_them, seconds = results[CLAIMS[0].name], sum(each.seconds for each in results.values())
+    parts = [HEAD.format(**any_of_them.options, minutes=seconds / 60)]
+    parts += [section(claim, results[claim.name]) for claim in CLAIMS]
+    return "\n".join(parts)
+
+
+def section(claim, results):
+    """Return the part of the page on one claim."""
+    return f"""\
+## {claim.statement}
+
+{claim.source}.
+
+![{claim.statement}](results/{claim.name}.png)
+
+{claim.finding(results)}
+
+{table_text(claim.table(results))}
+
+`python -m examples.claims.{claim.name}` ({results.seconds:.0f} s)
+"""

@@ -1,0 +1,53 @@
+"""The networks of the claims, for images of any size, with a norm by its name."""
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+from minimal_nn import Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
+
+import numbabn as nbn
+
+NO_NORM, BATCH_NORM = "no norm", "batch norm"
+GROUPS = 4
+NORMS = {  # name: a function of the number of channels that returns a layer
+    NO_NORM: None,
+    BATCH_NORM: nbn.BatchNorm,
+    "group norm": partial(nbn.GroupNorm, GROUPS),
+    # One group is layer norm as Wu and He (2018) have it, section 3.1, with a gamma and a beta per channel.
+    # nbn.LayerNorm has them per pixel, as Ba et al. (2016) have them per unit of a dense layer.
+    "layer norm": partial(nbn.GroupNorm, 1),
+    "instance norm": partial(nbn.InstanceNorm, scale=True, center=True),
+}
+CLASSES = 10
+
+
+def hidden(norm, units, activation=ReLU):
+    """Return what follows a dense layer or a convolution: a norm, if any, and an activation."""
+    make = NORMS[norm]
+    return [activation()] if make is None else [make(units), activation()]
+
+
+def mlp(rng, images, norm, *, depth=2, units=128, scale=1.0, activation=ReLU):
+    """Return a network of ``depth`` hidden dense layers, with the norm before each activation.
+
+    First weights have the variance 2 / inputs (He et al., 2015), times the square of ``scale``. Layers have a
+    bias unless a norm follows, whose beta does the same.
+    """
+    sizes = [images[0].size, *[units] * depth]
+    layers = [Flatten()]
+    for inputs, outputs in pairwise(sizes):
+        dense = Dense(inputs, outputs, bias=norm == NO_NORM, rng=rng)
+        dense.params["weight"] *= np.float32(scale)
+        layers += [dense, *hidden(norm, outputs, activation)]
+    return Sequential(*layers, Dense(units, CLASSES, rng=rng))
+
+
+def cnn(rng, images, norm, *, channels=(8, 16)):
+    """Return a network of 3x3 convolutions, each followed by the norm, ReLU and 2x2 max pooling."""
+    layers, inputs, side = [], 1, images.shape[-1]
+    for outputs in channels:
+        convolution = Conv2d(inputs, outputs, 3, padding=1, bias=norm == NO_NORM, rng=rng)
+        layers += [convolution, *hidden(norm, outputs), MaxPool2d(2)]
+        inputs, side = outputs, side // 2
+    return Sequential(*layers, Flatten(), Dense(inputs * side**2, CLASSES, rng=rng))
