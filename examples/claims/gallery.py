@@ -8,10 +8,10 @@ CLAIMS = [script.CLAIM for script in (learning_rate,)]
 HEAD = """\
 # The claims, run
 
-What is said of normalisation, and what experiments show: every section is a claim, the figure and the table of
-its experiment, what was found, and the command that runs it. `python -m examples.claims` runs all of them, in
-a checkout after `python -m pip install -e ".[examples]"`, and writes this page, so that nothing on it is typed
-by hand. `--help` names the options, among them other data than the digits of scikit-learn.
+What is said of normalisation, and what experiments show: every section is a claim, the figure and the table
+of its experiment, what was found, and the command that runs it. `python -m examples.claims` runs all of them,
+in a checkout after `python -m pip install -e ".[examples]"`, and writes this page: nothing on it is typed by
+hand. `--help` names the options, among them other data than the digits of scikit-learn.
 
 Findings come from {seeds} seeds each. A difference counts if it is more than two standard deviations of the
 differences between networks of the same seed; tables have means and standard deviations. These results took

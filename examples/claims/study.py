@@ -32,6 +32,7 @@ class Options:
     images: int = 2000  # at most so many for training, of data that have more than the digits
     seeds: int = 5
     quick: bool = False  # the first and last number of each factor, one epoch: does it run?
+    processes: int = -1  # as many as there are cores
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ class Claim:
             for seed in range(seeds)
         ]
         measured, told = [], set()
-        with parallel_config(n_jobs=1 if self.alone else -1), threadpool_limits(1, user_api="blas"):
+        with (
+            parallel_config(n_jobs=1 if self.alone else options.processes),
+            threadpool_limits(1, user_api="blas"),
+        ):
             for found, compiled in Parallel(return_as="generator")(jobs):
                 for line in compiled:
                     if (what := line.partition(" in ")[0]) not in told:  # both processes may compile it
