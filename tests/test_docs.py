@@ -35,6 +35,18 @@ def test_docstring_examples(name):
     assert results.failed == 0
 
 
+@pytest.mark.parametrize("name", [name for name in nbn.__all__ if name != "__version__"])
+def test_public_names_are_documented(name):
+    """With an example, with what they take, and, if they are classes, with a text on every member."""
+    member = getattr(nbn, name)
+    text = inspect.getdoc(member)
+    assert "Examples\n--------" in text
+    assert not inspect.signature(member).parameters or re.search("(Parameters|Attributes)\n---", text)
+    if inspect.isclass(member):
+        public = [name for name in dir(member) if name[0] != "_" and f"\n{name} : " not in text]
+        assert [name for name in public if not inspect.getdoc(getattr(member, name))] == []
+
+
 def test_there_are_docstring_examples():
     found = doctest.DocTestFinder().find(importlib.import_module("numbabn.norms.batch"))
     assert sum(len(test.examples) for test in found) > 10
