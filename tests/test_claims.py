@@ -243,6 +243,10 @@ def test_the_gallery_is_written_by_a_whole_run_only(monkeypatch, capsys):
         assert "--output FOLDER is needed" in capsys.readouterr().err
 
 
+def test_what_a_run_in_the_checkout_writes_is_ignored_by_git():
+    assert f"/{command.FOLDER}/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [

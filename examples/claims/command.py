@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from examples.claims.study import Options
 
+FOLDER = Path("claims")  # where the results of one claim go
 LEAST_IMAGES = 300  # of which ten classes and batches of 256 can be taken
 
 
@@ -76,6 +77,6 @@ def main(claim):
     print(f"The claim: {claim.statement}\nSource: {claim.source}\n")
     ((_, results),) = run_claims([claim], options(parser, args))
     print(f"\n{table_text(claim.table(results))}\n\n{claim.finding(results)}\n")
-    folder = args.output or Path()
+    folder = args.output or FOLDER
     save(claim, results, folder)
     print(f"Figure and results saved to {folder / claim.name}.png and .json; {results.seconds:.0f} s in all.")
