@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.support.examples import EXAMPLES, run_example, run_script
+from tests.support.examples import EXAMPLES, is_png, run_example, run_script
 from tests.support.jit import needs_jit
 from tests.support.processes import ROOT, python
 
@@ -28,10 +28,6 @@ def run_without_cupy(name, *arguments, cwd):
     """Run a script where CuPy cannot be imported; return how it ends."""
     code = NO_CUPY.format(folder=str(EXAMPLES)) + RUN
     return run_script("-c", code, EXAMPLES / name, *arguments, cwd=cwd)
-
-
-def is_png(path):
-    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_quickstart(tmp_path):

@@ -22,3 +22,8 @@ def run_module(name, *arguments, cwd):
 def run_script(*arguments, cwd):
     """Run an interpreter with these arguments, where plots need no screen; return how it ended."""
     return python(*arguments, cwd=cwd, MPLBACKEND="Agg")
+
+
+def is_png(path):
+    """Whether a file begins as images of the format PNG do."""
+    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
