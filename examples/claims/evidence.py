@@ -27,6 +27,26 @@ def verdict(effects):
     return DEPENDS if holds.any() else NOT_SEEN
 
 
+def best(losses):
+    """Return for every setting the index of the learning rate with the least loss (or error).
+
+    The axes of ``losses`` end with those of the rates and the seeds, over which the mean is taken. A rate
+    with which training diverges from any seed, so that the loss is NaN, is taken only if there is no other.
+    """
+    means = np.mean(losses, axis=-1)
+    return np.where(np.isnan(means), np.inf, means).argmin(axis=-1)
+
+
+def at(values, chosen):
+    """Return what was measured at the chosen learning rates, without the axis of the rates.
+
+    ``chosen`` is from `best`; in ``values``, the axis of the rates follows those of ``chosen``.
+    """
+    axis = chosen.ndim
+    index = chosen.reshape(chosen.shape + (1,) * (values.ndim - axis))
+    return np.take_along_axis(values, index, axis).squeeze(axis)
+
+
 def percent(values):
     """Return the mean over the seeds as text, such as ``95.1 %``."""
     return f"{100 * np.mean(values):.1f} %"

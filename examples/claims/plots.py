@@ -41,6 +41,15 @@ def draw(axes, x, values, label, **style):
     )
 
 
+def mark_level(axes, level, text):
+    """Draw a thin line across the axes at this height, with a text below its right end."""
+    axes.axhline(level, color="grey", lw=0.8, zorder=0)
+    axes.annotate(
+        text, (0.99, level), (0, -3), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+        color="dimgrey", fontsize="small", ha="right", va="top",
+    )  # fmt: skip
+
+
 def label_lines(axes):
     """Write the label of every line to the right of its end, in its colour and clear of the others.
 
