@@ -13,6 +13,9 @@ from sklearn.model_selection import train_test_split
 import numbabn as nbn
 
 DEFAULT = "digits"
+CLOTHES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 INSTALLED = {"fashion-mnist": FASHION_MNIST}
 WHERE = (
     "Debian's package dataset-fashion-mnist installs Fashion-MNIST; elsewhere, name a folder with the four "
@@ -34,6 +37,16 @@ def load(name=DEFAULT, most=None):
     count, mean, m2 = nbn.moments(x_train)
     scale, shift = np.float32(np.sqrt(count / m2[0])), np.float32(mean[0])
     return (x_train - shift) * scale, (x_test - shift) * scale, labels_train, labels_test
+
+
+def of_clothes(name):
+    """Return whether data of this name, or in a folder that ends so, are Fashion-MNIST."""
+    return Path(name).name in INSTALLED
+
+
+def class_names(name, labels):
+    """Return the names of the classes, whose numbers are the labels, of the data of this name."""
+    return CLOTHES if of_clothes(name) else tuple(map(str, range(int(labels.max()) + 1)))
 
 
 def _read_part(folder, part, most):

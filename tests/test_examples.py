@@ -97,7 +97,8 @@ def test_cupy_batch_norm(tmp_path):
     assert "near 0.3: 0.30" in output
 
 
-ON_GPU = [["cupy_batch_norm.py"], ["train_digits.py", "--device", "cuda"], ["fold.py", "--device", "cuda"]]
+SCRIPTS = ["train_digits.py", "train_fashion.py", "fold.py"]
+ON_GPU = [["cupy_batch_norm.py"], *([script, "--device", "cuda"] for script in SCRIPTS)]
 
 
 @pytest.mark.parametrize("command", ON_GPU)
