@@ -1,9 +1,24 @@
 """The page ``examples/README.md``, made of the claims and their results."""
 
-from examples.claims import learning_rate
+from examples.claims import (
+    convergence,
+    cost,
+    covariate_shift,
+    depth,
+    folding,
+    initialisation,
+    learning_rate,
+    saturation,
+    style,
+)
 from examples.claims.command import table_text
 
-CLAIMS = [script.CLAIM for script in (learning_rate,)]
+CLAIMS = [
+    script.CLAIM
+    for script in (
+        convergence, learning_rate, initialisation, depth, saturation, covariate_shift, cost, folding, style,
+    )
+]  # fmt: skip
 
 HEAD = """\
 # The claims, run

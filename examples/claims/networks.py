@@ -4,7 +4,7 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-from minimal_nn import Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
+from minimal_nn import Conv2d, Dense, Flatten, Layer, MaxPool2d, ReLU, Sequential
 
 import numbabn as nbn
 
@@ -20,6 +20,61 @@ NORMS = {  # name: a function of the number of channels that returns a layer
     "instance norm": partial(nbn.InstanceNorm, scale=True, center=True),
 }
 CLASSES = 10
+AXES = (0, 2, 3)  # of the statistics of a channel
+
+
+class NumPyBatchNorm(Layer):
+    """Batch norm of training for x (N, C, H, W), by its formulas, with few temporary arrays."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.eps = np.float32(1e-5)
+        self.params = {"gamma": np.ones((channels, 1, 1), np.float32)}
+        self.params["beta"] = np.zeros_like(self.params["gamma"])
+
+    def __call__(self, x):
+        """Return ``y = xhat gamma + beta`` with ``xhat = (x - mean) / sqrt(var + eps)``."""
+        self.xhat = x - x.mean(axis=AXES, keepdims=True)
+        var = np.square(self.xhat).mean(axis=AXES, keepdims=True)
+        self.invstd = 1 / np.sqrt(var + self.eps)
+        self.xhat *= self.invstd
+        y = self.xhat * self.params["gamma"]
+        y += self.params["beta"]
+        return y
+
+    def backward(self, dy):
+        """Return ``dx = gamma (dy - mean(dy) - xhat mean(dy xhat)) / sqrt(var + eps)``."""
+        self.grads["gamma"] = np.einsum("nchw,nchw->c", dy, self.xhat)[:, None, None]
+        self.grads["beta"] = dy.sum(axis=AXES)[:, None, None]
+        dx = self.xhat * (self.grads["gamma"] / -dy[:, 0].size)
+        dx += dy
+        dx -= self.grads["beta"] / dy[:, 0].size
+        dx *= self.params["gamma"] * self.invstd
+        return dx
+
+
+class NoisyBatchNorm(nbn.BatchNorm):
+    """Batch norm that in training scales and shifts every unit at random, anew at every call.
+
+    Factors are uniform between 0.875 and 1.125, and shifts between -0.25 and 0.25 standard deviations.
+    """
+
+    def __init__(self, units, rng):
+        super().__init__(units)
+        self.rng = rng
+
+    def __call__(self, x):
+        """Return y; keep by what every unit was multiplied."""
+        y = super().__call__(x)
+        if self.training:
+            noise = self.rng.uniform(-1, 1, (2, y.shape[1])).astype(y.dtype)
+            self.factor = 1 + noise[0] / 8
+            y = y * self.factor + noise[1] / 4
+        return y
+
+    def backward(self, dy):
+        """Return dx of the last call in training mode."""
+        return super().backward(dy * self.factor)
 
 
 def hidden(norm, units, activation=ReLU):

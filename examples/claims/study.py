@@ -9,11 +9,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import console
+import numba
 import numpy as np
 from joblib import Parallel, delayed, parallel_config
 from llvmlite import binding
@@ -128,10 +130,8 @@ class Claim:
             for seed in range(seeds)
         ]
         measured, told = [], set()
-        with (
-            parallel_config(n_jobs=1 if self.alone else options.processes),
-            threadpool_limits(1, user_api="blas"),
-        ):
+        processes = 1 if self.alone else options.processes
+        with parallel_config(n_jobs=processes), _one_thread():
             for found, compiled in Parallel(return_as="generator")(jobs):
                 for line in compiled:
                     if (what := line.partition(" in ")[0]) not in told:  # both processes may compile it
@@ -151,6 +151,18 @@ class Claim:
 def _ends(values):
     """Return the first and the last of numbers; of others all."""
     return [values[0], values[-1]] if isinstance(values[0], int | float) else list(values)
+
+
+@contextmanager
+def _one_thread():
+    """Give BLAS and numbabn one thread each in this process, as joblib does in its workers."""
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        numba.set_num_threads(threads)
 
 
 def _run_once(run, data, seed, epochs, setting):
