@@ -1,24 +1,27 @@
 """The page ``examples/README.md``, made of the claims and their results."""
 
 from examples.claims import (
+    batch_size,
     convergence,
     cost,
     covariate_shift,
     depth,
     folding,
+    inference,
     initialisation,
     learning_rate,
+    placement,
+    regularisation,
     saturation,
     style,
 )
 from examples.claims.command import table_text
 
-CLAIMS = [
-    script.CLAIM
-    for script in (
-        convergence, learning_rate, initialisation, depth, saturation, covariate_shift, cost, folding, style,
-    )
-]  # fmt: skip
+SCRIPTS = (
+    convergence, learning_rate, initialisation, depth, saturation, regularisation, batch_size, inference,
+    placement, covariate_shift, cost, folding, style,
+)  # fmt: skip
+CLAIMS = [script.CLAIM for script in SCRIPTS]
 
 HEAD = """\
 # The claims, run

@@ -6,6 +6,7 @@ vision can tell apart; what is drawn differs in its line or marker, too.
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from sklearn.isotonic import isotonic_regression
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
@@ -20,6 +21,7 @@ STYLES = {  # of what appears in several figures
     "dropout": {"color": RED, "marker": "P", "ls": "--"},
 }
 LINE_HEIGHT = 12  # points, of labels beside each other
+LEAST_ERROR = 0.1  # percent, drawn where there is no error at all, which a logarithmic scale cannot show
 
 
 def panels(*titles, width=4.8, height=4.2):
@@ -50,10 +52,32 @@ def mark_level(axes, level, text):
     )  # fmt: skip
 
 
+def draw_errors(axes, x, accuracies, label, **style):
+    """Draw the errors in percent on a logarithmic scale, from accuracies (places, seeds)."""
+    draw(axes, x, np.maximum(100 * (1 - accuracies.T), LEAST_ERROR), label, **style)
+    axes.set_ylabel("errors on test images (%)")
+    log_y(axes)
+
+
+def log_y(axes):
+    """Make the vertical axis logarithmic, with plain numbers such as 1, 2, 5 and 10."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.minorticks_off()
+
+
+def log_x(axes, values):
+    """Make the horizontal axis logarithmic, with ticks at these values alone."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.xaxis.minorticks_off()
+
+
 def label_lines(axes):
     """Write the label of every line to the right of its end, in its colour and clear of the others.
 
-    It is called when everything is drawn and the scales are set, because it keeps places of the page.
+    A line without any point has no label. The function is called when everything is drawn and the scales are set, because it keeps places of the page.
     """
     lines = [
         line
