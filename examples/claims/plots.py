@@ -77,7 +77,8 @@ def log_x(axes, values):
 def label_lines(axes):
     """Write the label of every line to the right of its end, in its colour and clear of the others.
 
-    A line without any point has no label. The function is called when everything is drawn and the scales are set, because it keeps places of the page.
+    It is called when everything is drawn and the scales are set, because it keeps places of the page. A line
+    without any point has no label.
     """
     lines = [
         line
