@@ -11,7 +11,8 @@ from tests.support.examples import EXAMPLES
 from tests.support.gradients import check_gradients
 
 SEEDS = range(3)
-NORMS = ("batch", "group", "layer", "instance")
+SLOW = pytest.mark.slow  # kernels of their own are compiled
+NORMS = ("batch", *(pytest.param(norm, marks=SLOW) for norm in ("group", "layer", "instance")))
 
 
 @pytest.fixture

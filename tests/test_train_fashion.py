@@ -13,7 +13,7 @@ from tests.support.processes import ROOT
 
 STRICT_CUPY = ROOT / "tests" / "support" / "strict_cupy.py"
 QUICK = ("--quick", "--data", "digits")
-CHECKPOINT = "train_fashion_quick.npz"
+CHECKPOINT, FIGURE = "train_fashion_quick.npz", "train_fashion.png"
 
 
 @pytest.fixture
@@ -34,6 +34,13 @@ def run(example, monkeypatch, tmp_path, capsys):
         return capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run without interruption, and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run_example("train_fashion.py", *QUICK, cwd=folder)
 
 
 def refused(run, *options):
@@ -68,12 +75,12 @@ def accuracy(output):
     return float(re.search(r"^([\d.]+)% of \d+ test images", output, re.MULTILINE)[1])
 
 
-def test_quick_run(tmp_path):
-    output = run_example("train_fashion.py", *QUICK, cwd=tmp_path)
+def test_quick_run(whole):
+    folder, output = whole
     assert "1437 training and 360 test images of 8x8 pixels" in output
     assert 60 < accuracy(output) <= 100  # 10 is guessing
-    assert {path.name for path in tmp_path.iterdir()} == {CHECKPOINT, "train_fashion.png"}
-    assert (tmp_path / "train_fashion.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert {path.name for path in folder.iterdir()} == {CHECKPOINT, FIGURE}
+    assert (folder / FIGURE).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 @pytest.mark.slow
@@ -88,8 +95,7 @@ class Interruption(BaseException):
     """What ends the script between two lines, as Ctrl-C does."""
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(run, example, monkeypatch, tmp_path):
-    run(*QUICK, "--checkpoint", "whole.npz")
+def test_an_interrupted_run_goes_on_bit_for_bit(run, whole, example, monkeypatch, tmp_path):
     train_epoch = example("train_fashion").train_epoch
 
     def interrupted(run, *arguments):
@@ -103,22 +109,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(run, example, monkeypatch, tmp_p
         with pytest.raises(Interruption):
             run(*QUICK)
     assert "has 1 of 2 epochs; the run goes on from there" in run(*QUICK)
-    assert_same(tmp_path / CHECKPOINT, tmp_path / "whole.npz")
+    assert_same(tmp_path / CHECKPOINT, whole[0] / CHECKPOINT)
 
 
-def test_a_finished_run_is_not_trained_again(run, tmp_path):
-    first = run(*QUICK)
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    (tmp_path / "train_fashion.png").unlink()
+def test_a_finished_run_is_not_trained_again(run, whole, tmp_path):
+    folder, output = whole
+    path = tmp_path / CHECKPOINT
+    path.write_bytes((folder / CHECKPOINT).read_bytes())
     again = run(*QUICK)
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
-    assert accuracy(again) == accuracy(first)
-    assert (tmp_path / "train_fashion.png").exists()
+    assert path.read_bytes() == (folder / CHECKPOINT).read_bytes()
+    assert accuracy(again) == accuracy(output)
+    assert (tmp_path / FIGURE).exists()
 
 
 # Where SIGKILL ends the run: a function and which of its calls.
 MOMENTS = {
-    "in the second epoch": ("minimal_nn", "softmax_cross_entropy", 20),
+    "in the second epoch": ("minimal_nn", "softmax_cross_entropy", 60),
     "while the checkpoint is written": ("os", "fsync", 2),
     "before the checkpoint has its name": ("pathlib.Path", "replace", 2),
 }
@@ -144,15 +150,14 @@ runpy.run_path(folder + "/train_fashion.py", run_name="__main__")
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_bit_for_bit(moment, tmp_path):
-    run_example("train_fashion.py", *QUICK, "--checkpoint", "whole.npz", cwd=tmp_path)
+def test_a_killed_run_goes_on_bit_for_bit(moment, whole, tmp_path):
     place, name, number = MOMENTS[moment]
     result = run_script("-c", KILLED, place, name, str(number), EXAMPLES, *QUICK, cwd=tmp_path)
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert len(kept(tmp_path / CHECKPOINT)[1]["history"]) == 1
     output = run_example("train_fashion.py", *QUICK, cwd=tmp_path)
     assert "has 1 of 2 epochs" in output
-    assert_same(tmp_path / CHECKPOINT, tmp_path / "whole.npz")
+    assert_same(tmp_path / CHECKPOINT, whole[0] / CHECKPOINT)
     assert not list(tmp_path.glob("*.tmp"))
 
 
