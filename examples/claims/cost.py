@@ -26,7 +26,7 @@ from examples.claims.evidence import effect, listed, percent, percent_spread, sp
 from examples.claims.networks import CLASSES, NO_NORM, NumPyBatchNorm
 from examples.claims.study import Claim
 
-SIDE, BATCH, BLOCKS = 56, 16, 3
+SIDE, BATCH, BLOCKS = 56, 8, 3
 LARGE = 0.25  # of a step
 VARIANTS = {  # a function of the number of channels that returns what follows a convolution
     NO_NORM: lambda channels: [ReLU()],
@@ -132,7 +132,7 @@ CLAIM = Claim(
     source='Gitman and Ginsburg (2017), "Comparison of batch normalization and weight normalization '
     'algorithms for the large-scale image classification", abstract',
     grid={"kernel": [1, 3], "channels": [8, 16, 32]},
-    epochs=3,
+    epochs=5,
     run=run,
     table=table,
     figure=figure,

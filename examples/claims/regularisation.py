@@ -130,8 +130,8 @@ def finding(results):
     texts = [f"{gap[0, i, 0].mean():.1f} points with {kind}" for i, kind in enumerate(kinds)]
     return (
         f"{verdict(smaller)}: with batch norm the gap between training and test images is clearly smaller "
-        f"than without it for {(smaller[0] > 0).sum()} of {len(counts)} numbers of images in accuracy and for "
-        f"{(smaller[1] > 0).sum()} in loss; with {counts[0]:g} images it is {listed(texts)} of accuracy."
+        f"than without it for {(smaller[0] > 0).sum()} of {len(counts)} numbers of images in accuracy, and "
+        f"for {(smaller[1] > 0).sum()} in loss; with {counts[0]:g} images it is, in accuracy, {listed(texts)}."
     )
 
 
