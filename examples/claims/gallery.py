@@ -37,12 +37,27 @@ differences between networks of the same seed; tables have means and standard de
 """
 
 
+TAIL = """\
+## Other examples
+
+- `python examples/quickstart.py` shows every function in thirty lines.
+- `python examples/train_fashion.py` is a real training run, in NHWC: a residual network that recognises the
+  clothes of Fashion-MNIST, and goes on bit for bit after it was killed; `--data digits` needs no files.
+- `python examples/train_digits.py` trains an MLP and a CNN with and without batch norm.
+- `python examples/compare_norms.py` compares the norms by their errors, `--rnn` in a recurrent network.
+- `python examples/recalibrate.py` shows what `numbabn.recalibrate` mends, `python examples/fold.py` how norms
+  are folded into the layers before them.
+- `python examples/dataset_statistics.py --data FOLDER` gives mean and standard deviation of images.
+- `python examples/cupy_batch_norm.py` normalises arrays on a GPU.
+"""
+
+
 def page(results):
     """Return the page, where ``results[claim.name]`` are those of a claim."""
     any_of_them, seconds = results[CLAIMS[0].name], sum(each.seconds for each in results.values())
     parts = [HEAD.format(**any_of_them.options, minutes=seconds / 60)]
     parts += [section(claim, results[claim.name]) for claim in CLAIMS]
-    return "\n".join(parts)
+    return "\n".join([*parts, TAIL])
 
 
 def section(claim, results):

@@ -4,9 +4,8 @@ Ioffe and Szegedy (2015), "Batch normalization", section 3.4: in training, what 
 depends on the other images of its batch; this helps it to generalise, and makes dropout less necessary.
 
 Trains an MLP as it is, with dropout, with batch norm and with both, on few and on all training images, with
-the same number of updates and at a rate at which all of them learn these images. Compares accuracy and loss
-on them with those on test images. Also measures the noise: how much mean and standard deviation of a trained
-layer's input vary between batches::
+the same number of updates and at a rate at which all learn these images, and compares accuracy and loss with
+those on test images. Also measures how much mean and std of a layer's input vary between batches::
 
     python -m examples.claims.regularisation
 """
@@ -131,7 +130,7 @@ def finding(results):
     return (
         f"{verdict(smaller)}: with batch norm the gap between training and test images is clearly smaller "
         f"than without it for {(smaller[0] > 0).sum()} of {len(counts)} numbers of images in accuracy, and "
-        f"for {(smaller[1] > 0).sum()} in loss; with {counts[0]:g} images it is, in accuracy, {listed(texts)}."
+        f"for {(smaller[1] > 0).sum()} in loss; with {counts[0]:g} images, accuracy falls by {listed(texts)}."
     )
 
 
