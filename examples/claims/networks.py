@@ -51,3 +51,8 @@ def cnn(rng, images, norm, *, channels=(8, 16)):
         layers += [convolution, *hidden(norm, outputs), MaxPool2d(2)]
         inputs, side = outputs, side // 2
     return Sequential(*layers, Flatten(), Dense(inputs * side**2, CLASSES, rng=rng))
+
+
+def batch_norms(net):
+    """Return the batch normalisation layers of a network, in the order in which data passes through them."""
+    return [layer for layer in net.layers if isinstance(layer, nbn.BatchNorm)]

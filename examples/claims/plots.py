@@ -6,6 +6,7 @@ vision can tell apart; what is drawn differs in its line or marker, too.
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from sklearn.isotonic import isotonic_regression
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
@@ -20,6 +21,7 @@ STYLES = {  # of what appears in several figures
     "dropout": {"color": RED, "marker": "P", "ls": "--"},
 }
 LINE_HEIGHT = 12  # points, of labels beside each other
+LEAST_ERROR = 0.1  # percent, drawn where there is no error at all, which a logarithmic scale cannot show
 
 
 def panels(*titles, width=4.8, height=4.2):
@@ -33,12 +35,40 @@ def panels(*titles, width=4.8, height=4.2):
 
 
 def draw(axes, x, values, label, **style):
-    """Draw the means of ``values`` (seeds, places) over x, with the range over the seeds as a band."""
+    """Draw the means of ``values`` (seeds, places) over x, with the range over the seeds as a band.
+
+    Nothing is drawn if none of the means is a number.
+    """
     style = {"lw": 1.6, "ms": 4, **STYLES.get(label, {}), **style}
-    (line,) = axes.plot(x, np.mean(values, axis=0), label=label, **style)
+    mean = np.mean(values, axis=0)
+    if not np.isfinite(mean).any():
+        return
+    (line,) = axes.plot(x, mean, label=label, **style)
     axes.fill_between(
         x, np.min(values, axis=0), np.max(values, axis=0), color=line.get_color(), alpha=0.15, lw=0
     )
+
+
+def draw_errors(axes, x, accuracies, label, **style):
+    """Draw the errors in percent on a logarithmic scale, from accuracies (places, seeds)."""
+    draw(axes, x, np.maximum(100 * (1 - accuracies.T), LEAST_ERROR), label, **style)
+    axes.set_ylabel("errors on test images (%)")
+    log_y(axes)
+
+
+def log_y(axes):
+    """Make the vertical axis logarithmic, with plain numbers such as 1, 2, 5 and 10."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.minorticks_off()
+
+
+def log_x(axes, values):
+    """Make the horizontal axis logarithmic, with ticks at these values alone."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.xaxis.minorticks_off()
 
 
 def label_lines(axes):
