@@ -124,9 +124,9 @@ def finding(results):
     faster = effect(speeds[1], speeds[0])
     none = "" if faster > 0 else "batch norm does not learn clearly faster here; "
     return (
-        f"{verdict(faster * fits['shift'].all())}: {none}which of two networks learns faster, if any, the shift tells in "
-        f"{fits['shift'].sum()} of {fits['shift'].size} pairs, the change of the gradient along a step in "
-        f"{fits['gradient'].sum()}, and the range of the loss there in {fits['loss'].sum()}; without norm, "
+        f"{verdict(faster * fits['shift'].all())}: {none}which of two networks is faster, if any, the shift "
+        f"tells in {fits['shift'].sum()} of {fits['shift'].size} pairs, the change of the gradient on a step "
+        f"in {fits['gradient'].sum()} and the range of the loss there in {fits['loss'].sum()}; without norm, "
         f"with batch norm and with noise behind it the mean accuracy of the epochs is {means['accuracy']}, a "
         f"step shifts the inputs of layers by {means['shift']} of their spread, and the gradient changes by "
         f"{means['gradient']} of its length."

@@ -46,11 +46,10 @@ def label_lines(axes):
 
     It is called when everything is drawn and the scales are set, because it keeps places of the page.
     """
-    lines = [
-        line
-        for line in axes.get_lines()
-        if not line.get_label().startswith("_") and np.isfinite(line.get_xydata()).all(axis=1).any()
-    ]
+    named = [line for line in axes.get_lines() if not line.get_label().startswith("_")]
+    lines = [line for line in named if np.isfinite(line.get_xydata()).all(axis=1).any()]
+    if not lines:
+        return  # a network that diverges has no numbers to draw
     axes.figure.draw_without_rendering()
     ends = [axes.transData.transform(_end(line))[1] * 72 / axes.figure.dpi for line in lines]
     places = _spread_out(np.array(ends), LINE_HEIGHT)

@@ -78,7 +78,16 @@ def picture():
 
 def table(results):
     """Return the distance behind every norm, and the correlation of edges without and with instance norm."""
-    rows = [["change", "distance", "behind batch norm", "behind instance norm", "edges", "edges behind it"]]
+    rows = [
+        [
+            "change",
+            "distance",
+            "behind batch norm",
+            "behind instance norm",
+            "edges (correlation)",
+            "edges behind it",
+        ]
+    ]
     found = zip(results.grid["change"], results["distance"], results["edges"], strict=True)
     for change, distances, kept in found:
         rows.append([change, *map(percent_spread, distances), spread(kept[0], 3), spread(kept[-1], 3)])
@@ -121,8 +130,8 @@ def finding(results):
     rest = [text for text, each in zip(texts, removed, strict=True) if each <= 0]
     return (
         f"{verdict(np.minimum(removed, kept))}: instance norm removes {listed(gone) if gone else 'nothing'}"
-        f"{f', and not {listed(rest)}' if rest else ''}; brackets have the part of the distance left, "
-        f"of which batch norm leaves {percent(batch / before)}, and edges correlate with the photographs' by "
+        f"{f', and not {listed(rest)}' if rest else ''}; brackets have the part of the distance left; "
+        f"batch norm leaves {percent(batch / before)}; edges correlate with those of the photographs by "
         f"{edges[0].mean():.2f} without norm and {edges[-1].mean():.2f} behind instance norm."
     )
 
