@@ -78,16 +78,7 @@ def picture():
 
 def table(results):
     """Return the distance behind every norm, and the correlation of edges without and with instance norm."""
-    rows = [
-        [
-            "change",
-            "distance",
-            "behind batch norm",
-            "behind instance norm",
-            "edges (correlation)",
-            "edges behind it",
-        ]
-    ]
+    rows = [["change", "distance", "behind batch norm", "behind instance norm", "edges", "edges behind it"]]
     found = zip(results.grid["change"], results["distance"], results["edges"], strict=True)
     for change, distances, kept in found:
         rows.append([change, *map(percent_spread, distances), spread(kept[0], 3), spread(kept[-1], 3)])
