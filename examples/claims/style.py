@@ -121,8 +121,8 @@ def finding(results):
     rest = [text for text, each in zip(texts, removed, strict=True) if each <= 0]
     return (
         f"{verdict(np.minimum(removed, kept))}: instance norm removes {listed(gone) if gone else 'nothing'}"
-        f"{f', and not {listed(rest)}' if rest else ''}; brackets have the part of the distance left, "
-        f"of which batch norm leaves {percent(batch / before)}, and edges correlate with the photographs' by "
+        f"{f', and not {listed(rest)}' if rest else ''}; brackets have the part of the distance left; "
+        f"batch norm leaves {percent(batch / before)}; edges correlate with those of the photographs by "
         f"{edges[0].mean():.2f} without norm and {edges[-1].mean():.2f} behind instance norm."
     )
 
