@@ -47,9 +47,16 @@ def targets(results):
 
 
 def epochs_to(accuracies, target):
-    """Return the number of the first epoch that ends at the target; one more than there are, if none does."""
+    """Return after how many epochs the target is reached; one more than there are, if it never is.
+
+    Between the ends of two epochs the accuracy is taken for a straight line, which begins at guessing.
+    """
     reached = accuracies >= target
-    return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1, accuracies.shape[-1] + 1)
+    last = reached.argmax(axis=-1)[..., None]  # the epoch that ends above the target
+    earlier = np.insert(accuracies, 0, 1 / networks.CLASSES, axis=-1)
+    below, above = (np.take_along_axis(each, last, -1)[..., 0] for each in (earlier, accuracies))
+    crossed = last[..., 0] + (target - below) / np.where(reached.any(axis=-1), above - below, 1)
+    return np.where(reached.any(axis=-1), crossed, accuracies.shape[-1] + 1)
 
 
 def duration(accuracies, target):

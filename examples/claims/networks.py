@@ -56,18 +56,19 @@ class NumPyBatchNorm(Layer):
 class NoisyBatchNorm(nbn.BatchNorm):
     """Batch norm that in training scales and shifts every unit at random, anew at every call.
 
-    Factors are uniform between 0.875 and 1.125, and shifts between -0.25 and 0.25 standard deviations.
+    For a ``strength`` of 1, factors are uniform between 0.875 and 1.125, and shifts between -0.25 and 0.25
+    standard deviations.
     """
 
-    def __init__(self, units, rng):
+    def __init__(self, units, strength, rng):
         super().__init__(units)
-        self.rng = rng
+        self.strength, self.rng = strength, rng
 
     def __call__(self, x):
         """Return y; keep by what every unit was multiplied."""
         y = super().__call__(x)
         if self.training:
-            noise = self.rng.uniform(-1, 1, (2, y.shape[1])).astype(y.dtype)
+            noise = (self.strength * self.rng.uniform(-1, 1, (2, y.shape[1]))).astype(y.dtype)
             self.factor = 1 + noise[0] / 8
             y = y * self.factor + noise[1] / 4
         return y
@@ -75,6 +76,16 @@ class NoisyBatchNorm(nbn.BatchNorm):
     def backward(self, dy):
         """Return dx of the last call in training mode."""
         return super().backward(dy * self.factor)
+
+
+def noisy(net, strength, rng):
+    """Return a chain of the layers of a network, with noise after every batch norm."""
+    return Sequential(
+        *(
+            NoisyBatchNorm(layer.num_channels, strength, rng) if isinstance(layer, nbn.BatchNorm) else layer
+            for layer in net.layers
+        )
+    )
 
 
 def hidden(norm, units, activation=ReLU):
