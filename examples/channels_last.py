@@ -16,7 +16,7 @@ import numpy as np
 from minimal_nn import Layer, he_normal, library
 from numba import config
 
-GROUP_BYTES = 2 << 20  # of the matrix for a few images
+GROUP_BYTES = 1 << 20  # of the matrix for a few images
 THREADS = ThreadPoolExecutor(config.NUMBA_NUM_THREADS)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.examples import EXAMPLES, run_example, run_script
+from tests.support.jit import needs_jit
 from tests.support.processes import ROOT
 
 STRICT_CUPY = ROOT / "tests" / "support" / "strict_cupy.py"
@@ -75,6 +76,7 @@ def accuracy(output):
     return float(re.search(r"^([\d.]+)% of \d+ test images", output, re.MULTILINE)[1])
 
 
+@needs_jit
 def test_quick_run(whole):
     folder, output = whole
     assert "1437 training and 360 test images of 8x8 pixels" in output
@@ -83,6 +85,7 @@ def test_quick_run(whole):
     assert (folder / FIGURE).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@needs_jit
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "layer", "instance"])
 def test_other_norms(norm, run):
@@ -95,6 +98,7 @@ class Interruption(BaseException):
     """What ends the script between two lines, as Ctrl-C does."""
 
 
+@needs_jit
 def test_an_interrupted_run_goes_on_bit_for_bit(run, whole, example, monkeypatch, tmp_path):
     train_epoch = example("train_fashion").train_epoch
 
@@ -112,6 +116,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(run, whole, example, monkeypatch
     assert_same(tmp_path / CHECKPOINT, whole[0] / CHECKPOINT)
 
 
+@needs_jit
 def test_a_finished_run_is_not_trained_again(run, whole, tmp_path):
     folder, output = whole
     path = tmp_path / CHECKPOINT
@@ -147,6 +152,7 @@ runpy.run_path(folder + "/train_fashion.py", run_name="__main__")
 """
 
 
+@needs_jit
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL")
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -191,8 +197,10 @@ BROKEN = {
 
 @pytest.fixture
 def untrained(run, example, monkeypatch, tmp_path):
-    """Write the checkpoint of a run whose epochs do nothing; return its path."""
-    monkeypatch.setattr(example("train_fashion"), "train_epoch", lambda *_: 1.0)
+    """Write the checkpoint of a run whose epochs do nothing, and that recognises nothing; return its path."""
+    script = example("train_fashion")
+    monkeypatch.setattr(script, "train_epoch", lambda *_: 1.0)
+    monkeypatch.setattr(script, "predict", lambda _, x: np.zeros(len(x), int))
     run(*QUICK)
     return tmp_path / CHECKPOINT
 
@@ -248,11 +256,17 @@ def test_missing_data(run, example, monkeypatch, tmp_path):
     [
         (["--batch-size", "1"], "--batch-size must be between 2 and 1437"),
         (["--batch-size", "1438"], "--batch-size must be between 2 and 1437"),
-        (["--lr", "1e30"], "the loss of epoch 1 is no number; give a smaller --lr"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
     ],
 )
-def test_what_it_refuses(options, message, run, tmp_path):
-    assert message in refused(run, *QUICK, *options)
+def test_what_it_refuses(options, message, run, tmp_path, capsys):
+    assert message in refused(run, *QUICK, *options) + capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@needs_jit
+def test_a_run_that_diverges_ends_with_advice(run, tmp_path):
+    assert refused(run, *QUICK, "--lr", "1e30") == "the loss of epoch 1 is no number; give a smaller --lr"
     assert not list(tmp_path.iterdir())
 
 
@@ -300,6 +314,7 @@ def test_figure_of_a_confusion_matrix(example):
         assert [label.get_text() for label in labels] == list(names)
 
 
+@needs_jit
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "group", "layer", "instance"])
 def test_on_a_gpu(norm, tmp_path):
