@@ -90,7 +90,7 @@ def figure(results):
     """Return a figure of the accuracy and of the saturated share, with two rows for each pair."""
     result, (left, right) = plots.panels(
         f"Accuracy after {results.options['epochs']} epochs, one mark per seed",
-        "Saturated units, before training (open marks)\nand after (filled)",
+        "Saturated units, before training (large open marks)\nand after (small filled marks)",
         width=5,
     )
     accuracy, before, after = (100 * at_best(results, name) for name in ("accuracy", "before", "after"))
@@ -100,16 +100,19 @@ def figure(results):
         for place, values, start, end in zip(rows, accuracy[:, j], before[:, j], after[:, j], strict=True):
             left.plot(values, np.full(len(values), place), alpha=0.6, **style)
             right.plot([start.mean(), end.mean()], [place, place], color=style["color"])
+            right.plot(start.mean(), place, **style, ms=9, mfc="none")
             right.plot(end.mean(), place, **style)
-            right.plot(start.mean(), place, mfc="white", **style)
         left.annotate(
             norm, (accuracy[0, j].mean(), rows[0]), (0, 8 - 16 * j), textcoords="offset points",
             color=style["color"], ha="center", va="center",
         )  # fmt: skip
     left.set_yticks(places, [pair.replace(" and ", " and\n") for pair in pairs(results)])
     right.set_yticks(places, [""] * len(places))
-    left.set(xlabel="accuracy on test images (%)", xlim=(-3, 103))
-    right.set(xlabel="saturated units, of all units and images (%)", xlim=(-3, 103))
+    for axes, what in [
+        (left, "accuracy on test images (%)"),
+        (right, "saturated units, mean over images (%)"),
+    ]:
+        axes.set(xlabel=what, xlim=(-3, 103), ylim=(places[-1] - 0.5, 0.6))
     return result
 
 
