@@ -279,6 +279,8 @@ def test_missing_data(run, example, monkeypatch, tmp_path):
         (["--batch-size", "1"], "--batch-size must be between 2 and 1437"),
         (["--batch-size", "1438"], "--batch-size must be between 2 and 1437"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--checkpoint", "nowhere/x.npz"], "there is no folder nowhere for x.npz"),
+        (["--figure", "nowhere/x.png"], "there is no folder nowhere for x.png"),
     ],
 )
 def test_what_it_refuses(options, message, run, tmp_path, capsys):
