@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-DARK = 0.5  # of the colours, from here on: numbers on them are white
+DARK = 0.6  # of the colours, from here on: numbers on them are white
 WIDE = 4  # letters, that names may have beside each other
 
 

@@ -165,10 +165,13 @@ def parse_args():
         help="fashion-mnist (default), digits, or a folder of IDX files like MNIST's",
     )
     parser.add_argument(
-        "--images", type=int, default=60_000, help="training images at most (default %(default)s)"
+        "--images",
+        type=int,
+        default=60_000,
+        help="so many at most to train with, and to test with (default %(default)s)",
     )
     parser.add_argument("--norm", choices=NORMS, default="batch", help="default %(default)s")
-    parser.add_argument("--epochs", type=int, default=15, help="default %(default)s")
+    parser.add_argument("--epochs", type=int, default=12, help="default %(default)s")
     parser.add_argument("--batch-size", type=int, default=128, help="default %(default)s")
     parser.add_argument(
         "--lr", type=float, default=0.1, help="the largest learning rate (default %(default)s)"
@@ -197,6 +200,9 @@ def parse_args():
     args = parser.parse_args()
     if args.epochs < 1:
         parser.error("--epochs must be at least 1")
+    for path in (args.checkpoint, args.figure):
+        if not path.parent.is_dir():
+            parser.error(f"there is no folder {path.parent} for {path.name}")
     return args
 
 

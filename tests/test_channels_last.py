@@ -171,6 +171,19 @@ def test_gradients_of_the_network(norm, example):
     assert slope == pytest.approx(expected, rel=1e-5)
 
 
+def test_every_stage_of_the_network_has_a_block(example):
+    """With half the height and width of the stage before, and twice its channels."""
+    residual = example("residual")
+    net = residual.residual_network(np.random.default_rng(0), 1, 10, "batch", dtype=np.float64)
+    y, shapes = np.ones((2, 12, 16, 1)), []
+    for layer in net.layers:
+        y = layer(y)
+        if isinstance(layer, residual.Block):
+            shapes.append(y.shape)
+    assert shapes == [(2, 12, 16, 16), (2, 6, 8, 32), (2, 3, 4, 64)]
+    assert y.shape == (2, 10)
+
+
 def test_state_of_a_network(example):
     """What one network has learned makes another, drawn from another seed, the same in evaluation mode."""
     make = example("residual").residual_network

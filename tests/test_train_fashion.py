@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import signal
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -92,6 +93,27 @@ def test_other_norms(norm, run):
     output = run(*QUICK, "--norm", norm, "--epochs", "4")
     assert f"with {norm} norm" in output
     assert accuracy(output) > 30  # 10 is guessing
+
+
+def test_the_learning_rate_goes_down_over_all_epochs(example):
+    """Every step has the rate of its place in the whole run, whichever epoch it is in."""
+    script, nn = example("train_fashion"), example("minimal_nn")
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((40, 4, 4, 1), np.float32), np.arange(40) % 3
+    data = script.Data(x, x, labels, labels, names=("a", "b", "c"), mirror=False)
+    args = Namespace(batch_size=8, epochs=8, lr=0.5)
+    rates = []
+
+    class Steps:
+        def step(self):
+            rates.append(self.lr)
+
+    run = script.Run(nn.Sequential(nn.Flatten(), nn.Dense(16, 3, rng=rng)), Steps(), rng)
+    for epoch in range(args.epochs):
+        run.history = [{}] * epoch
+        script.train_epoch(run, data, args, example("training").SILENT)
+    cosine = example("descent").cosine
+    assert rates == [0.5 * cosine(step, 40, 2) for step in range(40)]
 
 
 class Interruption(BaseException):
@@ -257,6 +279,8 @@ def test_missing_data(run, example, monkeypatch, tmp_path):
         (["--batch-size", "1"], "--batch-size must be between 2 and 1437"),
         (["--batch-size", "1438"], "--batch-size must be between 2 and 1437"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--checkpoint", "nowhere/x.npz"], "there is no folder nowhere for x.npz"),
+        (["--figure", "nowhere/x.png"], "there is no folder nowhere for x.png"),
     ],
 )
 def test_what_it_refuses(options, message, run, tmp_path, capsys):
