@@ -65,8 +65,8 @@ def finding(results):
     best = results["accuracy"].mean(axis=-1).max(axis=-1)
     return (
         f"{verdict(effect(normed, plain))}: of learning rates over four decades, the MLP trains to "
-        f"{100 * TRAINED:.0f} % {up_to(normed)} with batch norm and {up_to(plain)} without; at its best rate it "
-        f"reaches {percent(best[1])} with and {percent(best[0])} without."
+        f"{100 * TRAINED:.0f} % {up_to(normed)} with batch norm and {up_to(plain)} without; at its best "
+        f"rate it reaches {percent(best[1])} with and {percent(best[0])} without."
     )
 
 
