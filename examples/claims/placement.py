@@ -29,7 +29,7 @@ PLACES = {"before": {"color": plots.BLUE, "marker": "o"}, "after": {"color": plo
 SCALES = [1, 10, 100]
 RATES = [0.01, 0.05, 0.25]
 DEPTH, UNITS, BATCH = 3, 128, 32
-LEAST = 1e-9  # the smallest gradient of the figure, whose scale is logarithmic
+LEAST = 1e-9  # drawn for smaller gradients, and for none at all, as the scale is logarithmic
 ROUNDING = 1e-5  # part of the weights' gradient below which one is the rounding error of a sum in float32
 
 
@@ -99,7 +99,7 @@ def figure(results):
         for j, (place, style) in enumerate(PLACES.items()):
             plots.draw(axes[i], scales, 100 * found[j, 0].T, f"{place}, biases", **style)
             plots.draw(axes[i], scales, 100 * found[j, 1].T, f"{place}, no biases", **style, ls="--", mfc="w")
-            shown = np.maximum(gradients(results)[i, j].T, LEAST)
+            shown = np.maximum(np.nan_to_num(gradients(results)[i, j].T), LEAST)
             plots.draw(axes[-1], scales, shown, f"norm {place} {activation}", **style, ls="-:"[i])
         axes[i].set(ylabel="accuracy on test images (%)", ylim=(0, 102))
     axes[-1].set(yscale="log", ylabel="max |db| / max |dW|")
@@ -120,10 +120,10 @@ def finding(results):
     return (
         f"{verdict([*better.ravel(), *redundant.ravel()])}: batch norm before the activation is clearly "
         f"better than after it in {(better > 0).sum()} of {better.size} settings and clearly worse in "
-        f"{(better < 0).sum()}, with its largest advantage for {results.grid['activation'][most[0]]} and "
-        f"first weights times {results.grid['scale'][most[2]]:g} ({percent(before[most])} against "
-        f"{percent(after[most])}); in proportion to the gradient of the weights, that of biases in front of "
-        f"it is {size(gradients(results)[:, 0])} at most, and they change the accuracy clearly in "
+        f"{(better < 0).sum()}, most in its favour with {results.grid['activation'][most[0]]} and first "
+        f"weights times {results.grid['scale'][most[2]]:g} ({percent(before[most])} against "
+        f"{percent(after[most])}); in proportion to the gradient of the weights, the largest of biases in "
+        f"front of it is {size(gradients(results)[:, 0])}, and they change the accuracy clearly in "
         f"{changed.sum()} of {changed.size} settings."
     )
 

@@ -122,15 +122,15 @@ def figure(results):
 
 def finding(results):
     """Say where the gaps are smaller with batch norm, and how large they are with the fewest images."""
-    kinds, counts = results.grid["kind"], results["images"][0, :, 0]
+    kinds, counts, gap = results.grid["kind"], results["images"][0, :, 0], gaps(results)
     plain, normed = (kinds.index(norm) for norm in (networks.NO_NORM, networks.BATCH_NORM))
-    gap = gaps(results)
-    smaller = effect(gap[:, plain], gap[:, normed])
-    texts = [f"{gap[0, i, 0].mean():.1f} points with {kind}" for i, kind in enumerate(kinds)]
+    smaller = effect(gap[:, plain], gap[:, normed]) > 0
+    texts = [f"{gap[0, i, 0].mean():.1f} with {kind}" for i, kind in enumerate(kinds)]
     return (
         f"{verdict(smaller)}: with batch norm the gap between training and test images is clearly smaller "
-        f"than without it for {(smaller[0] > 0).sum()} of {len(counts)} numbers of images in accuracy, and "
-        f"for {(smaller[1] > 0).sum()} in loss; with {counts[0]:g} images, accuracy falls by {listed(texts)}."
+        f"than without for {smaller[0].sum()} of {len(counts)} numbers of images in accuracy and for "
+        f"{smaller[1].sum()} in loss; from {counts[0]:g} images it is, in points of accuracy, "
+        f"{listed(texts)}."
     )
 
 
