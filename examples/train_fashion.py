@@ -4,7 +4,7 @@ Trains on Fashion-MNIST (60000 images of 28x28 pixels, 10 classes), with images 
 chance, a learning rate that falls as a cosine, and a checkpoint after every epoch. A run that was killed, at
 whatever moment, goes on with the same command, and ends with the same bits as without the interruption::
 
-    python examples/train_fashion.py            # about a quarter of an hour with 2 cores
+    python examples/train_fashion.py            # some 20 minutes with 2 cores
     python examples/train_fashion.py --norm group
     python examples/train_fashion.py --data digits    # needs no files
     python examples/train_fashion.py --quick --data digits    # a few seconds: does it run?
