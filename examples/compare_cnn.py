@@ -3,10 +3,11 @@
 from functools import partial
 
 import numpy as np
-from digits import accuracy, cnn, train
+from digits import cnn
 from matplotlib.figure import Figure
 from over_seeds import draw_finals, final, listed, mean_error, measure, verdict
 from recalibrate import batch_norms
+from training import accuracy, train
 
 import numbabn as nbn
 

@@ -10,11 +10,11 @@ RMS norm take theirs from one sample at one step.
 """
 
 import numpy as np
-from digits import train
 from matplotlib.figure import Figure
 from minimal_nn import Dense, Sequential
 from over_seeds import draw_band, draw_finals, draw_percent, measure, verdict
 from recurrent import Recurrent, layer_norm, no_norm, rms_norm
+from training import train
 
 NAME = "compare_norms_rnn"
 SETTING = "learning rate"

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import contextmanager
 
 try:
     from tqdm import tqdm
@@ -20,6 +21,29 @@ class _Lines(logging.Handler):
             print(line, file=sys.stderr)
         else:
             tqdm.write(line, file=sys.stderr)
+
+
+class _Recorder(logging.Handler):
+    """Keeps the text of each record."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(f"{record.name}: {record.getMessage()}")
+
+
+@contextmanager
+def recorded():
+    """Keep the log of numbabn in a list, for another process to print."""
+    log, recorder = logging.getLogger("numbabn"), _Recorder()
+    log.setLevel(logging.INFO)
+    log.addHandler(recorder)
+    try:
+        yield recorder.lines
+    finally:
+        log.removeHandler(recorder)
 
 
 def set_up(interrupted="Interrupted."):

@@ -16,11 +16,12 @@ import argparse
 import json
 import math
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import console
 import numpy as np
+from checkpoint import replacing
 from dataset_files import BUILT_IN, INSTALLED, BrokenFileError, open_data
 from tqdm import tqdm
 
@@ -126,15 +127,6 @@ def save_state(path, identity, moments, skipped, done):
     skipped = np.array(skipped, dtype=np.str_)
     with replacing(path) as file:
         np.savez(file, done=done, skipped=skipped, data=identity, **moments.to_dict())
-
-
-@contextmanager
-def replacing(path):
-    """Open a temporary file for a context, which takes the place of the file at this path in the end."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-    temporary.replace(path)
 
 
 # What is printed and written --------------------------------------------------------------------------------

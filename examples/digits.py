@@ -1,25 +1,12 @@
-"""What the examples on handwritten digits share: the data, two networks, and how they are trained.
+"""What the examples on handwritten digits share: the data, two networks, and the device.
 
 The digits come with scikit-learn: 8x8 pixels, 10 classes, no download. A network is made with the norm that
 its builder is given: a function of the number of channels that returns a layer, such as `numbabn.BatchNorm`,
 or None.
 """
 
-import time
-from dataclasses import dataclass, field
-
 import numpy as np
-from minimal_nn import (
-    SGD,
-    Conv2d,
-    Dense,
-    Flatten,
-    MaxPool2d,
-    ReLU,
-    Sequential,
-    library,
-    softmax_cross_entropy,
-)
+from minimal_nn import Conv2d, Dense, Flatten, MaxPool2d, ReLU, Sequential
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -81,63 +68,3 @@ def cnn(rng, norm=None):
             layers.append(norm(outputs))
         layers += [ReLU(), MaxPool2d(2)]
     return Sequential(*layers, Flatten(), Dense(32 * 2 * 2, 10, rng=rng))
-
-
-@dataclass
-class History:
-    """Training loss and test accuracy after every epoch, and the seconds spent in training."""
-
-    losses: list = field(default_factory=list)
-    accuracies: list = field(default_factory=list)
-    seconds: float = 0.0
-
-    def epochs_to(self, accuracy):
-        """Return the number of the first epoch that ends at this accuracy, or None."""
-        return next((epoch for epoch, a in enumerate(self.accuracies, 1) if a >= accuracy), None)
-
-
-def accuracy(net, images, labels):
-    """Return the part of the images that a network in evaluation mode recognises."""
-    return float((net(images).argmax(axis=1) == labels).mean())
-
-
-def train(net, data, lr, epochs, batch_size, rng, progress):
-    """Train a network with momentum 0.9 and return its `History`; the network stays in evaluation mode.
-
-    Parameters
-    ----------
-    net : layer
-        As in `minimal_nn`, with new parameters.
-    data : (x_train, x_test, labels_train, labels_test)
-    lr, epochs, batch_size
-        Of the training images, which are shuffled in every epoch, an incomplete last batch is left out.
-    rng : numpy.random.Generator
-        Shuffles.
-    progress : tqdm
-        Is told of every epoch.
-    """
-    x_train, x_test, labels_train, labels_test = data
-    net.to(x_train)
-    sgd = SGD(net, lr=lr)
-    history = History()
-    whole = len(x_train) // batch_size * batch_size
-    for _ in range(epochs):
-        start = time.perf_counter()
-        net.train()
-        losses = []
-        shuffled = rng.permutation(len(x_train))[:whole].reshape(-1, batch_size)
-        for rows in library(x_train).asarray(shuffled):
-            logits = net(x_train[rows])
-            loss, dlogits = softmax_cross_entropy(logits, labels_train[rows])
-            net.backward(dlogits)
-            sgd.step()
-            losses.append(loss)
-        loss = np.mean([float(loss) for loss in losses])  # float() waits for the GPU's results
-        history.seconds += time.perf_counter() - start
-
-        net.eval()
-        history.losses.append(loss)
-        history.accuracies.append(accuracy(net, x_test, labels_test))
-        progress.set_postfix(loss=f"{loss:.4f}", test=f"{history.accuracies[-1]:.1%}", refresh=False)
-        progress.update()
-    return history

@@ -17,11 +17,12 @@ from functools import partial
 
 import console
 import numpy as np
-from digits import accuracy, cnn, load_data, mlp, mover, train
+from digits import cnn, load_data, mlp, mover
 from minimal_nn import Conv2d, Dense, Sequential
 from recalibrate import batch_norms
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
+from training import accuracy, train
 
 import numbabn as nbn
 

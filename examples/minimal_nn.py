@@ -7,7 +7,8 @@ Every layer offers the same four things as ``numbabn.BatchNorm``::
     layer.params              {name: array}, the parameters, which an optimiser changes in place
     layer.grads               {name: array}, their gradients, from the last backward pass
 
-Besides, ``layer.to(x)`` moves the parameters to where the array x is: NumPy's memory, or CuPy's GPU.
+Besides, ``layer.to(x)`` moves the parameters to where the array x is: NumPy's memory, or CuPy's GPU; and
+``layer.state_dict()`` returns copies in NumPy of all that training changes, for ``layer.load_state_dict``.
 
 ``dy`` always stands for the derivative of the loss with respect to ``y``, and has the shape of ``y``.
 Images are arrays of shape (N, C, H, W): batch, channels, height, width.
@@ -21,6 +22,24 @@ import numpy as np
 def library(x):
     """Return the module of an array, NumPy or CuPy; both have the functions that the layers use."""
     return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def in_numpy(x):
+    """Return a copy of an array in NumPy."""
+    return x.copy() if library(x) is np else x.get()
+
+
+def assign(arrays, values):
+    """Change arrays in place to values in NumPy that have the same names; both are dictionaries."""
+    for name, array in arrays.items():
+        if values[name].shape != array.shape:
+            raise ValueError(f"{name} has shape {values[name].shape} in place of {array.shape}")
+        array[...] = library(array).asarray(values[name])
+
+
+def part_of(state, prefix):
+    """Return the entries of a dictionary whose names begin with a prefix, under the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def he_normal(rng, shape, fan_in, dtype):
@@ -44,6 +63,14 @@ class Layer:
     def to(self, x):
         """Move the parameters to where the array x is."""
         self.params = {name: library(x).asarray(p) for name, p in self.params.items()}
+
+    def state_dict(self):
+        """Return copies of the parameters in NumPy."""
+        return {name: in_numpy(p) for name, p in self.params.items()}
+
+    def load_state_dict(self, state):
+        """Take over the parameters from `state_dict`."""
+        assign(self.params, state)
 
 
 class Dense(Layer):
@@ -170,6 +197,60 @@ class ReLU(Layer):
         return dy * self.positive
 
 
+class Sigmoid(Layer):
+    """Logistic function, for x of any shape."""
+
+    def __call__(self, x):
+        """Return ``y = 1 / (1 + exp(-x))``, as ``(1 + tanh(x / 2)) / 2``, which does not overflow."""
+        self.y = (1 + library(x).tanh(x / 2)) / 2
+        return self.y
+
+    def backward(self, dy):
+        """Return ``dx = dy y (1 - y)``."""
+        return dy * self.y * (1 - self.y)
+
+
+class Tanh(Layer):
+    """Hyperbolic tangent, for x of any shape."""
+
+    def __call__(self, x):
+        """Return ``y = tanh(x)``."""
+        self.y = library(x).tanh(x)
+        return self.y
+
+    def backward(self, dy):
+        """Return ``dx = dy (1 - y^2)``."""
+        return dy * (1 - self.y**2)
+
+
+class Dropout(Layer):
+    """Dropout, which in training sets each element to 0 with probability p, and divides the rest by 1 - p."""
+
+    def __init__(self, p, *, rng):
+        super().__init__()
+        self.p, self.rng, self.training = p, rng, True
+
+    def train(self):
+        """Switch to training mode, where elements are dropped."""
+        self.training = True
+
+    def eval(self):
+        """Switch to evaluation mode, where y is x."""
+        self.training = False
+
+    def __call__(self, x):
+        """Return y; keep by what each element of x was multiplied."""
+        if not self.training:
+            return x
+        kept = self.rng.random(x.shape, dtype=np.float32) >= self.p
+        self.factor = library(x).asarray(kept) * x.dtype.type(1 / (1 - self.p))
+        return x * self.factor
+
+    def backward(self, dy):
+        """Return dx of the last call in training mode."""
+        return dy * self.factor
+
+
 class Flatten(Layer):
     """Layer that joins all axes but that of the batch."""
 
@@ -229,6 +310,31 @@ class Sequential:
         for layer in self.layers:
             layer.to(x)
 
+    def state_dict(self):
+        """Return copies in NumPy of what training changes in all layers, ``{"i.name": array}``."""
+        return {
+            f"{i}.{name}": value
+            for i, layer in enumerate(self.layers)
+            for name, value in layer.state_dict().items()
+        }
+
+    def load_state_dict(self, state):
+        """Take over from `state_dict` what training changes."""
+        for i, layer in enumerate(self.layers):
+            layer.load_state_dict(part_of(state, f"{i}."))
+
+
+class Residual(Sequential):
+    """A chain of layers beside a connection that skips it, ``y = x + layers(x)`` (He et al., 2016)."""
+
+    def __call__(self, x):
+        """Return y, which has the shape of x."""
+        return x + super().__call__(x)
+
+    def backward(self, dy):
+        """Return the sum of the gradients of both ways."""
+        return dy + super().backward(dy)
+
 
 def softmax_cross_entropy(logits, labels):
     """Return the loss ``-1/N sum_n log p[n, labels[n]]`` with ``p = softmax(logits)``, and its gradient.
@@ -269,3 +375,11 @@ class SGD:
             v *= self.momentum
             v += grads[name]
             params[name] -= self.lr * v
+
+    def state_dict(self):
+        """Return copies in NumPy of the velocities."""
+        return {name: in_numpy(v) for name, v in self.velocity.items()}
+
+    def load_state_dict(self, state):
+        """Take over the velocities from `state_dict`."""
+        assign(self.velocity, state)

@@ -18,7 +18,7 @@ CLEAR = 2
 def measure(norms, settings, args, run):
     """Train networks with every norm in every setting from every seed; return ``errors``.
 
-    ``run(norm, setting, rng, progress)`` trains one network and returns its `digits.History`.
+    ``run(norm, setting, rng, progress)`` trains one network and returns its `training.History`.
     """
     seeds = range(args.seed, args.seed + args.seeds)
     total = len(settings) * len(seeds) * args.epochs

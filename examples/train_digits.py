@@ -18,11 +18,12 @@ from pathlib import Path
 
 import console
 import numpy as np
-from digits import cnn, load_data, mlp, mover, train
+from digits import cnn, load_data, mlp, mover
 from matplotlib.figure import Figure
 from over_seeds import draw_band
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
+from training import train
 
 import numbabn as nbn
 

@@ -16,6 +16,7 @@ from tests.support.processes import python
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+GALLERY = ROOT / "examples" / "README.md"
 CHANGELOG = ROOT / "CHANGELOG.md"
 PROMISES = ROOT / "benchmarks" / "results" / "promises.md"
 
@@ -33,6 +34,18 @@ def test_docstring_examples(name):
     assert module.__doc__, f"{name} has no docstring"
     results = doctest.testmod(module)
     assert results.failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in nbn.__all__ if name != "__version__"])
+def test_public_names_are_documented(name):
+    """With an example, with what they take, and, if they are classes, with a text on every member."""
+    member = getattr(nbn, name)
+    text = inspect.getdoc(member)
+    assert "Examples\n--------" in text
+    assert not inspect.signature(member).parameters or re.search("(Parameters|Attributes)\n---", text)
+    if inspect.isclass(member):
+        public = [name for name in dir(member) if name[0] != "_" and f"\n{name} : " not in text]
+        assert [name for name in public if not inspect.getdoc(getattr(member, name))] == []
 
 
 def test_there_are_docstring_examples():
@@ -72,14 +85,37 @@ def test_readme_names_what_exists():
     extras = set(",".join(re.findall(r'"\.\[([\w,]+)\]"', text)).split(","))
     assert extras >= {"bench", "peers", "examples", "test", "cuda"}
     assert extras <= set(project()["optional-dependencies"])
-    modules = set(re.findall(r"python -m ([\w.]+)", text)) - {"pip", "pytest", "mpi4py"}
-    assert modules >= {"numbabn", "benchmarks.report"}
-    for module in modules:
-        assert find_spec(module), module
-    for path in [*re.findall(r"python (\S+\.py)", text), *re.findall(r"\]\(([^)#:]+)\)", text)]:
-        assert path == "train.py" or (ROOT / path).exists(), path
+    assert commands(text)[0] >= {"numbabn", "benchmarks.report", "examples.claims"}
     headings = {line.strip("# ").lower().replace(" ", "-") for line in text.splitlines() if line[:1] == "#"}
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+def commands(text):
+    """The modules and the scripts that commands in a text run."""
+    modules = set(re.findall(r"python -m ([\w.]+)", text)) - {"pip", "pytest", "mpi4py"}
+    return modules, set(re.findall(r"python (\S+\.py)", text)) - {"train.py"}
+
+
+@pytest.mark.parametrize("page", [README, GALLERY], ids=["README", "gallery"])
+def test_commands_and_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    modules, scripts = commands(text)
+    assert modules
+    for module in modules:
+        assert find_spec(module), module
+    for script in scripts:
+        assert (ROOT / script).exists(), script
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / path).exists(), path
+
+
+def test_every_example_is_tested_in_its_quick_form():
+    """The scripts that a page names are run by a test, by their names; those of claims by their list."""
+    tested = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*example*.py"))
+    tested += (ROOT / "tests" / "test_train_fashion.py").read_text(encoding="utf-8")
+    for page in (README, GALLERY):
+        for script in commands(page.read_text(encoding="utf-8"))[1]:
+            assert f'"{Path(script).name}"' in tested, script
 
 
 def project():

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.support.examples import EXAMPLES, run_example, run_script
+from tests.support.examples import EXAMPLES, is_png, run_example, run_script
 from tests.support.jit import needs_jit
 from tests.support.processes import ROOT, python
 
@@ -28,10 +28,6 @@ def run_without_cupy(name, *arguments, cwd):
     """Run a script where CuPy cannot be imported; return how it ends."""
     code = NO_CUPY.format(folder=str(EXAMPLES)) + RUN
     return run_script("-c", code, EXAMPLES / name, *arguments, cwd=cwd)
-
-
-def is_png(path):
-    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_quickstart(tmp_path):
@@ -66,10 +62,10 @@ def test_train_digits_options(tmp_path):
 def test_train_digits_explains_its_figure(tmp_path, monkeypatch):
     """Every panel has a title; the text below says why a higher training loss is not worse."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    example, digits = map(importlib.import_module, ("train_digits", "digits"))
+    example, training = map(importlib.import_module, ("train_digits", "training"))
     figures = []
     monkeypatch.setattr(example.Figure, "savefig", lambda self, *arguments, **options: figures.append(self))
-    runs = {model: [digits.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
+    runs = {model: [training.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
     example.save_figure(tmp_path / "x.png", runs, {model: [0.9] for model in runs}, [0.1])
     (figure,) = figures
     assert len({axes.get_title() for axes in figure.axes} - {""}) == len(figure.axes) == 3
@@ -101,7 +97,8 @@ def test_cupy_batch_norm(tmp_path):
     assert "near 0.3: 0.30" in output
 
 
-ON_GPU = [["cupy_batch_norm.py"], ["train_digits.py", "--device", "cuda"], ["fold.py", "--device", "cuda"]]
+SCRIPTS = ["train_digits.py", "train_fashion.py", "fold.py"]
+ON_GPU = [["cupy_batch_norm.py"], *([script, "--device", "cuda"] for script in SCRIPTS)]
 
 
 @pytest.mark.parametrize("command", ON_GPU)

@@ -89,6 +89,41 @@ def test_relu(rng):
     check_gradients(layer, x, rng)
 
 
+@pytest.mark.parametrize(
+    ("layer", "function"), [(nn.Sigmoid(), lambda x: 1 / (1 + np.exp(-x))), (nn.Tanh(), np.tanh)]
+)
+def test_sigmoid_and_tanh(rng, layer, function):
+    x = 3 * rng.standard_normal(tuple(rng.integers(1, 6, size=3)))
+    np.testing.assert_allclose(layer(x), function(x), rtol=1e-14, atol=1e-15)
+    check_gradients(layer, x, rng)
+
+
+def test_sigmoid_of_huge_numbers():
+    np.testing.assert_array_equal(nn.Sigmoid()(np.array([-1e4, 1e4])), [0, 1])
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    layer = nn.Dropout(0.3, rng=np.random.default_rng(0))
+    x = np.ones((100, 1000), np.float32)
+    y = layer(x)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7], rtol=1e-6)
+    # The share of 100,000 elements has a standard deviation of sqrt(0.3 * 0.7 / 1e5) = 0.00145.
+    assert (y == 0).mean() == pytest.approx(0.3, abs=5 * 0.00145)
+    np.testing.assert_array_equal(layer.backward(2 * x), 2 * y)
+    layer.eval()
+    assert layer(x) is x
+    layer.train()
+    assert (layer(x) != y).any(), "other elements are dropped in every call"
+
+
+def test_residual(rng):
+    x = spread_values(rng, (4, 5))
+    layer = nn.Residual(nn.Dense(5, 5, rng=rng, dtype=np.float64), nn.Tanh())
+    np.testing.assert_allclose(layer(x), x + np.tanh(x @ layer.params["0.weight"].T), rtol=1e-12)
+    check_gradients(layer, x, rng)
+
+
 def test_flatten(rng):
     n, c, h, w = rng.integers(1, 5, size=4)
     x = rng.standard_normal((n, c, h, w))

@@ -26,6 +26,14 @@ class Saved:
         Number of values of each mean.
     training : bool
         Whether they are the statistics of x itself, through which gradients flow, or were given.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import numbabn as nbn
+    >>> y, saved = nbn.batch_norm_forward(np.array([[1.0], [3.0]]))
+    >>> saved.mean, saved.var, saved.count
+    (array([2.]), array([1.]), 2)
     """
 
     __slots__ = ("_affine", "_count", "_layout", "_norm", "_origin", "_passed", "_statistics", "_x")
@@ -52,18 +60,22 @@ class Saved:
 
     @property
     def mean(self) -> Any:
+        """The means, in float64."""
         return _delivered(self._layout, self._statistics[0])
 
     @property
     def var(self) -> Any:
+        """The biased variances, in float64; of RMS norm the mean squares."""
         return _delivered(self._layout, self._statistics[1])
 
     @property
     def count(self) -> int:
+        """The number of values of each mean."""
         return self._count
 
     @property
     def training(self) -> bool:
+        """Whether the statistics are those of x."""
         return self._origin != "given"
 
     def __copy__(self) -> Self:

@@ -12,6 +12,18 @@ def run_example(name, *arguments, cwd):
     return result.stdout
 
 
+def run_module(name, *arguments, cwd):
+    """Run a module of the checkout, which must not fail, and return what it printed."""
+    result = run_script("-m", name, *arguments, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def run_script(*arguments, cwd):
     """Run an interpreter with these arguments, where plots need no screen; return how it ended."""
     return python(*arguments, cwd=cwd, MPLBACKEND="Agg")
+
+
+def is_png(path):
+    """Whether a file begins as images of the format PNG do."""
+    return path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

@@ -7,12 +7,12 @@ numbabn's layers run on the CPU, and say so if their parameters were left behind
 import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
 import numbabn as nbn
-from numbabn.norms import batch
+from numbabn.norms import batch, group, instance
 
 
 def wrap(value):
@@ -59,6 +59,10 @@ class ndarray:  # noqa: N801
     def __setitem__(self, key, value):
         self.values[unwrap(key)] = unwrap(value)
 
+    def get(self):
+        """Return a copy in NumPy, as CuPy does when it is asked."""
+        return self.values.copy()
+
     def __len__(self):
         return len(self.values)
 
@@ -87,11 +91,11 @@ def _add_operators():
         setattr(ndarray, f"__i{name}__", in_place(f"__i{name}__"))
 
 
-class BatchNorm:
+class Layer:
     """A layer of numbabn for arrays of this module, once it has been moved to where they are."""
 
-    def __init__(self, *arguments, device="cpu"):
-        self._layer, self._moved = batch.BatchNorm(*arguments), device == "cuda"
+    def __init__(self, *arguments, device="cpu", **options):
+        self._layer, self._moved = self.kind(*arguments, **options), device == "cuda"
 
     def __getattr__(self, name):
         return getattr(self._layer, name)
@@ -100,12 +104,16 @@ class BatchNorm:
         assert isinstance(x, ndarray)
         self._moved = True
 
-    def __call__(self, x):
+    def __call__(self, x, residual=None):
         assert self._moved, "the parameters are on the CPU, and x is not"
-        return wrapped(self._layer)(x)
+        return wrapped(self._layer)(x, residual=residual)
 
     def backward(self, dy):
         return wrapped(self._layer.backward)(dy)
+
+    @property
+    def dresidual(self):
+        return wrap(self._layer.dresidual)
 
     @property
     def params(self):
@@ -114,6 +122,12 @@ class BatchNorm:
     @property
     def grads(self):
         return {name: wrap(value) for name, value in self._layer.grads.items()}
+
+
+LAYERS = {
+    kind.__name__: type(kind.__name__, (Layer,), {"kind": kind})
+    for kind in (batch.BatchNorm, group.GroupNorm, instance.InstanceNorm)
+}
 
 
 def folding(function):
@@ -130,6 +144,9 @@ class CuPy(ModuleType):
 
     ndarray = ndarray
     random = ModuleType("cupy.random")
+    lib = SimpleNamespace(
+        stride_tricks=SimpleNamespace(sliding_window_view=wrapped(np.lib.stride_tricks.sliding_window_view))
+    )
 
     def asarray(self, values):
         return values if isinstance(values, ndarray) else ndarray(np.array(values))
@@ -144,7 +161,7 @@ if __name__ == "__main__":
     sys.modules["cupy"] = cupy = CuPy("cupy")
     rng = np.random.default_rng(0)
     cupy.random.standard_normal = lambda shape, dtype: wrap(rng.standard_normal(shape, dtype))
-    nbn.BatchNorm = BatchNorm
+    vars(nbn).update(LAYERS)
     nbn.fold_into_conv, nbn.fold_into_dense = folding(nbn.fold_into_conv), folding(nbn.fold_into_dense)
     sys.argv = sys.argv[1:]
     sys.path.insert(0, str(Path(sys.argv[0]).parent))
