@@ -11,7 +11,7 @@ import numbabn as nbn
 
 ROOT = Path(__file__).parents[2]
 # Seconds; long enough for a machine that stops for minutes: only a hang runs into it.
-TIMEOUT = 300
+TIMEOUT = 600
 
 
 def environment(folder=None, **changes):
