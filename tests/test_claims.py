@@ -238,6 +238,7 @@ def test_what_a_run_in_the_checkout_writes_is_ignored_by_git():
 def test_what_a_claim_refuses(option, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["claim", *option])
+    monkeypatch.setattr("console.set_up", lambda interrupted: None)  # which is for good
     with pytest.raises(SystemExit) as refusal:
         command.main(MADE_UP)
     assert message in f"{refusal.value}{capsys.readouterr().err}"

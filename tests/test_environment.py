@@ -1,10 +1,10 @@
 """What importing numbabn does to a process, what it says about itself, and that it works without the JIT."""
 
-import ast
 import errno
 import gc
 import importlib
 import inspect
+import json
 import logging
 import mmap
 import os
@@ -30,7 +30,7 @@ from tests.support.processes import run_python
 def imported():
     """What one import of numbabn changed in a process that had imported Numba before."""
     code = """
-        import gc, json, sys, threading, warnings
+        import gc, json, logging, sys, threading, warnings
         import numba
         import numpy as np
         from numba.core import event
@@ -64,6 +64,7 @@ def imported():
             pool = numba.threading_layer()
         except ValueError:
             pool = None
+        log = logging.getLogger("numbabn")
         print(json.dumps({
             "modules": sorted(set(sys.modules) - modules),
             "changed": [name for name in before if before[name] != after[name]],
@@ -71,15 +72,14 @@ def imported():
             "kernels": len(kernels),
             "signatures": sum(len(kernel.signatures) for kernel in kernels),
             "pool": pool,
+            "log": [[type(handler).__name__ for handler in log.handlers], log.level, log.propagate],
         }))
     """
-    return ast.literal_eval(run_python(code).replace("null", "None"))
+    return json.loads(run_python(code))
 
 
-def test_logging_is_left_to_the_user():
-    log = logging.getLogger("numbabn")
-    assert [type(handler) for handler in log.handlers] == [logging.NullHandler]
-    assert (log.level, log.propagate) == (logging.NOTSET, True)
+def test_logging_is_left_to_the_user(imported):
+    assert imported["log"] == [["NullHandler"], logging.NOTSET, True]
 
 
 @needs_jit

@@ -38,7 +38,6 @@ def stored(claims, folder):
 
 def main():
     """Run or read everything; write one claim after the other, and the page at the end."""
-    console.set_up("Interrupted; what was finished is saved, and the page is not.")
     options, folder, redraw = parse_args()
     results = folder / "results"
     found = stored(gallery.CLAIMS, results) if redraw else command.run_claims(gallery.CLAIMS, options)
@@ -51,4 +50,5 @@ def main():
 
 
 if __name__ == "__main__":
+    console.set_up("Interrupted; what was finished is saved, and the page is not.")
     main()
