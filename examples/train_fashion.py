@@ -4,7 +4,7 @@ Trains on Fashion-MNIST (60000 images of 28x28 pixels, 10 classes), with images 
 chance, a learning rate that falls as a cosine, and a checkpoint after every epoch. A run that was killed, at
 whatever moment, goes on with the same command, and ends with the same bits as without the interruption::
 
-    python examples/train_fashion.py            # some 20 minutes with 2 cores
+    python examples/train_fashion.py            # 92.99 % after 22.5 minutes with 2 cores (AMD Zen 3)
     python examples/train_fashion.py --norm group
     python examples/train_fashion.py --data digits    # needs no files
     python examples/train_fashion.py --quick --data digits    # a few seconds: does it run?
@@ -133,7 +133,11 @@ def train_epoch(run, data, args, progress):
 
 
 def predict(net, x):
-    """Return the classes for which a network takes images."""
+    """Return the classes for which a network takes images.
+
+    While the learning rate is high, running averages lag behind the weights: after 4 of 12 epochs 59.5 % of the
+    clothes are recognised with them, and 89.5 % with averages over 40 batches of the same weights.
+    """
     net.eval()
     parts = [net(x[start : start + TEST_BATCH]).argmax(axis=1) for start in range(0, len(x), TEST_BATCH)]
     return library(x).concatenate(parts)

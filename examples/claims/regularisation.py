@@ -4,8 +4,8 @@ Ioffe and Szegedy (2015), "Batch normalization", section 3.4: in training, what 
 depends on the other images of its batch; this helps it to generalise, and makes dropout less necessary.
 
 Trains an MLP as it is, with dropout, with batch norm and with both, on few and on all training images, with
-the same number of updates and at a rate at which all learn these images, and compares accuracy and loss with
-those on test images. Also measures how much mean and std of a layer's input vary between batches::
+the same number of updates at a rate at which all learn digits, and compares accuracy and loss with those on
+test images. Also measures how much mean and std of a layer's input vary between batches::
 
     python -m examples.claims.regularisation
 """
