@@ -38,12 +38,14 @@ class _Recorder(logging.Handler):
 def recorded():
     """Keep the log of numbabn in a list, for another process to print."""
     log, recorder = logging.getLogger("numbabn"), _Recorder()
+    level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(recorder)
     try:
         yield recorder.lines
     finally:
         log.removeHandler(recorder)
+        log.setLevel(level)
 
 
 def set_up(interrupted="Interrupted."):
