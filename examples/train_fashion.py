@@ -135,8 +135,8 @@ def train_epoch(run, data, args, progress):
 def predict(net, x):
     """Return the classes for which a network takes images.
 
-    While the learning rate is high, running averages lag behind the weights: after 4 of 12 epochs 59.5 % of the
-    clothes are recognised with them, and 89.5 % with averages over 40 batches of the same weights.
+    While the learning rate is high, running averages lag behind the weights: after 4 of 12 epochs 59.5 % of
+    the clothes are recognised with them, and 89.5 % with averages over 40 batches of the same weights.
     """
     net.eval()
     parts = [net(x[start : start + TEST_BATCH]).argmax(axis=1) for start in range(0, len(x), TEST_BATCH)]

@@ -15,10 +15,13 @@ from importlib.resources import files
 import numba
 import numpy as np
 import pytest
+from numba.core.codegen import JITCodeLibrary
 from numba.core.cpu_options import ParallelOptions
 from numba.core.dispatcher import Dispatcher
 
 import numbabn as nbn
+from numbabn.backends.cpu import jit
+from numbabn.backends.cpu.intermediate import KernelCompiler
 from numbabn.backends.cpu.streaming import doubled
 from tests.support.jit import needs_jit
 from tests.support.processes import run_python
@@ -129,6 +132,29 @@ def test_compiling_leaves_the_options_of_a_kernel():
     for option in options:
         before = repr(ParallelOptions(option)._get_values())  # what the compiler does first
         assert repr(ParallelOptions(option)._get_values()) == before
+
+
+@jit.helper
+def doubled_value(x, i):
+    return 2 * x[i]
+
+
+def double_all(x):
+    for i in numba.prange(len(x)):
+        x[i] = doubled_value(x, i)
+
+
+@needs_jit
+@pytest.mark.parametrize("parallel", [False, True])
+def test_machine_code_is_made_of_kernels_alone(parallel, monkeypatch):
+    loaded, load = [], JITCodeLibrary._finalize_specific
+    monkeypatch.setattr(
+        JITCodeLibrary, "_finalize_specific", lambda self: load(self) or loaded.append(self.name)
+    )
+    x = np.arange(5.0)
+    numba.njit(parallel=parallel, pipeline_class=KernelCompiler, **jit.OPTIONS)(double_all)(x)
+    np.testing.assert_array_equal(x, [0, 2, 4, 6, 8])
+    assert loaded == ["double_all"]
 
 
 def test_import_starts_no_threads(imported):

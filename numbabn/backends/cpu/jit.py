@@ -15,6 +15,7 @@ from numba import config, njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
 from numbabn.backends.compilation import LOGGER, Compilation
+from numbabn.backends.cpu.intermediate import HelperCompiler, KernelCompiler
 
 # contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
@@ -113,8 +114,10 @@ def _dtype(signature):
 
 
 def helper(function):
-    """Compile a function only kernels call: without entry points for Python and C, in less time."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+    """Compile a function that only kernels call, and that has no entry points for Python and C."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=HelperCompiler, **OPTIONS)(
+        function
+    )
 
 
 class Kernel:
@@ -138,7 +141,9 @@ def small_kernel(function):
 
 
 def _compiled(function, parallel):
-    dispatcher = njit(parallel=parallel, **OPTIONS)(function)
+    dispatcher = njit(parallel=parallel, no_cfunc_wrapper=True, pipeline_class=KernelCompiler, **OPTIONS)(
+        function
+    )
     if not config.DISABLE_JIT:
         # Where no cache folder can be written to: compile in every process rather than fail the import.
         cache = NullCache()
