@@ -154,7 +154,7 @@ def test_machine_code_is_made_of_kernels_alone(parallel, monkeypatch):
     x = np.arange(5.0)
     numba.njit(parallel=parallel, pipeline_class=KernelCompiler, **jit.OPTIONS)(double_all)(x)
     np.testing.assert_array_equal(x, [0, 2, 4, 6, 8])
-    assert loaded == ["double_all"]
+    assert set(loaded) - {"nrt"} == {"double_all"}  # nrt: Numba's runtime, once in a process
 
 
 def test_import_starts_no_threads(imported):
