@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import numbabn as nbn
-from numbabn.backends.cpu import column_kernels, plan, row_kernels
+from numbabn.backends.cpu import column_sums, plan, row_kernels
 from numbabn.backends.verbs import View
 from tests.support.jit import JIT
 
@@ -21,7 +21,7 @@ def _apply_start(t, size, inner):
 
 @numba.njit
 def _tile(k, chunks, part, x, copies, channels, inner):
-    return column_kernels.tile(k, chunks, part, x, copies, channels, inner)
+    return column_sums.tile(k, chunks, part, x, copies, channels, inner)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, HUGE), (1, 3, HUGE), (HUGE // 8, 5, 20), (3, HUGE // 64, 70)])
@@ -48,10 +48,11 @@ def test_chunks_beyond_two_to_31(channels, inner):
     end = 0
     for k in range(chunks):
         for part in range(2):
-            first, rows, across, *_ = _tile(k, chunks, part, x, copies, channels, inner)
+            first, rows, stride, across, *_ = _tile(k, chunks, part, x, copies, channels, inner)
             if rows:
                 assert first == end
-                end += rows * across * row
+                assert stride == across * row
+                end += rows * stride
     assert end == size
 
 

@@ -9,8 +9,6 @@ are a vector longer than the columns. Some functions have nine parameters, for t
 gives.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import prange
 
@@ -22,211 +20,22 @@ from numbabn.backends.cpu.affine import (
     fill_normalize,
     put_affine_part,
 )
-from numbabn.backends.cpu.epilogue import array_of, bare, head, put, slice_of, take, take_part
-from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
-from numbabn.backends.cpu.simd import (
-    LANES,
-    add,
-    computed,
-    convert,
-    fence,
-    fma,
-    load,
-    load_part,
-    number,
-    prefetch,
-    store,
-    sub,
-    widen,
-    zeros,
+from numbabn.backends.cpu.column_sums import (
+    PANEL,
+    Rows,
+    columns_of,
+    expand,
+    moments_of_stripe,
+    moments_task,
+    products_of_stripe,
+    products_task,
+    stripe,
+    tile,
 )
-from numbabn.backends.cpu.welford import merge_all, merge_sums
-
-MERGE = 4096  # pixels summed about one shift, or 64 rows of them: bounds the cancellation, see merge_sums
-GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
-PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
-AHEAD = 16  # rows: how far ahead to prefetch
-
-
-class Rows(NamedTuple):
-    """Rows of columns: where the first begins, how many there are, and what lies side by side in each."""
-
-    base: int
-    rows: int
-    copies: int  # pixels
-    channels: int
-    inner: int
-
-
-class Lines(NamedTuple):
-    """Some of the rows that `Rows` describes: they begin at first, first + width, ... before stop."""
-
-    first: int
-    stop: int
-    width: int
-
-
-@helper
-def columns_of(rows):
-    """Elements of a row."""
-    return rows.copies * rows.channels * rows.inner
-
-
-@helper
-def tile(k, chunks, part, x, copies, channels, inner):
-    """Return part 0 of chunk k, its whole rows, or part 1, the pixels left over, which only the last has."""
-    row = channels * inner
-    pixels = x.size // row
-    rows = pixels // copies
-    first, last = rows * k // chunks, rows * (k + 1) // chunks
-    if part == 0:
-        return Rows(first * copies * row, last - first, copies, channels, inner)
-    left = pixels % copies if k == chunks - 1 else 0
-    return Rows(last * copies * row, min(left, 1), left, channels, inner)
-
-
-@helper
-def expand(values, copies, inner, columns):
-    """columns[(copy * channels + c) * inner + i] = values[c], and the first 16 again at the end."""
-    channels = len(values)
-    for copy in range(copies):
-        part = columns[copy * channels * inner : (copy + 1) * channels * inner]
-        if inner == 1:  # a plain copy; the general loop took as long as the statistics of 7x7x2048
-            for c in range(channels):
-                part[c] = values[c]
-        else:
-            for c in range(channels):
-                for j in range(c * inner, (c + 1) * inner):
-                    part[j] = values[c]
-    width = copies * channels * inner
-    for j in range(LANES):
-        columns[width + j] = columns[j % width]
-
-
-@helper
-def collapse(columns, copies, channels, inner):
-    """Add up the columns of each channel c into columns[c]."""
-    for copy in range(1, copies):
-        part = columns[copy * channels * inner : (copy + 1) * channels * inner]
-        for j in range(channels * inner):
-            columns[j] += part[j]
-    if inner > 1:
-        for c in range(channels):
-            s = 0.0
-            for j in range(c * inner, (c + 1) * inner):
-                s += columns[j]
-            columns[c] = s
-
-
-@helper
-def add_column(dy, x, lines, j, n, shift, s, q):
-    """Add sixteen columns from j on, or n < 16, of the rows that ``lines`` bounds to s and q.
-
-    d = x - shift has shift's dtype, and so have the sums with dy over these few rows. d and its square are
-    summed in float64, see ``row_kernels.sums``; there may be no other rows to average an error out.
-    """
-    first, stop, width = lines
-    like, wide = shift[0], np.float64(0)
-    k, t, u = load(shift, j, like), zeros(like), zeros(like)
-    sum_e, sum_ed = load(s, j, wide), load(q, j, wide)
-    for i in range(first + j, stop + j, width):
-        prefetch(x, i + AHEAD * width, LANES)
-        d = sub(load(x, i, like) if n >= LANES else load_part(x, i, n, k), k)
-        if dy is None:
-            wide_d = widen(d)
-            sum_e, sum_ed = add(sum_e, wide_d), fma(wide_d, wide_d, sum_ed)
-        else:
-            prefetch(array_of(dy), i + AHEAD * width, LANES)
-            e = take(dy, i, like) if n >= LANES else take_part(dy, i, n, zeros(like))
-            t, u = add(t, e), fma(e, d, u)
-    store(s, j, add(sum_e, widen(t)))
-    store(q, j, add(sum_ed, widen(u)))
-
-
-@helper
-def column_sums(dy, x, rows, shift, s, q):
-    """s[c] = sum of e and q[c] = sum of e * d over the columns of channel c, with d = x - shift[column].
-
-    e = dy, or d where dy is None. s and q are float64.
-    """
-    width = columns_of(rows)
-    end = rows.base + rows.rows * width
-    for j in range(len(s)):
-        s[j] = 0.0
-        q[j] = 0.0
-    for lo in range(0, width, PANEL):
-        hi = min(lo + PANEL, width)
-        for first in range(rows.base, end, GROUP * width):
-            lines = Lines(first, min(first + GROUP * width, end), width)
-            for j in range(lo, hi, LANES):
-                add_column(dy, x, lines, j, hi - j, shift, s, q)
-    collapse(s, rows.copies, rows.channels, rows.inner)
-    collapse(q, rows.copies, rows.channels, rows.inner)
-
-
-@helper
-def first_estimate(x, rows, like, values):
-    """values[c] = a number of like's dtype near the mean of channel c: that of four pixels.
-
-    One pixel may be an outlier, and sums about an outlier lose digits: the mean of four is nearer to others.
-    """
-    n = 4 if rows.rows * rows.copies >= 4 else 1
-    pixel = rows.channels * rows.inner
-    for c in range(rows.channels):
-        value = np.float64(0)
-        for i in range(rows.base + c * rows.inner, rows.base + c * rows.inner + n * pixel, pixel):
-            value += number(x, i) / n  # n is a power of two, and no sum overflows
-        values[c] = convert(value, like)
-
-
-@helper
-def all_below(values, count, bound):
-    """Whether the first ``count`` values are below the bound; a NaN is not."""
-    below = True
-    for i in range(count):
-        below &= values[i] < bound
-    return below
-
-
-@helper
-def moments_task(k, x, copies, inner, like, count, pair):
-    """Moments of chunk k."""
-    channels = pair.shape[2]
-    width = copies * channels * inner + LANES
-    values, shift, s, q = (
-        np.empty(channels),
-        np.full(width, convert(0.0, like)),
-        np.empty(width),
-        np.empty(width),
-    )
-    mean, m2 = pair[0, k], pair[1, k]
-    seen = 0.0  # not count[k]: the loop over channels must not suspect that it changes
-    for c in range(channels):
-        mean[c] = 0.0
-        m2[c] = 0.0
-    for part in range(2):
-        base, rows, across, _, _ = tile(k, len(count), part, x, copies, channels, inner)
-        step = max(MERGE // max(across, 1), 64)
-        for r in range(0, rows, step):
-            taken = min(step, rows - r)
-            block = Rows(base + r * across * channels * inner, taken, across, channels, inner)
-            if seen == 0.0:
-                first_estimate(x, block, like, values)
-            expand(values, across, inner, shift)
-            column_sums(None, x, block, shift, s, q)
-            if not all_below(q, channels, np.inf):  # deviations leave the range of float32, or are not finite
-                wide, wide_s, wide_q = np.empty(width), np.empty(width), np.empty(width)
-                expand(values, across, inner, wide)
-                column_sums(None, x, block, wide, wide_s, wide_q)
-                for c in range(channels):
-                    if not q[c] < np.inf:  # the others keep their bits, whatever is in this channel
-                        s[c], q[c] = wide_s[c], wide_q[c]
-            n = np.float64(taken * across * inner)
-            for c in range(channels):
-                _, mean[c], m2[c] = merge_sums(seen, mean[c], m2[c], n, values[c], s[c], q[c])
-                values[c] = convert(mean[c], like)
-            seen += n
-    count[k] = seen
+from numbabn.backends.cpu.epilogue import array_of, bare, head, put, slice_of
+from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
+from numbabn.backends.cpu.simd import LANES, computed, fence, load, prefetch, zeros
+from numbabn.backends.cpu.welford import merge_all
 
 
 @Kernel
@@ -234,28 +43,6 @@ def moments(x, copies, inner, like, count, pair):
     """Moments of every chunk: count[chunks], and (mean, m2) in pair[2, chunks, channels]."""
     for k in prange(len(count)):
         moments_task(np.int64(k), x, copies, inner, like, count, pair)
-
-
-@helper
-def products_task(k, dy, x, copies, inner, mean, sums):
-    """Sums of dy and dy * (x - mean) of chunk k."""
-    _, chunks, channels = sums.shape
-    width = copies * channels * inner + LANES
-    center, shift = np.empty(channels, computed(x)), np.empty(width, computed(x))
-    s, q = np.empty(width), np.empty(width)
-    sum_dy, sum_dy_d = sums[0, k], sums[1, k]
-    for c in range(channels):
-        center[c] = mean[c]
-        sum_dy[c] = 0.0
-        sum_dy_d[c] = 0.0
-    for part in range(2):
-        rows = tile(k, chunks, part, x, copies, channels, inner)
-        if rows.rows > 0:
-            expand(center, rows.copies, inner, shift)
-            column_sums(bare(dy), x, rows, shift, s, q)
-            for c in range(channels):
-                sum_dy[c] += s[c]
-                sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
 
 
 @Kernel
@@ -281,8 +68,8 @@ def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
 
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
     """
-    width, like = columns_of(rows), array_of(out)[0]
-    for o in range(rows.base, rows.base + rows.rows * width, width):
+    like = array_of(out)[0]
+    for o in range(rows.base, rows.base + rows.rows * rows.stride, rows.stride):
         for j in range(first, last, LANES):
             if traffic.ahead:
                 prefetch(array_of(x), o + j + traffic.ahead, LANES)
@@ -299,19 +86,20 @@ def apply_tile(dy, x, rows, columns, gain, traffic, out):
     The last of the five is the gain that dy is multiplied by, unless ``gain`` is None.
 
     The vectors begin at a cache line of out and run over the end of a row into the next, which is why the
-    first 16 coefficients are repeated after the last, and why a width not of whole vectors has one row.
+    first 16 coefficients are repeated after the last, and why a width not of whole vectors has one row. Where
+    the rows are part of longer ones, they begin at a cache line, and are whole vectors.
     """
-    base, count, copies, channels, inner = rows
+    base, count, stride, copies, channels, inner = rows
     width = columns_of(rows)
     first = min(head(out, base, traffic.streaming), width)
     last = first + (width - first) // LANES * LANES
     if first > 0:
         put_columns(dy, x, base, first, np.int64(0), columns, gain, out)
     for n, end in ((count - 1, first + width), (np.int64(1), last)):
-        part = Rows(base, n, copies, channels, inner)
+        part = Rows(base, n, stride, copies, channels, inner)
         for j in range(first, end, PANEL):
             apply_panel(dy, x, part, j, min(j + PANEL, end), columns, gain, traffic, out)
-        base += n * width
+        base += n * stride
     if last < width:
         put_columns(dy, x, base - width + last, width - last, last, columns, gain, out)
 
@@ -444,6 +232,73 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
         if dx is not None:
             whole, traffic = (np.int64(1), copies, inner), Traffic(streaming, size)
             apply_task(np.int64(0), part, x[lo:hi], whole, traffic, coefficients, gain, dx[lo:hi])
+
+
+# Of few rows of many channels a task is a stripe: some columns of all rows. Chunks of rows would each end the
+# sums of every channel, and be merged.
+
+
+@Kernel
+def moments_of_stripes(x, width, like, count, pair):
+    """Moments of one chunk, by stripes; the arguments are those of ``moments``."""
+    channels = pair.shape[2]
+    count[0] = x.size // channels
+    for t in prange(-(-channels // width)):
+        rows = stripe(np.int64(t) * width, width, x, channels)
+        moments_of_stripe(x, rows, like, pair[0, 0], pair[1, 0])
+
+
+@Kernel
+def products_of_stripes(dy, x, width, mean, sums):
+    """Sums of dy and dy * (x - mean) of one chunk, by stripes; the arguments are those of ``products``."""
+    for t in prange(-(-len(mean) // width)):
+        rows = stripe(np.int64(t) * width, width, x, len(mean))
+        products_of_stripe(dy, x, rows, mean, sums[0, 0], sums[1, 0])
+
+
+@helper
+def forward_stripe(x, rows, gamma, beta, eps, statistics, y):
+    """Training forward of some columns: ``gamma`` and ``statistics``, mean and variance, are those of all."""
+    lo, channels = rows.base, rows.channels
+    mean, var = statistics[0], statistics[1]
+    columns = np.empty((5, channels), computed(x))
+    moments_of_stripe(x, rows, x[0], mean, var)
+    for c in range(lo, lo + channels):
+        var[c] /= rows.rows
+        fill_normalize(c - lo, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], columns)
+    apply_tile(None, bare(x), rows, columns, None, Traffic(0, 0), bare(y))
+
+
+@Kernel
+def forward_stripes(x, width, gamma, beta, eps, statistics, y):
+    """Training forward by stripes: statistics and result of a stripe while it is in cache."""
+    for t in prange(-(-len(gamma) // width)):
+        rows = stripe(np.int64(t) * width, width, x, len(gamma))
+        forward_stripe(x, rows, gamma, beta, eps, statistics, y)
+
+
+@helper
+def backward_stripe(dy, x, rows, statistics, gamma, eps, sums, dx):
+    """Training backward of some columns: ``gamma``, ``statistics`` and ``sums`` are those of all."""
+    lo, channels = rows.base, rows.channels
+    mean, var = statistics[0], statistics[1]
+    sum_dy, sum_dy_xhat = sums[0], sums[1]
+    columns, count = np.empty((5, channels), computed(x)), np.float64(rows.rows)
+    products_of_stripe(dy, x, rows, mean, sum_dy, sum_dy_xhat)
+    for c in range(lo, lo + channels):
+        std = np.sqrt(var[c] + eps)
+        sum_dy_xhat[c] /= std
+        means = sum_dy[c] / count, sum_dy_xhat[c] / count
+        fill_gradient(c - lo, mean[c], std, gamma[c], means, columns)
+    apply_tile(bare(dy), bare(x), rows, columns, None, Traffic(0, 0), bare(dx))
+
+
+@Kernel
+def backward_stripes(dy, x, width, statistics, gamma, eps, sums, dx):
+    """Training backward by stripes, with sums[2, channels]."""
+    for t in prange(-(-len(gamma) // width)):
+        rows = stripe(np.int64(t) * width, width, x, len(gamma))
+        backward_stripe(dy, x, rows, statistics, gamma, eps, sums, dx)
 
 
 # Nine parameters of two kernels that follow: for copies and inner in a tuple Numba takes 0.15 us more, of the

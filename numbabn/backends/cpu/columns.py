@@ -7,22 +7,29 @@ import numpy as np
 from numbabn.backends.cpu import column_kernels as kernels
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu.half import computed
-from numbabn.backends.verbs import Affine, Array, Pair, View
+from numbabn.backends.cpu.simd import LANES
+from numbabn.backends.verbs import Affine, Array, Pair, Result, View
 
 
 def moments(x: Array, view: View, like: np.floating) -> tuple[Array, Array]:
     """Return (count[chunks], (mean, m2) as [2, chunks, groups])."""
-    copies, chunks = plan.columns(view, x.nbytes)
+    copies, chunks = plan.sums(view, x.nbytes)
     count, pair = np.empty(chunks), np.empty((2, chunks, view.groups))
-    kernels.moments(x.nbytes, x, copies, view.inner, like, count, pair)
+    if width := plan.stripe(view):
+        kernels.moments_of_stripes(x.nbytes, x, width, like, count, pair)
+    else:
+        kernels.moments(x.nbytes, x, copies, view.inner, like, count, pair)
     return count, pair
 
 
 def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
     """Return (sum of dy, sum of dy * (x - mean)), an array [2, chunks, groups]."""
-    copies, chunks = plan.columns(view, 2 * x.nbytes)
+    copies, chunks = plan.sums(view, 2 * x.nbytes)
     sums = np.empty((2, chunks, view.groups))
-    kernels.products(2 * x.nbytes, dy, x, copies, view.inner, mean, sums)
+    if width := plan.stripe(view):
+        kernels.products_of_stripes(2 * x.nbytes, dy, x, width, mean, sums)
+    else:
+        kernels.products(2 * x.nbytes, dy, x, copies, view.inner, mean, sums)
     return sums
 
 
@@ -37,10 +44,13 @@ def apply(
 
 
 def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
-    """Fill statistics[2, groups] and y of a small array in one launch, or return False."""
-    if not plan.small(x.nbytes):
+    """Fill statistics[2, groups] and y in one launch, or return False where phases are better."""
+    if plan.small(x.nbytes):
+        kernels.forward(x, *_cut(view), *affine.parameters, affine.eps, statistics, y)
+    elif (width := plan.stripe(view)) and _by_words(y):
+        kernels.forward_stripes(x.nbytes, x, width, *affine.parameters, affine.eps, statistics, y)
+    else:
         return False
-    kernels.forward(x, *_cut(view), *affine.parameters, affine.eps, statistics, y)
     return True
 
 
@@ -55,11 +65,14 @@ def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) 
 def backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array
 ) -> bool:
-    """Fill sums[2, groups] and dx of a small array in one launch, or return False."""
-    if not plan.small(2 * x.nbytes):
-        return False
+    """Fill sums[2, groups] and dx in one launch, or return False where phases are better."""
     gamma, _ = affine.parameters
-    kernels.backward(dy, x, *_cut(view), statistics, gamma, affine.eps, sums, dx)
+    if plan.small(2 * x.nbytes):
+        kernels.backward(dy, x, *_cut(view), statistics, gamma, affine.eps, sums, dx)
+    elif width := plan.stripe(view):
+        kernels.backward_stripes(2 * x.nbytes, dy, x, width, statistics, gamma, affine.eps, sums, dx)
+    else:
+        return False
     return True
 
 
@@ -69,7 +82,7 @@ def forward_samples(x: Array, view: View, affine: Affine, statistics: Array, y: 
     if not plan.a_thread_each(view, sample):
         return False
     shaped = statistics.reshape(2, view.batch, view.groups)
-    copies, chunks = plan.columns(plan.groups_of(view), sample)
+    copies, chunks = plan.sums(plan.groups_of(view), sample)
     cut = chunks, copies, view.inner, view.members, int(plan.streams(plan.touched(None, x, y)))
     kernels.forward_samples(x.nbytes, x, cut, *affine.parameters, affine.eps, shaped, y)
     return True
@@ -87,10 +100,15 @@ def backward_samples(
     given = statistics.reshape(2, view.batch, view.groups)
     added = sums.reshape(2, view.batch, view.groups * view.members)
     streaming = dx is not None and plan.streams(plan.touched(dy, x, dx))
-    copies, chunks = plan.columns(plan.channels_of(view), sample)
+    copies, chunks = plan.sums(plan.channels_of(view), sample)
     cut = chunks, copies, view.inner, view.members, int(streaming)
     kernels.backward_samples(2 * x.nbytes, dy, x, cut, given, gamma, gain, affine.eps, added, dx)
     return True
+
+
+def _by_words(y: Array) -> bool:
+    """Whether rows of whole vectors begin at words of the bits that are kept, if any are."""
+    return not isinstance(y, Result) or y.phase % LANES == 0
 
 
 @functools.lru_cache(1024)

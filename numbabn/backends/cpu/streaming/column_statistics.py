@@ -1,6 +1,6 @@
 """Moments and range of channels whose values lie apart: x is flat rows of columns, as `Rows` describes it.
 
-As in `column_kernels`, every column is summed by itself over the rows, and each channel's columns are added
+As in `column_sums`, every column is summed by itself over the rows, and each channel's columns are added
 up at the end. A task is a chunk of rows and a block of channels.
 
 The columns of a task are filled up to whole vectors: the columns added belong to the next block or row, must
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from numbabn.backends.cpu.column_kernels import collapse
+from numbabn.backends.cpu.column_sums import collapse
 from numbabn.backends.cpu.jit import Kernel, helper
 from numbabn.backends.cpu.simd import LANES, add, load, maximum, minimum, prefetch, store, widen, zeros
 from numbabn.backends.cpu.streaming.doubled import Folded, first_shift, fold_sums, unfold

@@ -1,0 +1,284 @@
+"""Sums and moments of columns: of channels whose values lie apart, row below row.
+
+A row is ``copies * channels * inner`` columns. Every column is summed by itself, and each channel's columns
+are added up at the end. Arrays of columns are a vector longer than the columns, unless these are vectors.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numbabn.backends.cpu.epilogue import array_of, bare, take, take_part
+from numbabn.backends.cpu.jit import helper
+from numbabn.backends.cpu.simd import (
+    LANES,
+    add,
+    computed,
+    convert,
+    fma,
+    load,
+    load_part,
+    number,
+    prefetch,
+    store,
+    sub,
+    widen,
+    zeros,
+)
+from numbabn.backends.cpu.welford import merge_sums
+
+MERGE = 4096  # pixels summed about one shift, or 64 rows of them: bounds the cancellation, see merge_sums
+GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
+PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
+AHEAD = 16  # rows: how far ahead to prefetch
+# Bytes of all arrays of a call up to which nothing is prefetched. What comes too early takes the place of
+# sums in the first cache, above all where rows are a multiple of 4 KB apart: sums of 256x1024 take 0.31 ns
+# an element with prefetching and 0.20 without, those of 25088x256 0.38 and 0.53.
+CACHED = 16 << 20
+
+
+class Rows(NamedTuple):
+    """Rows of columns: where the first begins, how many there are, and what lies side by side in each."""
+
+    base: int
+    rows: int
+    stride: int  # elements from a row to the next: more than are read of it where it is part of a longer one
+    copies: int  # pixels; 1 where it is
+    channels: int
+    inner: int
+
+
+class Lines(NamedTuple):
+    """Some of the rows that `Rows` describes: they begin at first, first + stride, ... before stop."""
+
+    first: int
+    stop: int
+    stride: int
+    ahead: int  # elements from what is summed to what is prefetched, or 0
+
+
+@helper
+def columns_of(rows):
+    """Elements of a row."""
+    return rows.copies * rows.channels * rows.inner
+
+
+@helper
+def tile(k, chunks, part, x, copies, channels, inner):
+    """Return part 0 of chunk k, its whole rows, or part 1, the pixels left over, which only the last has."""
+    row = channels * inner
+    pixels = x.size // row
+    rows = pixels // copies
+    first, last = rows * k // chunks, rows * (k + 1) // chunks
+    if part == 0:
+        return Rows(first * copies * row, last - first, copies * row, copies, channels, inner)
+    left = pixels % copies if k == chunks - 1 else 0
+    return Rows(last * copies * row, min(left, 1), left * row, left, channels, inner)
+
+
+@helper
+def stripe(first, width, x, channels):
+    """Return the columns first..first + width, or fewer at the end, of all rows of one pixel each."""
+    return Rows(first, x.size // channels, channels, 1, min(width, channels - first), 1)
+
+
+@helper
+def expand(values, copies, inner, columns):
+    """columns[(copy * channels + c) * inner + i] = values[c], and the first 16 again at the end."""
+    channels = len(values)
+    for copy in range(copies):
+        part = columns[copy * channels * inner : (copy + 1) * channels * inner]
+        if inner == 1:  # a plain copy; the general loop took as long as the statistics of 7x7x2048
+            for c in range(channels):
+                part[c] = values[c]
+        else:
+            for c in range(channels):
+                for j in range(c * inner, (c + 1) * inner):
+                    part[j] = values[c]
+    width = copies * channels * inner
+    for j in range(LANES):
+        columns[width + j] = columns[j % width]
+
+
+@helper
+def collapse(columns, copies, channels, inner):
+    """Add up the columns of each channel c into columns[c]."""
+    for copy in range(1, copies):
+        part = columns[copy * channels * inner : (copy + 1) * channels * inner]
+        for j in range(channels * inner):
+            columns[j] += part[j]
+    if inner > 1:
+        for c in range(channels):
+            s = 0.0
+            for j in range(c * inner, (c + 1) * inner):
+                s += columns[j]
+            columns[c] = s
+
+
+@helper
+def add_column(dy, x, lines, j, n, shift, s, q):
+    """Add sixteen columns from j on, or n < 16, of the rows that ``lines`` bounds to s and q.
+
+    d = x - shift has shift's dtype, and so have the sums with dy over these few rows. d and its square are
+    summed in float64, see ``row_kernels.sums``; there may be no other rows to average an error out.
+    """
+    first, stop, stride, ahead = lines
+    like, wide = shift[0], np.float64(0)
+    k, t, u = load(shift, j, like), zeros(like), zeros(like)
+    sum_e, sum_ed = load(s, j, wide), load(q, j, wide)
+    for i in range(first + j, stop + j, stride):
+        if ahead:
+            prefetch(x, i + ahead, LANES)
+        d = sub(load(x, i, like) if n >= LANES else load_part(x, i, n, k), k)
+        if dy is None:
+            wide_d = widen(d)
+            sum_e, sum_ed = add(sum_e, wide_d), fma(wide_d, wide_d, sum_ed)
+        else:
+            if ahead:
+                prefetch(array_of(dy), i + ahead, LANES)
+            e = take(dy, i, like) if n >= LANES else take_part(dy, i, n, zeros(like))
+            t, u = add(t, e), fma(e, d, u)
+    store(s, j, add(sum_e, widen(t)))
+    store(q, j, add(sum_ed, widen(u)))
+
+
+@helper
+def column_sums(dy, x, rows, shift, s, q):
+    """s[c] = sum of e and q[c] = sum of e * d over the columns of channel c, with d = x - shift[column].
+
+    e = dy, or d where dy is None. s and q are float64.
+    """
+    width, stride = columns_of(rows), rows.stride
+    end = rows.base + rows.rows * stride
+    arrays = 2 if dy is None else 3  # x and y, or dy, x and dx
+    ahead = AHEAD * stride if arrays * x.size * x.itemsize > CACHED else 0
+    for j in range(len(s)):
+        s[j] = 0.0
+        q[j] = 0.0
+    for lo in range(0, width, PANEL):
+        hi = min(lo + PANEL, width)
+        for first in range(rows.base, end, GROUP * stride):
+            lines = Lines(first, min(first + GROUP * stride, end), stride, ahead)
+            for j in range(lo, hi, LANES):
+                add_column(dy, x, lines, j, hi - j, shift, s, q)
+    collapse(s, rows.copies, rows.channels, rows.inner)
+    collapse(q, rows.copies, rows.channels, rows.inner)
+
+
+@helper
+def first_estimate(x, rows, like, values):
+    """values[c] = a number of like's dtype near the mean of channel c: that of four pixels.
+
+    One pixel may be an outlier, and sums about an outlier lose digits: the mean of four is nearer to others.
+    """
+    n = 4 if rows.rows * rows.copies >= 4 else 1
+    pixel = rows.channels * rows.inner if rows.copies > 1 else rows.stride
+    for c in range(rows.channels):
+        value = np.float64(0)
+        for i in range(rows.base + c * rows.inner, rows.base + c * rows.inner + n * pixel, pixel):
+            value += number(x, i) / n  # n is a power of two, and no sum overflows
+        values[c] = convert(value, like)
+
+
+@helper
+def all_below(values, count, bound):
+    """Whether the first ``count`` values are below the bound; a NaN is not."""
+    below = True
+    for i in range(count):
+        below &= values[i] < bound
+    return below
+
+
+@helper
+def add_moments(x, rows, seen, like, mean, m2):
+    """Merge the moments of every channel into mean and m2 of ``seen`` values; return how many there are."""
+    _, count, stride, copies, channels, inner = rows
+    width = columns_of(rows) + LANES
+    values, shift, s, q = (
+        np.empty(channels),
+        np.full(width, convert(0.0, like)),
+        np.empty(width),
+        np.empty(width),
+    )
+    step = max(MERGE // max(copies, 1), 64)
+    for r in range(0, count, step):
+        block = Rows(rows.base + r * stride, min(step, count - r), stride, copies, channels, inner)
+        if seen == 0.0:
+            first_estimate(x, block, like, values)
+        elif r == 0:
+            for c in range(channels):
+                values[c] = convert(mean[c], like)
+        expand(values, copies, inner, shift)
+        column_sums(None, x, block, shift, s, q)
+        if not all_below(q, channels, np.inf):  # deviations leave the range of float32, or are not finite
+            wide, wide_s, wide_q = np.empty(width), np.empty(width), np.empty(width)
+            expand(values, copies, inner, wide)
+            column_sums(None, x, block, wide, wide_s, wide_q)
+            for c in range(channels):
+                if not q[c] < np.inf:  # the others keep their bits, whatever is in this channel
+                    s[c], q[c] = wide_s[c], wide_q[c]
+        n = np.float64(block.rows * copies * inner)
+        for c in range(channels):
+            _, mean[c], m2[c] = merge_sums(seen, mean[c], m2[c], n, values[c], s[c], q[c])
+            values[c] = convert(mean[c], like)
+        seen += n
+    return seen
+
+
+@helper
+def moments_task(k, x, copies, inner, like, count, pair):
+    """Moments of chunk k."""
+    mean, m2 = pair[0, k], pair[1, k]
+    seen = 0.0  # not count[k]: the loop over channels must not suspect that it changes
+    for c in range(len(mean)):
+        mean[c] = 0.0
+        m2[c] = 0.0
+    for part in range(2):
+        rows = tile(k, len(count), part, x, copies, len(mean), inner)
+        seen = add_moments(x, rows, seen, like, mean, m2)
+    count[k] = seen
+
+
+@helper
+def products_task(k, dy, x, copies, inner, mean, sums):
+    """Sums of dy and dy * (x - mean) of chunk k."""
+    _, chunks, channels = sums.shape
+    width = copies * channels * inner + LANES
+    center, shift = np.empty(channels, computed(x)), np.empty(width, computed(x))
+    s, q = np.empty(width), np.empty(width)
+    sum_dy, sum_dy_d = sums[0, k], sums[1, k]
+    for c in range(channels):
+        center[c] = mean[c]
+        sum_dy[c] = 0.0
+        sum_dy_d[c] = 0.0
+    for part in range(2):
+        rows = tile(k, chunks, part, x, copies, channels, inner)
+        if rows.rows > 0:
+            expand(center, rows.copies, inner, shift)
+            column_sums(bare(dy), x, rows, shift, s, q)
+            for c in range(channels):
+                sum_dy[c] += s[c]
+                sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
+
+
+@helper
+def moments_of_stripe(x, rows, like, mean, m2):
+    """Moments of some columns, in the arrays of all."""
+    lo, hi = rows.base, rows.base + rows.channels
+    for c in range(lo, hi):
+        mean[c] = 0.0
+        m2[c] = 0.0
+    add_moments(x, rows, 0.0, like, mean[lo:hi], m2[lo:hi])
+
+
+@helper
+def products_of_stripe(dy, x, rows, mean, sum_dy, sum_dy_d):
+    """Sums of dy and dy * (x - mean) of some columns, in the arrays of all."""
+    lo, hi = rows.base, rows.base + rows.channels
+    center = np.empty(rows.channels, computed(x))
+    for c in range(lo, hi):
+        center[c - lo] = mean[c]
+    s, q = sum_dy[lo:hi], sum_dy_d[lo:hi]
+    column_sums(bare(dy), x, rows, center, s, q)
+    for c in range(rows.channels):
+        q[c] -= (mean[lo + c] - center[c]) * s[c]
