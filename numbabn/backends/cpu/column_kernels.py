@@ -4,8 +4,8 @@ NHWC and NC arrays (inner = 1) are such rows, and NCHW arrays of fewer than 16 p
 by itself over the rows, and each channel's columns are added up at the end. ``copies`` pixels lie side by
 side in one row, so that three channels still fill vectors; the pixels left over make one shorter row.
 
-A task is a chunk of rows, or a whole sample where every sample has statistics of its own. Arrays of columns
-are a vector longer than the columns. Some functions have nine parameters, for the reasons that `row_kernels`
+A task is a chunk of rows, or a stripe, which is some columns of all rows, or a whole sample where every
+sample has statistics of its own. Some functions have nine parameters, for the reasons that `row_kernels`
 gives.
 """
 
