@@ -22,9 +22,9 @@ from numbabn.statistics.moments import Moments
 
 # Shapes whose calls together reach all kernels of a layout: an array for one thread, one for several, and one
 # with so few channels, or with such large samples, that several threads share a channel or a sample; or with
-# so many channels of few values that a thread takes some channels of all samples. Rows are normalised each by
-# itself, as by layer norm and RMS norm; groups as by group norm and instance norm; the other layouts are those
-# of batch norm.
+# so many channels of few values that a thread takes some channels of all samples. Rows are normalised each
+# by itself, as by layer norm and RMS norm; groups as by group norm and instance norm; the other layouts are
+# those of batch norm.
 SHAPES = {
     "NC": ((64, 32), (4096, 128), (256, 1024)),
     "NCHW": ((2, 4, 32, 32), (8, 64, 32, 32), (8, 3, 128, 128)),
