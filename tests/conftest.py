@@ -5,6 +5,7 @@ every test.
 """
 
 import atexit
+import importlib
 import os
 import shutil
 import tempfile
@@ -49,6 +50,15 @@ def pytest_collection_modifyitems(config, items):
         _skip(items, "slow", "takes seconds; run with -m slow")
     if SIMULATED:
         _skip(items, "compile", "compiled without NUMBA_ENABLE_CUDASIM=1")
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import a module of the examples."""
+    from tests.support.examples import EXAMPLES
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module
 
 
 def _skip(items, marker, reason):

@@ -1,25 +1,16 @@
 """The layers of train_fashion.py: gradients against finite differences, results against formulas."""
 
-import importlib
 from functools import partial
 
 import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from tests.support.examples import EXAMPLES
 from tests.support.gradients import check_gradients
 
 SEEDS = range(3)
 SLOW = pytest.mark.slow  # kernels of their own are compiled
 NORMS = ("batch", *(pytest.param(norm, marks=SLOW) for norm in ("group", "layer", "instance")))
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Import a module of the examples."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
 
 
 @pytest.fixture(params=[1, 1 << 30], ids=["one by one", "together"])

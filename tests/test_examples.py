@@ -1,6 +1,5 @@
 """Every example runs from start to end, in its quick form, without a warning."""
 
-import importlib
 import re
 import signal
 
@@ -59,14 +58,13 @@ def test_train_digits_options(tmp_path):
     assert is_png(figure)
 
 
-def test_train_digits_explains_its_figure(tmp_path, monkeypatch):
+def test_train_digits_explains_its_figure(tmp_path, monkeypatch, example):
     """Every panel has a title; the text below says why a higher training loss is not worse."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    example, training = map(importlib.import_module, ("train_digits", "training"))
+    script, training = map(example, ("train_digits", "training"))
     figures = []
-    monkeypatch.setattr(example.Figure, "savefig", lambda self, *arguments, **options: figures.append(self))
-    runs = {model: [training.History([1.0, 0.5], [0.8, 0.9])] for model in example.MODELS}
-    example.save_figure(tmp_path / "x.png", runs, {model: [0.9] for model in runs}, [0.1])
+    monkeypatch.setattr(script.Figure, "savefig", lambda self, *arguments, **options: figures.append(self))
+    runs = {model: [training.History([1.0, 0.5], [0.8, 0.9])] for model in script.MODELS}
+    script.save_figure(tmp_path / "x.png", runs, {model: [0.9] for model in runs}, [0.1])
     (figure,) = figures
     assert len({axes.get_title() for axes in figure.axes} - {""}) == len(figure.axes) == 3
     assert "a higher one is not worse" in figure.get_supxlabel()

@@ -1,6 +1,5 @@
 """The example compare_norms.py: its recurrent layer, what it says of made-up errors, and what it writes."""
 
-import importlib
 import json
 
 import numpy as np
@@ -11,13 +10,6 @@ from tests.support.gradients import check_gradients
 from tests.support.processes import ROOT
 
 SIZES = [2, 8, 32]
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Import a module of the examples."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
 
 
 @pytest.fixture(params=["no_norm", "layer_norm", "rms_norm"])

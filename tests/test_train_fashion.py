@@ -1,6 +1,5 @@
 """The example train_fashion.py: what it learns and prints, and that a killed run goes on bit for bit."""
 
-import importlib
 import json
 import re
 import signal
@@ -16,13 +15,6 @@ from tests.support.processes import ROOT
 STRICT_CUPY = ROOT / "tests" / "support" / "strict_cupy.py"
 QUICK = ("--quick", "--data", "digits")
 CHECKPOINT, FIGURE = "train_fashion_quick.npz", "train_fashion.png"
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Import a module of the examples."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    return importlib.import_module
 
 
 @pytest.fixture

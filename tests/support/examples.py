@@ -7,14 +7,15 @@ EXAMPLES = ROOT / "examples"
 
 def run_example(name, *arguments, cwd):
     """Run a script, which must not fail, and return what it printed."""
-    result = run_script(EXAMPLES / name, *arguments, cwd=cwd)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return _printed(run_script(EXAMPLES / name, *arguments, cwd=cwd))
 
 
 def run_module(name, *arguments, cwd):
     """Run a module of the checkout, which must not fail, and return what it printed."""
-    result = run_script("-m", name, *arguments, cwd=cwd)
+    return _printed(run_script("-m", name, *arguments, cwd=cwd))
+
+
+def _printed(result):
     assert result.returncode == 0, result.stderr
     return result.stdout
 

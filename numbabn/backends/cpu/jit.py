@@ -115,9 +115,8 @@ def _dtype(signature):
 
 def helper(function):
     """Compile a function that only kernels call, and that has no entry points for Python and C."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=HelperCompiler, **OPTIONS)(
-        function
-    )
+    compiler = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, pipeline_class=HelperCompiler, **OPTIONS)
+    return compiler(function)
 
 
 class Kernel:
@@ -141,9 +140,8 @@ def small_kernel(function):
 
 
 def _compiled(function, parallel):
-    dispatcher = njit(parallel=parallel, no_cfunc_wrapper=True, pipeline_class=KernelCompiler, **OPTIONS)(
-        function
-    )
+    compiler = njit(parallel=parallel, no_cfunc_wrapper=True, pipeline_class=KernelCompiler, **OPTIONS)
+    dispatcher = compiler(function)
     if not config.DISABLE_JIT:
         # Where no cache folder can be written to: compile in every process rather than fail the import.
         cache = NullCache()
