@@ -136,6 +136,8 @@ def to_numpy(value: object, name: str) -> Array:
     """Return values of any kind, or an array of any library wherever it is, as a NumPy array."""
     library = device_library(value)
     on_gpu = library.on_gpu(value) if library else hasattr(value, "__cuda_array_interface__")
+    if library is not None and not on_gpu:  # a tensor of PyTorch on the CPU
+        return library.download(value)
     return on_host(value, name) if on_gpu else np.asarray(value)
 
 
