@@ -6,6 +6,7 @@ kernels compile on first use, which the logger "numbabn" tells at the level INFO
 
 import logging
 
+from numbabn import states as states
 from numbabn._config import show_config
 from numbabn.arrays.memory import set_pool_limit
 from numbabn.folding import fold_into_conv, fold_into_dense

@@ -141,11 +141,15 @@ class Layer:
         Raises
         ------
         KeyError
-            If keys are missing or unknown.
+            If keys are missing or unknown. A state of another framework goes in by
+            `numbabn.states.from_state`.
         TypeError, ValueError
             If a value has the wrong dtype or shape. Whatever is raised, the layer is unchanged.
         """
-        values = _options.state(state, self.state_dict())
+        self._take(_options.state(state, self))
+
+    def _take(self, values: Mapping[str, Array]) -> None:
+        """Take over a state that was checked; the arrays of parameters stay the same."""
         params = {name: arrays.of(value, f"params[{name!r}]") for name, value in self.params.items()}
         _options.writable_parameters(params)
         loaded = self._loaded(values)
@@ -154,7 +158,7 @@ class Layer:
             library.assign(value, arrays.of(put(values[name], library.place(value)), name))
         self.__dict__ |= loaded
 
-    def _loaded(self, state: dict[str, Array]) -> dict[str, Any]:
+    def _loaded(self, state: Mapping[str, Array]) -> dict[str, Any]:
         """Attributes of this layer besides its parameters, from a state that was checked."""
         return {}
 

@@ -11,6 +11,7 @@ from numbabn.arrays import AnyArray, library_of, location_text, to_numpy
 from numbabn.arrays.device_library import is_half
 from numbabn.arrays.library import Place
 from numbabn.backends.verbs import Array
+from numbabn.norms._conventions import call_for
 
 _LARGEST_USUAL = 0.9  # of momentum: Keras' and Flax' defaults are 0.99
 _TO_CALLER = 4  # from a warning here through __init__ and what wraps it to the user's line
@@ -121,8 +122,9 @@ def writable_parameters(params: Mapping[str, AnyArray]) -> None:
             raise ValueError(f"params[{name!r}] is read-only; put an array that can be written to there")
 
 
-def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
-    """Return copies of a state dictionary's values in the expected dtypes."""
+def state(given: Any, layer: Any) -> dict[str, Array]:
+    """Return copies of a state dictionary's values in the dtypes of the layer's own state."""
+    expected: dict[str, Array] = layer.state_dict()
     if not isinstance(given, Mapping):
         raise TypeError(f"state must be a dictionary as from state_dict(), not {type(given).__name__}")
     missing = sorted(expected.keys() - given.keys())
@@ -130,13 +132,18 @@ def state(given: Any, expected: dict[str, Array]) -> dict[str, Array]:
     if missing or unknown:
         raise KeyError(
             f"state has missing keys {missing} and unknown keys {unknown}; "
-            f"it needs exactly {sorted(expected)}"
+            f"it needs exactly {sorted(expected)}{_advice(layer, given) if missing and unknown else ''}"
         )
-    return {name: _state_value(name, given[name], like) for name, like in expected.items()}
+    return {name: state_value(name, given[name], like, f"state[{name!r}]") for name, like in expected.items()}
 
 
-def _state_value(name: str, value: Any, like: Array) -> Array:
-    label = f"state[{name!r}]"
+def _advice(layer: Any, given: Mapping[Any, Any]) -> str:
+    """Say which call loads a state with the names of another framework."""
+    return f"; for a state of another framework, call {call_for(layer, given)}"
+
+
+def state_value(name: str, value: Any, like: Array, label: str) -> Array:
+    """Return a copy of a value with this key, in the dtype of the layer's own; messages name it by label."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored; pass {label}.filled(value)")
     try:

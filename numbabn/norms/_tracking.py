@@ -1,6 +1,6 @@
 """What layers with running statistics share, which are one mean and one variance for each channel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -166,7 +166,7 @@ class TrackingLayer(ChannelLayer):
             state |= self._running.state(population=self.momentum is None)
         return state
 
-    def _loaded(self, state: dict[str, Array]) -> dict[str, Any]:
+    def _loaded(self, state: Mapping[str, Array]) -> dict[str, Any]:
         if self._running is None:
             return {}
         return {"_running": self._running.loaded(Running.from_state(state, self._place))}
