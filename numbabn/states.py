@@ -53,7 +53,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from numbabn import _numbers
-from numbabn.backends.verbs import Array
 from numbabn.norms import _conventions, _options
 from numbabn.norms._base import Layer
 from numbabn.norms._conventions import CONVENTIONS, MADE_WITH, Convention
@@ -139,8 +138,12 @@ def from_state(
     }
     if "population_count" in values:
         values["population_m2"] = values["population_m2"] * values["population_count"]
-    if "running_var" in values:
-        values["running_var"] = _times(values["running_var"], factor)
+    if "running_var" in values and factor != 1:
+        (path, value), like = found["running_var"], expected["running_var"]
+        exact = _options.state_value("running_var", value, like.astype(np.float64), f"mapping[{path!r}]")
+        values["running_var"] = _options.state_value(
+            "running_var", exact * factor, like, f"mapping[{path!r}]"
+        )
     layer._take({"num_batches_tracked": np.array(0), **values})
     return layer
 
@@ -192,7 +195,8 @@ def to_state(
     factor, state = _unbiased(count, part), layer.state_dict()
     names = part.names(state)
     if "running_var" in state:
-        state["running_var"] = _times(state["running_var"], 1 / factor)
+        var = state["running_var"]
+        state["running_var"] = (var.astype(np.float64) / factor).astype(var.dtype)
     if "population_count" in names and state["population_count"]:
         state["running_mean"] = state["population_mean"]
         state["running_var"] = state["population_m2"] / state["population_count"]
@@ -277,15 +281,6 @@ def _unbiased(count: object, part: _Part) -> float:
     if number < 2:
         raise ValueError(f"count must be at least 2, the number of values of a variance, not {number}")
     return number / (number - 1)
-
-
-def _times(values: Array, factor: float) -> Array:
-    """Return values times a factor, rounded once; as they are with the factor 1."""
-    if factor == 1:
-        return values
-    with np.errstate(all="ignore"):  # what is infinite or NaN stays so
-        result: Array = (values.astype(np.float64) * factor).astype(values.dtype)
-    return result
 
 
 def _whole(value: Any) -> Any:

@@ -114,6 +114,15 @@ def test_biased_variances_with_a_count(convention):
     np.testing.assert_allclose(back.running_var, VAR.astype(float), rtol=1e-15)
 
 
+def test_a_count_for_the_variances_of_a_scaler():
+    """running_var becomes unbiased; the exact statistics know their own count."""
+    state = {"mean_": MEAN, "var_": VAR, "n_samples_seen_": 5}
+    bn = nbn.BatchNorm(3, momentum=None, dtype=np.float64, **PLAIN)
+    states.from_state(bn, state, "sklearn", count=5)
+    np.testing.assert_allclose(bn.running_var, VAR.astype(float) * 5 / 4, rtol=1e-15)
+    np.testing.assert_allclose(states.to_state(bn, "sklearn", count=5)["var_"], VAR, rtol=1e-15)
+
+
 def test_a_count_where_there_are_no_variances():
     ln = states.from_state(nbn.LayerNorm(3), dict(PARAMETERS)["keras"], "keras", count=4)
     assert_same_states(states.to_state(ln, "keras", count=4), dict(PARAMETERS)["keras"])

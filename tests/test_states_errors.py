@@ -157,7 +157,7 @@ REFUSED = [
 @pytest.mark.parametrize(("make", "arguments", "error", "words"), REFUSED)
 def test_refused_states_change_nothing(make, arguments, error, words):
     layer = make()
-    before = snapshot(layer) if isinstance(layer, nbn.BatchNorm) else None
+    before = None if isinstance(layer, str) else snapshot(layer)
     with pytest.raises(error) as caught:
         states.from_state(layer, *arguments)
     for word in words:
@@ -182,6 +182,16 @@ def test_refused_counts(call, arguments, count, error, words):
     before = snapshot(bn)
     with pytest.raises(error, match=re.escape(words)):
         call(bn, *arguments, count=count)
+    assert_same_state(bn, before)
+
+
+def test_a_variance_beyond_the_range_once_it_is_unbiased():
+    bn = nbn.BatchNorm(3, dtype=np.float16)
+    before = snapshot(bn)
+    with pytest.raises(
+        ValueError, match=r"mapping\['moving_variance'\] has the value 80000.0, which is beyond"
+    ):
+        states.from_state(bn, {**KERAS, "moving_variance": np.full(3, 4e4)}, "keras", count=2)
     assert_same_state(bn, before)
 
 
@@ -229,6 +239,21 @@ def test_shapes_tell_a_norm_from_a_dense_layer():
     model = {"fc.weight": np.ones((4, 3)), "fc.bias": np.ones(4), "ln.weight": GAMMA, "ln.bias": BETA}
     with pytest.raises(KeyError, match='prefix="ln"'):
         nbn.LayerNorm(3).load_state_dict(model)
+
+
+def test_no_advice_where_every_key_is_known():
+    bn = nbn.BatchNorm(3)
+    state = bn.state_dict()
+    del state["running_var"]
+    with pytest.raises(KeyError) as caught:
+        bn.load_state_dict(state)
+    assert "from_state" not in caught.value.args[0]
+
+
+def test_no_options_for_a_state_of_something_else():
+    with pytest.raises(KeyError) as caught:
+        states.from_state(nbn.BatchNorm(3), {"kernel": MEAN})
+    assert "make the layer" not in caught.value.args[0]
 
 
 @pytest.mark.parametrize("name", ["extra", "weight"])
