@@ -132,12 +132,12 @@ def host_copy(array: object, name: str) -> Array:
     return library_of(found).to_host(found)
 
 
-def to_numpy(value: object, name: str) -> Array:
+def to_numpy(value: Any, name: str) -> Array:
     """Return values of any kind, or an array of any library wherever it is, as a NumPy array."""
     library = device_library(value)
     on_gpu = library.on_gpu(value) if library else hasattr(value, "__cuda_array_interface__")
-    if library is not None and not on_gpu:  # a tensor of PyTorch on the CPU
-        return library.download(value)
+    if library is not None and not on_gpu:  # a tensor of PyTorch on the CPU, which may be a parameter
+        return library.download(value.detach())
     return on_host(value, name) if on_gpu else np.asarray(value)
 
 

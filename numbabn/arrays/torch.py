@@ -68,7 +68,7 @@ class Torch(DeviceLibrary):
 
     def download(self, native: Any) -> Array:
         tensor = native.float() if native.dtype is load(self.module).bfloat16 else native
-        result: Array = tensor.detach().cpu().numpy()
+        result: Array = tensor.cpu().numpy()
         return result
 
     def current(self) -> int:
