@@ -17,14 +17,12 @@ from benchmarks.epilogue_libraries import (
     IN_PLACE,
     JAX,
     LIBRARIES,
-    ONEDNN,
-    ONEDNN_BLOCKED,
     PLAIN,
     PLAIN_OUT,
     PYTORCH,
     EpilogueCase,
 )
-from benchmarks.libraries import BACKWARD, BOTH, COPY, FORWARD, NUMBABN, OUT
+from benchmarks.libraries import BACKWARD, BOTH, COPY, FORWARD, NUMBABN, ONEDNN, ONEDNN_BLOCKED, OUT
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn_session import DISTRIBUTION

@@ -20,6 +20,8 @@ from benchmarks.libraries import (
     EPS,
     FORWARD,
     NUMBABN,
+    ONEDNN,
+    ONEDNN_BLOCKED,
     OUT,
     Operations,
     steps,
@@ -231,7 +233,6 @@ def copy(case: EpilogueCase, data: Data) -> Operations:
 
 PLAIN, PLAIN_OUT, CHAIN = "plain norm", "plain norm out=", "plain norm, NumPy"
 PYTORCH, IN_PLACE, COMPILED, JAX = "PyTorch", "PyTorch in place", "torch.compile", "JAX"
-ONEDNN, ONEDNN_BLOCKED = "oneDNN", "oneDNN blocked"
 LIBRARIES: Mapping[str, Callable[[EpilogueCase, Data], Operations]] = {
     NUMBABN: numbabn,
     OUT: numbabn_out,

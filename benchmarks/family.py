@@ -11,8 +11,8 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from benchmarks.family_libraries import LIBRARIES, ONEDNN, FamilyCase
-from benchmarks.libraries import BACKWARD, BOTH, COPY, FORWARD, LAYER, NUMBABN, OUT
+from benchmarks.family_libraries import LIBRARIES, FamilyCase
+from benchmarks.libraries import BACKWARD, BOTH, COPY, FORWARD, LAYER, NUMBABN, ONEDNN, OUT
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
 from benchmarks.onednn_session import DISTRIBUTION

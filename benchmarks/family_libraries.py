@@ -24,6 +24,7 @@ from benchmarks.libraries import (
     LAYER,
     LAYER_BYTES,
     NUMBABN,
+    ONEDNN,
     OUT,
     Operations,
     steps,
@@ -257,7 +258,6 @@ def copy(case: FamilyCase, data: Data) -> Operations:
     return {name: operations[name] for name in (FORWARD, BACKWARD, BOTH)}
 
 
-ONEDNN = "oneDNN"
 LIBRARIES: Mapping[str, Callable[[FamilyCase, Data], Operations]] = {
     NUMBABN: numbabn,
     OUT: numbabn_out,

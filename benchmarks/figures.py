@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.libraries import COPY, NUMBABN, OPERATIONS, OUT
+from benchmarks.libraries import COPY, NUMBABN, ONEDNN, ONEDNN_BLOCKED, OPERATIONS, OUT, PEERS
 from benchmarks.targets import Run, geometric_mean
 from tests.support.cases import Case
 
@@ -25,13 +25,15 @@ COLOURS = {
     "torch.compile": "#f2a541",
     "JAX": "#7a5195",
     "NumPy": "#8d99a6",
+    ONEDNN: "#3a6ea5",
+    ONEDNN_BLOCKED: "#8fb8de",
     "numbabn, fused": "#0b6e75",
     "PyTorch native": "#e4572e",
     "PyTorch cuDNN": "#7a5195",
     "CuPy": "#8d99a6",
 }
 MARKERS = {
-    "PyTorch": "o", "torch.compile": "D", "JAX": "s", "NumPy": "v",
+    "PyTorch": "o", "torch.compile": "D", "JAX": "s", "NumPy": "v", ONEDNN: "^", ONEDNN_BLOCKED: ">",
     "PyTorch native": "o", "PyTorch cuDNN": "s", "CuPy": "v",
 }  # fmt: skip
 TICKS = (0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -81,8 +83,12 @@ def speed(run: Run, panels: Panels, foot: str, path: Path) -> None:
 
 
 def speed_summary(run: Run, foot: str, path: Path) -> None:
-    """Draw the geometric mean over all shapes as one bar per library, in one panel per operation."""
-    libraries = [library for library in COLOURS if run.ratios(OPERATIONS[0], library, COPY)]
+    """Draw the geometric mean over all shapes as one bar per library, in one panel per operation.
+
+    oneDNN is not among them: it has not every operation, and blocked not every shape.
+    """
+    shown = (OUT, NUMBABN, *PEERS)
+    libraries = [name for name in COLOURS if name in shown and run.ratios(OPERATIONS[0], name, COPY)]
     with mpl.rc_context(STYLE | {"ytick.labelsize": 9}):
         figure, panels = plt.subplots(
             1, len(OPERATIONS), figsize=(12, 2.7), sharey=True, layout="constrained"

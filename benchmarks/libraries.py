@@ -13,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tests.support.cases import Case
+
+if TYPE_CHECKING:
+    from benchmarks.onednn_batch_norm import Layout
 
 FORWARD, INFERENCE, BACKWARD, BOTH = "train forward", "inference", "backward", "forward+backward"
 OPERATIONS = (FORWARD, INFERENCE, BACKWARD, BOTH)
@@ -219,6 +222,31 @@ def jax(case: Case, data: Data) -> Operations:
     }
 
 
+def onednn(case: Case, data: Data) -> Operations:
+    """Return oneDNN's operations in the layout of the case."""
+    from benchmarks.onednn_batch_norm import Plain
+
+    return _onednn(data, Plain(case.axis))
+
+
+def onednn_blocked(case: Case, data: Data) -> Operations:
+    """Return oneDNN's operations in its own layout, for the cases of NCHW whose channels fill its blocks."""
+    from benchmarks.onednn_batch_norm import Blocked
+
+    layout = Blocked.of_machine()
+    if case.layout != "NCHW" or case.channels % layout.block:
+        return {}
+    return _onednn(data, layout)
+
+
+def _onednn(data: Data, layout: Layout) -> Operations:
+    """Return the operations of training in a layout; they write into the same memory at every call."""
+    from benchmarks.onednn_batch_norm import BatchNorm, Options
+
+    norm = BatchNorm(data.x, data.dy, data.gamma, data.beta, Options(layout, EPS))
+    return steps(norm.forward, lambda y: norm.backward())
+
+
 def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> None:
     first()
     second()
@@ -244,6 +272,7 @@ def _floor(forward: Callable[[], object], backward: Callable[[], object]) -> Ope
 
 
 NUMBABN, OUT, LAYER, COPY = "numbabn", "numbabn out=", "numbabn layer", "copy"
+ONEDNN, ONEDNN_BLOCKED = "oneDNN", "oneDNN blocked"
 PEERS = ("NumPy", "PyTorch", "torch.compile", "JAX")
 LIBRARIES: Mapping[str, Callable[[Case, Data], Operations]] = {
     NUMBABN: numbabn,
@@ -253,6 +282,8 @@ LIBRARIES: Mapping[str, Callable[[Case, Data], Operations]] = {
     "PyTorch": pytorch,
     "torch.compile": torch_compile,
     "JAX": jax,
+    ONEDNN: onednn,
+    ONEDNN_BLOCKED: onednn_blocked,
     COPY: copy,
     "NumPy copy": numpy_copy,
 }

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.libraries import LIBRARIES, OPERATIONS, PEERS
+from benchmarks.libraries import LIBRARIES, ONEDNN, ONEDNN_BLOCKED, OPERATIONS, PEERS
 from benchmarks.machine import describe
 from benchmarks.measure import Record, measure, workers
-from benchmarks.onednn import Duel, duels
+from benchmarks.onednn_session import DISTRIBUTION
 from benchmarks.output import Files, Output, add_options, fewer_rounds, uninstalled
 from benchmarks.rows import add_rows, add_turns, fewer_rows, matching
 from benchmarks.tables import as_json, as_markdown
@@ -36,10 +36,9 @@ def main() -> None:
         for case in (progress := tqdm(cases, unit="shape")):
             progress.set_description(case.name)
             records += measure(case, crew, options.rounds)
-    against = duels(options.onednn, options.threads, options.rounds) if options.onednn else []
     unmeasured = set(LIBRARIES) - {record.library for record in records}
-    targets = check(records, against)
-    output.deliver(_files(describe(options.threads), records, against, targets), sorted(unmeasured))
+    targets = check(records)
+    output.deliver(_files(describe(options.threads), records, targets), sorted(unmeasured))
     announce(targets)
 
 
@@ -48,9 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a handful of small shapes")
     add_rows(parser, "NHWC|32x64 ")
     add_turns(parser, ROUNDS)
-    parser.add_argument(
-        "--onednn", metavar="PATH", help="a program that times oneDNN; see benchmarks/onednn.py"
-    )
     add_options(parser)
     return parser
 
@@ -58,24 +54,22 @@ def _parser() -> argparse.ArgumentParser:
 def _left_out(options: argparse.Namespace, cases: list[Case]) -> list[str]:
     """Return what the committed results show but this run does not measure."""
     rows, rounds = fewer_rows(cases, CASES), fewer_rounds(options.rounds, ROUNDS)
-    found = [*uninstalled("torch", "jax", "matplotlib"), *rounds, *rows]
-    return found if options.onednn else [*found, "oneDNN (--onednn)"]
+    return [*uninstalled("torch", "jax", DISTRIBUTION, "matplotlib"), *rounds, *rows]
 
 
-def _files(
-    machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
-) -> Files:
+def _files(machine: dict[str, str], records: list[Record], targets: list[Target]) -> Files:
     def draw(folder: Path) -> None:
         from benchmarks import figures  # imported here so that the worker processes do not load matplotlib
 
         run, foot = Run(records), f"{machine['Processor']}, {machine['Date'].split()[0]}"
         title = "Batch normalisation of float32 arrays:\ntime as a multiple of copying the same bytes"
-        panels = figures.Panels(title, OPERATIONS, columns=2, peers=PEERS)
+        peers = (*PEERS, ONEDNN, ONEDNN_BLOCKED)
+        panels = figures.Panels(title, OPERATIONS, columns=2, peers=peers)
         figures.speed(run, panels, foot, folder / "speed.png")
         figures.speed_summary(run, foot, folder / "speed_summary.png")
 
-    page = as_markdown(machine, records, against, targets)
-    return Files("report", page, as_json(machine, records, against, targets), draw)
+    page = as_markdown(machine, records, targets)
+    return Files("report", page, as_json(machine, records, targets), draw)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,30 @@ from dataclasses import asdict
 
 import numpy as np
 
-from benchmarks.libraries import BACKWARD, COPY, LIBRARIES, NUMBABN, OPERATIONS, OUT, PEERS
-from benchmarks.measure import Record, flat
-from benchmarks.onednn import BLOCKED, NHWC, PLAIN, Duel
+from benchmarks.libraries import (
+    COPY,
+    LIBRARIES,
+    NUMBABN,
+    ONEDNN,
+    ONEDNN_BLOCKED,
+    OPERATIONS,
+    OUT,
+    PEERS,
+)
+from benchmarks.measure import Record
 from benchmarks.targets import Run, Target, geometric_mean
 from tests.support.cases import Case
 
-ABOUT = """\
+ABOUT = f"""\
 All times are milliseconds of one call on float32, with the same number of threads for every library. Each
 library runs in a process of its own with its threads bound to cores. The libraries take turns, burst by
 burst, and the times of all rounds are pooled.
 
-- `numbabn out=` writes into an array given by the caller; all other entries but the copies return a new one.
-  The fastest of those is set in bold.
+- `{OUT}` and oneDNN write into the same memory at every call; all other entries but the copies return a
+  new array. The fastest of those is set in bold.
+- `{ONEDNN}` is oneDNN 3.2 in the layout of the row, `{ONEDNN_BLOCKED}` in its own layout, nChw16c with
+  AVX-512 and nChw8c with AVX2, where the channels fill its blocks. Only its training is measured. It is
+  called through `ctypes`, whose own time is in every call.
 - `copy`, the floor, moves the bytes of the operation with plain stores, all threads and reused memory: one
   read and one write, for backward two reads and one write.
 - `NumPy copy` is `np.copyto`, for backward `np.add(..., out=)`: one thread.
@@ -28,26 +39,27 @@ burst, and the times of all rounds are pooled.
 - Nobody updates running averages, except `numbabn layer`, which is there to show its cost on small arrays.
 """
 
-ABOUT_ONEDNN = """\
-numbabn with `out=` and a program that calls oneDNN directly, output memory reused by both, in turn. `nChw16c`
-is oneDNN's own blocked layout, `nchw` and `nhwc` are those of NumPy users."""
+# What each library is compared with: a fresh output, or the same memory at every call. The copy is the floor.
+COMPARED = {
+    **dict.fromkeys((OUT, *PEERS), NUMBABN),
+    **dict.fromkeys((ONEDNN, ONEDNN_BLOCKED), OUT),
+    COPY: NUMBABN,
+}
+MEANS = f"""\
+Time of each library over the time of numbabn with a fresh output, but of oneDNN over that of `{OUT}`, in the
+rows that both have."""
 
 
-def as_json(
-    machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
-) -> dict[str, object]:
+def as_json(machine: dict[str, str], records: list[Record], targets: list[Target]) -> dict[str, object]:
     """Return the run as plain data, which JSON can hold."""
     return {
         "machine": machine,
         "rows": [record.as_row() for record in records],
-        "onednn": [flat(duel) | {"ratio": duel.ratio} for duel in against],
         "targets": [asdict(target) for target in targets],
     }
 
 
-def as_markdown(
-    machine: dict[str, str], records: list[Record], against: list[Duel], targets: list[Target]
-) -> str:
+def as_markdown(machine: dict[str, str], records: list[Record], targets: list[Target]) -> str:
     """Return the run as a page of Markdown: the machine, the targets, then the tables."""
     parts = [
         "Written by `python -m benchmarks.report`.",
@@ -58,12 +70,11 @@ def as_markdown(
         promises(targets),
         misses(targets),
         "## Geometric means",
-        "Time of each library over the time of numbabn with a fresh output.",
+        MEANS,
         _means(Run(records)),
     ]
     for operation in OPERATIONS:
         parts += [f"## {operation.capitalize()}", _times(records, operation, lambda record: record.median_ms)]
-    parts += _duels(against)
     parts += ["## 90th percentiles"]
     for operation in OPERATIONS:
         parts += [f"### {operation.capitalize()}", _times(records, operation, lambda record: record.p90_ms)]
@@ -116,12 +127,16 @@ def _three_digits(value: float) -> str:
 
 
 def _means(run: Run) -> str:
-    libraries = [library for library in (OUT, *PEERS, COPY) if run.ratios(OPERATIONS[0], library, NUMBABN)]
+    compared = {
+        library: ours
+        for library, ours in COMPARED.items()
+        if any(run.ratios(operation, library, ours) for operation in OPERATIONS)
+    }
     rows = []
     for operation in OPERATIONS:
-        means = (geometric_mean(run.ratios(operation, library, NUMBABN).values()) for library in libraries)
-        rows.append([operation, *(f"{mean:.2f}x" for mean in means)])
-    return table(["", *libraries], rows)
+        found = (run.ratios(operation, library, ours).values() for library, ours in compared.items())
+        rows.append([operation, *(f"{geometric_mean(ratios):.2f}x" if ratios else "" for ratios in found)])
+    return table(["", *compared], rows)
 
 
 def _times(records: list[Record], operation: str, of: Callable[[Record], float]) -> str:
@@ -130,21 +145,3 @@ def _times(records: list[Record], operation: str, of: Callable[[Record], float])
     cases = dict.fromkeys(case for case, _ in times)
     rows = [[case.name, *cells(times, case, libraries, (NUMBABN, *PEERS))] for case in cases]
     return table(["ms", *libraries], rows)
-
-
-def _duels(against: list[Duel]) -> list[str]:
-    if not against:
-        return []
-    parts = ["## Against oneDNN", ABOUT_ONEDNN]
-    for operation in (OPERATIONS[0], BACKWARD):
-        duels = {(duel.case, duel.layout): duel for duel in against if duel.operation == operation}
-        layouts = (PLAIN, BLOCKED, NHWC)
-        rows = []
-        for case in dict.fromkeys(case for case, _ in duels):
-            found = [duels.get((case, layout)) for layout in layouts]
-            ours = next(duel.numbabn_ms for duel in found if duel)
-            against_ours = [f"{duel.onednn_ms:.3f} ({duel.ratio:.2f}x)" if duel else "" for duel in found]
-            rows.append([case.name, f"{ours:.3f}", *against_ours])
-        header = ["ms (numbabn over oneDNN)", OUT, *(f"oneDNN {layout}" for layout in layouts)]
-        parts += [f"### {operation.capitalize()}", table(header, rows)]
-    return parts

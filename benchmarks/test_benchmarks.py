@@ -69,7 +69,7 @@ def operations(library: str, case: Case, crew: dict[str, Worker]) -> list[str]:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.replace(" ", "-"))
 def test_speed(benchmark, operations, operation, case, library, crew) -> None:
     if operation not in operations:
-        pytest.skip(f"{library} is measured on small arrays only")
+        pytest.skip(f"{library} is not measured in this operation on this array")
     benchmark.group = f"{operation}, {case.name}"
     benchmark.name = library
     times = crew[library].ask("burst", operation, BURST_SECONDS, FEWEST_CALLS)

@@ -175,7 +175,7 @@ def run(monkeypatch):
         family: of_family,
         epilogue: {**of_family, "measure": epilogue_records},
         step: {"measure": step_rows, **everything},
-        report: {"workers": no_workers, "measure": records, "duels": lambda *_: [], **everything},
+        report: {"workers": no_workers, "measure": records, **everything},
         accuracy: {"errors": errors, **everything},
         estimator: {"measure": rows, "errors": lambda: (0.0, 0.0)},
         moments: {"measure": times, **everything},
@@ -195,7 +195,7 @@ def run(monkeypatch):
 
 
 FULL = [
-    (report, ("--onednn", "program"), {"report.md", "report.json", "speed.png", "speed_summary.png"}),
+    (report, (), {"report.md", "report.json", "speed.png", "speed_summary.png"}),
     (family, (), {"family.md", "family.json"}),
     (epilogue, (), {"epilogue.md", "epilogue.json"}),
     (step, (), {"step.md", "step.json", "step.png"}),
@@ -221,14 +221,9 @@ def test_a_full_run(program, options, files, run, results, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("program", "options", "lacks"),
     [
-        (
-            report,
-            ("--quick", "--onednn", "program"),
-            f"25 of {len(CASES)} rows",
-        ),
-        (report, ("--rows", "NCHW", "--onednn", "program"), f"of {len(CASES)} rows"),
-        (report, ("--rounds", 1, "--onednn", "program"), "4 of 5 rounds"),
-        (report, (), "--onednn"),
+        (report, ("--quick",), f"25 of {len(CASES)} rows"),
+        (report, ("--rows", "NCHW"), f"of {len(CASES)} rows"),
+        (report, ("--rounds", 1), "4 of 5 rounds"),
         (family, ("--rows", "layer"), f"{len(family.CASES) - 6} of {len(family.CASES)} rows"),
         (family, ("--rounds", 1), "4 of 5 rounds"),
         (epilogue, ("--rows", "^relu"), "12 of 24 rows"),
@@ -254,12 +249,12 @@ def test_a_part_of_a_run(program, options, lacks, run, results, tmp_path, capsys
 def test_a_library_that_is_missing(program, run, results, monkeypatch, capsys):
     monkeypatch.setattr(program, "uninstalled", lambda *packages: [f"{packages[0]} (not installed)"])
     with pytest.raises(SystemExit):
-        run(program, *(("--onednn", "program") if program is report else ()), "--write")
+        run(program, "--write")
     assert "(not installed)" in capsys.readouterr().err
     assert not names(results)
 
 
-@pytest.mark.parametrize("program", [family, epilogue])
+@pytest.mark.parametrize("program", [report, family, epilogue])
 def test_a_page_with_onednn_takes_onednn(program, run, results, monkeypatch, capsys):
     monkeypatch.setattr(program, "uninstalled", lambda *packages: list(packages))
     with pytest.raises(SystemExit):
@@ -287,7 +282,7 @@ def test_onednn_is_compared_with_out(run, monkeypatch, capsys):
 def test_a_library_that_drops_out(run, results, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(output.tempfile, "mkdtemp", lambda prefix: str(tmp_path / prefix))
     monkeypatch.setattr(report, "measure", lambda *a: [r for r in records(*a) if r.library != "JAX"])
-    run(report, "--onednn", "program", "--write")
+    run(report, "--write")
     assert "left out JAX" in capsys.readouterr().out
     assert not names(results)
 

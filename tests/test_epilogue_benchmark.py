@@ -13,15 +13,23 @@ from benchmarks.epilogue_libraries import (
     IN_PLACE,
     JAX,
     LIBRARIES,
-    ONEDNN,
-    ONEDNN_BLOCKED,
     PLAIN,
     PLAIN_OUT,
     PYTORCH,
     Data,
     EpilogueCase,
 )
-from benchmarks.libraries import BACKWARD, BOTH, COPY, EPS, FORWARD, NUMBABN, OUT
+from benchmarks.libraries import (
+    BACKWARD,
+    BOTH,
+    COPY,
+    EPS,
+    FORWARD,
+    NUMBABN,
+    ONEDNN,
+    ONEDNN_BLOCKED,
+    OUT,
+)
 from benchmarks.measure import Record
 from benchmarks.onednn_batch_norm import Blocked
 from benchmarks.step_network import FUSED, NORMS, NUMPY, Network, Sizes, convolve, convolve_backward

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import onednn_layer_norm, onednn_session
-from benchmarks.family_libraries import LIBRARIES, ONEDNN, Data, FamilyCase
-from benchmarks.libraries import BACKWARD, BOTH, EPS, FORWARD
+from benchmarks.family_libraries import LIBRARIES, Data, FamilyCase
+from benchmarks.libraries import BACKWARD, BOTH, EPS, FORWARD, ONEDNN
 from tests.support import samples
 from tests.support.checks import NAMES, assert_close
 
