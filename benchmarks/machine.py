@@ -103,5 +103,16 @@ def _caches() -> str:
 
 
 def _memory() -> str:
-    total = next((line.split()[1] for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), None)
-    return f"{int(total) / 2**20:.0f} GiB" if total else "unknown"
+    total = _meminfo("MemTotal")
+    return f"{total / 2**30:.0f} GiB" if total else "unknown"
+
+
+def available_memory() -> int | None:
+    """Return how many bytes programs can take without swapping, or None where Linux does not tell."""
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(field: str) -> int | None:
+    found = (line.split()[1] for line in _lines("/proc/meminfo") if line.startswith(f"{field}:"))
+    kibibytes = next(found, None)
+    return None if kibibytes is None else 1024 * int(kibibytes)

@@ -16,6 +16,7 @@ from tests.support.cases import Case
 
 BURST_SECONDS = 0.06
 FEWEST_CALLS = 5
+ALONE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,17 @@ def prepare(case: Case, crew: list[Worker]) -> dict[Worker, list[str]]:
     """
     for worker in crew:
         worker.send("prepare", case)
-    able = {}
-    for worker in list(crew):
-        try:
-            able[worker] = worker.receive()
-        except UnavailableError as error:
-            print(f"{worker.library} is skipped: {error}")
-            crew.remove(worker)
-            worker.close()
-    return able
+    return {worker: _prepared(worker, crew) for worker in list(crew)}
+
+
+def _prepared(worker: Worker, crew: list[Worker]) -> list[str]:
+    try:
+        return worker.receive()
+    except UnavailableError as error:
+        print(f"{worker.library} is skipped: {error}")
+        crew.remove(worker)
+        worker.close()
+        return []
 
 
 def measure(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
@@ -98,4 +101,30 @@ def measure(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
             for worker, pooled in times.items():
                 pooled += worker.ask("burst", operation, BURST_SECONDS, FEWEST_CALLS)
         for worker, pooled in times.items():
-            yield Record.of(operation, case, worker.library, [nanoseconds / 1e6 for nanoseconds in pooled])
+            yield _pooled(operation, case, worker, pooled)
+    for worker in crew:
+        worker.ask("release")
+
+
+def measure_alone(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
+    """Time as `measure` does, but let a worker hold its arrays during its own turn only.
+
+    For arrays of which the memory has no room for those of all workers. A call on them takes up to seconds:
+    one is enough in each turn, and the call that a worker makes as it prepares is its warm-up.
+    """
+    times: dict[tuple[str, Worker], list[int]] = {}
+    for _ in range(rounds):
+        for worker in list(crew):
+            worker.send("prepare", case)
+            able = _prepared(worker, crew)
+            for operation in able:
+                pooled = times.setdefault((operation, worker), [])
+                pooled += worker.ask("timed", operation, ALONE_SECONDS, 1)
+            if worker in crew:
+                worker.ask("release")
+    for (operation, worker), pooled in times.items():
+        yield _pooled(operation, case, worker, pooled)
+
+
+def _pooled(operation: str, case: Case, worker: Worker, nanoseconds: Iterable[int]) -> Record:
+    return Record.of(operation, case, worker.library, [time / 1e6 for time in nanoseconds])

@@ -19,12 +19,14 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
-def add_turns(parser: argparse.ArgumentParser, rounds: int) -> None:
+def add_turns(parser: argparse.ArgumentParser, rounds: int, threads: int = 2) -> None:
     """Give a program the options that say how often libraries take turns, and with how many threads."""
     parser.add_argument(
         "--rounds", type=int, default=rounds, help=f"turns of every library per row (default {rounds})"
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of every library (default 2)")
+    parser.add_argument(
+        "--threads", type=int, default=threads, help=f"threads of every library (default {threads})"
+    )
 
 
 def add_rows(parser: argparse.ArgumentParser, example: str) -> None:

@@ -57,12 +57,16 @@ def bind_threads(module: str) -> None:
         os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
 
 
-def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[int]:
-    """Return the nanoseconds of each call; after a warm-up, calls are made back to back for some seconds."""
-    start, warm_up_calls = perf_counter_ns(), 0
-    while warm_up_calls < MINIMUM_WARM_UP_CALLS or perf_counter_ns() - start < WARM_UP_NS:
+def warm_up(function: Callable[[], object]) -> None:
+    """Call a function at least twice and for some milliseconds."""
+    start, calls = perf_counter_ns(), 0
+    while calls < MINIMUM_WARM_UP_CALLS or perf_counter_ns() - start < WARM_UP_NS:
         function()
-        warm_up_calls += 1
+        calls += 1
+
+
+def timed(function: Callable[[], object], seconds: float, fewest: int) -> list[int]:
+    """Return the nanoseconds of each call; calls are made back to back for some seconds."""
     times: list[int] = []
     end = perf_counter_ns() + seconds * 1e9
     while len(times) < fewest or (perf_counter_ns() < end and len(times) < MOST_CALLS):
@@ -70,6 +74,12 @@ def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[i
         function()
         times.append(perf_counter_ns() - start)
     return times
+
+
+def burst(function: Callable[[], object], seconds: float, fewest: int) -> list[int]:
+    """Return the nanoseconds of each call after a warm-up."""
+    warm_up(function)
+    return timed(function, seconds, fewest)
 
 
 class _Server:
@@ -87,8 +97,14 @@ class _Server:
             function()
         return list(self.operations)
 
+    def release(self) -> None:
+        self.operations = {}
+
     def burst(self, operation: str, seconds: float, fewest: int) -> list[int]:
         return burst(self.operations[operation], seconds, fewest)
+
+    def timed(self, operation: str, seconds: float, fewest: int) -> list[int]:
+        return timed(self.operations[operation], seconds, fewest)
 
 
 class _Relay(logging.Handler):

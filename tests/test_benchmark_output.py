@@ -15,6 +15,7 @@ from benchmarks import (
     moments,
     output,
     report,
+    scaling,
     step,
     workers,
 )
@@ -149,6 +150,10 @@ def epilogue_records(case, crew, rounds):
     return [Record(o, case, library, 1.0, 1.0, 1) for o in epilogue.OPERATIONS for library in libraries]
 
 
+def scaling_records(case, crew, rounds):
+    return [Record(case.operation, case, library, 1.0, 1.0, 1) for library in scaling.LIBRARIES]
+
+
 def step_rows(sizes, rounds):
     return [step.Row(variant, 1000.0, 1100.0, 100.0, 110.0) for variant in step.NORMS], 1e-7
 
@@ -174,6 +179,12 @@ def run(monkeypatch):
     made_up = {
         family: of_family,
         epilogue: {**of_family, "measure": epilogue_records},
+        scaling: {
+            **of_family,
+            **dict.fromkeys(("measure", "measure_alone"), scaling_records),
+            "available_memory": lambda: None,
+            "THREADS": 2,
+        },
         step: {"measure": step_rows, **everything},
         report: {"workers": no_workers, "measure": records, **everything},
         accuracy: {"errors": errors, **everything},
@@ -198,6 +209,7 @@ FULL = [
     (report, (), {"report.md", "report.json", "speed.png", "speed_summary.png"}),
     (family, (), {"family.md", "family.json"}),
     (epilogue, (), {"epilogue.md", "epilogue.json"}),
+    (scaling, (), {"scaling.md", "scaling.json", "scaling.png"}),
     (step, (), {"step.md", "step.json", "step.png"}),
     (accuracy, (), {"accuracy.md", "accuracy.json", "accuracy.png"}),
     (estimator, (), {"estimator.md", "estimator.json"}),
@@ -228,6 +240,10 @@ def test_a_full_run(program, options, files, run, results, tmp_path, capsys):
         (family, ("--rounds", 1), "4 of 5 rounds"),
         (epilogue, ("--rows", "^relu"), "12 of 24 rows"),
         (epilogue, ("--rounds", 1), "4 of 5 rounds"),
+        (scaling, ("--quick",), "72 of 126 rows"),
+        (scaling, ("--rows", "inference.*NHWC"), "112 of 126 rows"),
+        (scaling, ("--rounds", 1), "2 of 3 rounds"),
+        (scaling, ("--threads", 1), "27 of 126 rows"),
         (step, ("--rounds", 1), "2 of 3 rounds"),
         (step, ("--batch", 4), "28 of 32 images"),
         (estimator, ("--rounds", 1), "6 of 7 rounds"),
@@ -245,7 +261,7 @@ def test_a_part_of_a_run(program, options, lacks, run, results, tmp_path, capsys
     assert not names(results)
 
 
-@pytest.mark.parametrize("program", [report, family, epilogue, step, accuracy, moments])
+@pytest.mark.parametrize("program", [report, family, epilogue, scaling, step, accuracy, moments])
 def test_a_library_that_is_missing(program, run, results, monkeypatch, capsys):
     monkeypatch.setattr(program, "uninstalled", lambda *packages: [f"{packages[0]} (not installed)"])
     with pytest.raises(SystemExit):
