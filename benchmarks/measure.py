@@ -16,7 +16,8 @@ from tests.support.cases import Case
 
 BURST_SECONDS = 0.06
 FEWEST_CALLS = 5
-ALONE_SECONDS = 0.25
+ALONE_SECONDS = 0.5
+FEWEST_CALLS_ALONE = 3
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def measure(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
 def measure_alone(case: Case, crew: list[Worker], rounds: int) -> Iterator[Record]:
     """Time as `measure` does, but let a worker hold its arrays during its own turn only.
 
-    For arrays of which the memory has no room for those of all workers. A call on them takes up to seconds:
-    one is enough in each turn, and the call that a worker makes as it prepares is its warm-up.
+    For arrays of which the memory has no room for those of all workers. A call on them takes up to seconds,
+    so a turn has few, and the one that a worker makes as it prepares is the warm-up.
     """
     times: dict[tuple[str, Worker], list[int]] = {}
     for _ in range(rounds):
@@ -119,7 +120,7 @@ def measure_alone(case: Case, crew: list[Worker], rounds: int) -> Iterator[Recor
             able = _prepared(worker, crew)
             for operation in able:
                 pooled = times.setdefault((operation, worker), [])
-                pooled += worker.ask("timed", operation, ALONE_SECONDS, 1)
+                pooled += worker.ask("timed", operation, ALONE_SECONDS, FEWEST_CALLS_ALONE)
             if worker in crew:
                 worker.ask("release")
     for (operation, worker), pooled in times.items():

@@ -6,10 +6,10 @@ Arrays of float32 from 4 KB to 4 GB, each four times as large as the one before.
   batch is 5, and the side of the maps is halved down to 7, then the number of channels is quartered;
 - NC: at 4 KB 16 samples of 64 channels; both double up to 1024 channels, then the batch is quadrupled.
 
-Larger arrays than those of 256 MB are held by one worker process at a time, so that 15 GB of memory suffice
-for all rows; those for which there is less memory are left out. Three sizes are measured with fewer threads,
-too: one, two, four and so on. Prints the page; with ``--output FOLDER`` or ``--write`` it leaves
-``scaling.md``, ``scaling.json`` and ``scaling.png``.
+Larger arrays than those of 256 MB are held by one worker process at a time, in one round, so that 15 GB of
+memory suffice for all rows; those for which there is less memory are left out. Three sizes are measured with
+fewer threads, too: one, two, four and so on. Prints the page; with ``--output FOLDER`` or ``--write`` it
+leaves ``scaling.md``, ``scaling.json`` and ``scaling.png``.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ STEPS = range(11)  # of the size of the array, from 4 KB to 4 GB
 STRONG_STEPS = (3, 5, 8)  # 256 KB, 4 MB and 256 MB
 LARGEST_OF_ALL = 300_000_000  # bytes: the workers hold larger arrays one after the other
 LARGEST_OF_QUICK = 1_100_000
+# A turn of all libraries on arrays of 4 GB takes about half a minute, most of it for new memory: more rounds
+# would take longer than all other rows together.
+ROUNDS_ALONE = 1
 SPARE = 2_000_000_000  # bytes for the processes themselves, and for the memory that numbabn keeps
 
 
@@ -118,8 +121,11 @@ def _measured(cases: list[ScalingCase], rounds: int) -> Iterator[Record]:
             crews[threads] = owner.enter_context(workers(threads, libraries, "benchmarks.scaling_libraries"))
         for case in (progress := tqdm(cases, unit="row")):
             progress.set_description(case.name)
-            protocol = measure if case.nbytes <= LARGEST_OF_ALL else measure_alone
-            yield from protocol(case, crews[case.threads], rounds)
+            crew = crews[case.threads]
+            if case.nbytes <= LARGEST_OF_ALL:
+                yield from measure(case, crew, rounds)
+            else:
+                yield from measure_alone(case, crew, ROUNDS_ALONE)
 
 
 def _files(machine: dict[str, str], records: list[Record]) -> Files:

@@ -14,7 +14,8 @@ ABOUT = f"""\
 GB/s: the least bytes of the operation over the median time of one call on float32. Training forward and
 inference read one array and write one; backward reads two and writes one. All libraries but NumPy, which has
 one thread, have the same number of threads, each bound to a core. They take turns, burst by burst, and the
-times of all rounds are pooled. Arrays of more than 256 MB are in the memory of one library at a time.
+times of all rounds are pooled. Arrays of more than 256 MB are in the memory of one library at a time, and
+every library has one turn.
 
 - `{OUT}` and `{COPY}` write into the same memory at every call, the others return a new array.
 - `{COPY}` moves the bytes with plain stores and all threads.
