@@ -85,13 +85,13 @@ def apply_tile(dy, x, rows, columns, gain, traffic, out):
 
     The last of the five is the gain that dy is multiplied by, unless ``gain`` is None.
 
-    The vectors begin at a cache line of out and run over the end of a row into the next, which is why the
-    first 16 coefficients are repeated after the last, and why a width not of whole vectors has one row. Where
-    the rows are part of longer ones, they begin at a cache line, and are whole vectors.
+    The vectors begin where `head` says and run over the end of a row into the next, which is why the first 16
+    coefficients are repeated after the last, and why a width not of whole vectors has one row. Rows that are
+    part of longer ones are whole vectors.
     """
     base, count, stride, copies, channels, inner = rows
     width = columns_of(rows)
-    first = min(head(out, base, traffic.streaming), width)
+    first = min(head(array_of(x), base, traffic.streaming, out), width) if stride == width else 0
     last = first + (width - first) // LANES * LANES
     if first > 0:
         put_columns(dy, x, base, first, np.int64(0), columns, gain, out)

@@ -8,32 +8,35 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numbabn.backends.cpu.epilogue import array_of, bare, take, take_part
+from numbabn.backends.cpu.contiguous import add_part, add_values
+from numbabn.backends.cpu.epilogue import array_of, bare
 from numbabn.backends.cpu.jit import helper
 from numbabn.backends.cpu.simd import (
     LANES,
     add,
     computed,
     convert,
+    elements,
     fma,
     load,
     load_part,
     number,
     prefetch,
+    splat,
     store,
-    sub,
     widen,
     zeros,
 )
 from numbabn.backends.cpu.welford import merge_sums
 
 MERGE = 4096  # pixels summed about one shift, or 64 rows of them: bounds the cancellation, see merge_sums
+PAIR = 2 * LANES  # columns whose sums are in registers while a group of rows is added to them
 GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
 PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
 AHEAD = 16  # rows: how far ahead to prefetch
-# Bytes of all arrays of a call up to which nothing is prefetched. What comes too early takes the place of
-# sums in the first cache, above all where rows are a multiple of 4 KB apart: sums of 256x1024 take 0.31 ns
-# an element with prefetching and 0.20 without, those of 25088x256 0.38 and 0.53.
+# Bytes that a pass reads up to which nothing is prefetched. What comes too early takes the place of sums in the
+# first cache. Sums of dy and x, on two cores with AVX-512 that share 32 MB: 13 MB (32x14x14x256) take 0.14 ms
+# with prefetching and 0.10 without, 26 MB (32x28x28x128) 0.24 and 0.35.
 CACHED = 16 << 20
 
 
@@ -116,42 +119,54 @@ def collapse(columns, copies, channels, inner):
 
 
 @helper
-def add_column(dy, x, lines, j, n, shift, s, q):
-    """Add sixteen columns from j on, or n < 16, of the rows that ``lines`` bounds to s and q.
+def add_pair(dy, x, lines, j, shift, s, q):
+    """Add the 32 columns from j on of the rows that ``lines`` bounds to s and q.
 
-    d = x - shift has shift's dtype, and so have the sums with dy over these few rows. d and its square are
-    summed in float64, see ``row_kernels.sums``; there may be no other rows to average an error out.
+    e, d = x - shift and their sums over these few rows have shift's dtype.
     """
     first, stop, stride, ahead = lines
     like, wide = shift[0], np.float64(0)
-    k, t, u = load(shift, j, like), zeros(like), zeros(like)
-    sum_e, sum_ed = load(s, j, wide), load(q, j, wide)
+    k0, k1 = load(shift, j, like), load(shift, j + LANES, like)
+    s0 = s1 = q0 = q1 = zeros(like)
     for i in range(first + j, stop + j, stride):
         if ahead:
-            prefetch(x, i + ahead, LANES)
-        d = sub(load(x, i, like) if n >= LANES else load_part(x, i, n, k), k)
-        if dy is None:
-            wide_d = widen(d)
-            sum_e, sum_ed = add(sum_e, wide_d), fma(wide_d, wide_d, sum_ed)
-        else:
-            if ahead:
-                prefetch(array_of(dy), i + ahead, LANES)
-            e = take(dy, i, like) if n >= LANES else take_part(dy, i, n, zeros(like))
-            t, u = add(t, e), fma(e, d, u)
-    store(s, j, add(sum_e, widen(t)))
-    store(q, j, add(sum_ed, widen(u)))
+            prefetch(x, i + ahead, PAIR)
+            if dy is not None:
+                prefetch(array_of(dy), i + ahead, PAIR)
+        s0, q0 = add_values(dy, x, i, None, 0, k0, like, s0, q0)
+        s1, q1 = add_values(dy, x, i + LANES, None, 0, k1, like, s1, q1)
+    store(s, j, add(load(s, j, wide), widen(s0)))
+    store(q, j, add(load(q, j, wide), widen(q0)))
+    store(s, j + LANES, add(load(s, j + LANES, wide), widen(s1)))
+    store(q, j + LANES, add(load(q, j + LANES, wide), widen(q1)))
 
 
 @helper
-def column_sums(dy, x, rows, shift, s, q):
+def add_rest(dy, x, lines, j, n, shift, s, q):
+    """Like ``add_pair`` for n < 32 columns."""
+    first, stop, stride, _ = lines
+    like, wide = shift[0], np.float64(0)
+    for c in range(j, j + n, LANES):
+        k, part = load(shift, c, like), j + n - c
+        s0 = q0 = zeros(like)
+        for i in range(first + c, stop + c, stride):
+            if part >= LANES:
+                s0, q0 = add_values(dy, x, i, None, 0, k, like, s0, q0)
+            else:
+                s0, q0 = add_part(dy, x, i, None, 0, part, k, like, s0, q0)
+        store(s, c, add(load(s, c, wide), widen(s0)))
+        store(q, c, add(load(q, c, wide), widen(q0)))
+
+
+@helper
+def column_sums(dy, x, nbytes, rows, shift, s, q):
     """s[c] = sum of e and q[c] = sum of e * d over the columns of channel c, with d = x - shift[column].
 
-    e = dy, or d where dy is None. s and q are float64.
+    e = dy, or d where dy is None. s and q are float64. ``nbytes`` are those that all tasks read together.
     """
     width, stride = columns_of(rows), rows.stride
     end = rows.base + rows.rows * stride
-    arrays = 2 if dy is None else 3  # x and y, or dy, x and dx
-    ahead = AHEAD * stride if arrays * x.size * x.itemsize > CACHED else 0
+    ahead = AHEAD * stride if nbytes > CACHED else 0
     for j in range(len(s)):
         s[j] = 0.0
         q[j] = 0.0
@@ -159,25 +174,37 @@ def column_sums(dy, x, rows, shift, s, q):
         hi = min(lo + PANEL, width)
         for first in range(rows.base, end, GROUP * stride):
             lines = Lines(first, min(first + GROUP * stride, end), stride, ahead)
-            for j in range(lo, hi, LANES):
-                add_column(dy, x, lines, j, hi - j, shift, s, q)
+            body = lo + (hi - lo) // PAIR * PAIR
+            for j in range(lo, body, PAIR):
+                add_pair(dy, x, lines, j, shift, s, q)
+            if body < hi:
+                add_rest(dy, x, lines, body, hi - body, shift, s, q)
     collapse(s, rows.copies, rows.channels, rows.inner)
     collapse(q, rows.copies, rows.channels, rows.inner)
 
 
 @helper
-def first_estimate(x, rows, like, values):
-    """values[c] = a number of like's dtype near the mean of channel c: that of four pixels.
+def first_estimate(x, rows, values):
+    """values[c] = a number near the mean of channel c: that of four pixels.
 
     One pixel may be an outlier, and sums about an outlier lose digits: the mean of four is nearer to others.
     """
-    n = 4 if rows.rows * rows.copies >= 4 else 1
+    like, n = values[0], 4 if rows.rows * rows.copies >= 4 else 1
     pixel = rows.channels * rows.inner if rows.copies > 1 else rows.stride
-    for c in range(rows.channels):
-        value = np.float64(0)
-        for i in range(rows.base + c * rows.inner, rows.base + c * rows.inner + n * pixel, pixel):
-            value += number(x, i) / n  # n is a power of two, and no sum overflows
-        values[c] = convert(value, like)
+    weight = splat(convert(1.0 / n, like))  # n is a power of two, and no sum overflows
+    if rows.inner > 1:
+        for c in range(rows.channels):
+            first = rows.base + c * rows.inner
+            values[c] = 0.0
+            for i in range(first, first + n * pixel, pixel):
+                values[c] += number(x, i) / n
+    else:
+        for c in range(0, rows.channels, LANES):
+            some, mean = rows.channels - c, zeros(like)
+            for i in range(rows.base + c, rows.base + c + n * pixel, pixel):
+                v = load(x, i, like) if some >= LANES else load_part(x, i, some, mean)
+                mean = fma(v, weight, mean)
+            store(values, c, mean)
 
 
 @helper
@@ -193,27 +220,23 @@ def all_below(values, count, bound):
 def add_moments(x, rows, seen, like, mean, m2):
     """Merge the moments of every channel into mean and m2 of ``seen`` values; return how many there are."""
     _, count, stride, copies, channels, inner = rows
-    width = columns_of(rows) + LANES
-    values, shift, s, q = (
-        np.empty(channels),
-        np.full(width, convert(0.0, like)),
-        np.empty(width),
-        np.empty(width),
-    )
+    width, nbytes = columns_of(rows) + LANES, x.size * x.itemsize
+    values, shift = np.full(channels + LANES, convert(0.0, like)), np.full(width, convert(0.0, like))
+    s, q = np.empty(width), np.empty(width)
     step = max(MERGE // max(copies, 1), 64)
     for r in range(0, count, step):
         block = Rows(rows.base + r * stride, min(step, count - r), stride, copies, channels, inner)
         if seen == 0.0:
-            first_estimate(x, block, like, values)
+            first_estimate(elements(x), block, values)
         elif r == 0:
             for c in range(channels):
                 values[c] = convert(mean[c], like)
-        expand(values, copies, inner, shift)
-        column_sums(None, x, block, shift, s, q)
+        expand(values[:channels], copies, inner, shift)
+        column_sums(None, elements(x), nbytes, block, shift, s, q)
         if not all_below(q, channels, np.inf):  # deviations leave the range of float32, or are not finite
             wide, wide_s, wide_q = np.empty(width), np.empty(width), np.empty(width)
-            expand(values, copies, inner, wide)
-            column_sums(None, x, block, wide, wide_s, wide_q)
+            expand(values[:channels], copies, inner, wide)
+            column_sums(None, elements(x), nbytes, block, wide, wide_s, wide_q)
             for c in range(channels):
                 if not q[c] < np.inf:  # the others keep their bits, whatever is in this channel
                     s[c], q[c] = wide_s[c], wide_q[c]
@@ -255,7 +278,7 @@ def products_task(k, dy, x, copies, inner, mean, sums):
         rows = tile(k, chunks, part, x, copies, channels, inner)
         if rows.rows > 0:
             expand(center, rows.copies, inner, shift)
-            column_sums(bare(dy), x, rows, shift, s, q)
+            column_sums(bare(dy), elements(x), 2 * x.size * x.itemsize, rows, shift, s, q)
             for c in range(channels):
                 sum_dy[c] += s[c]
                 sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
@@ -279,6 +302,6 @@ def products_of_stripe(dy, x, rows, mean, sum_dy, sum_dy_d):
     for c in range(lo, hi):
         center[c - lo] = mean[c]
     s, q = sum_dy[lo:hi], sum_dy_d[lo:hi]
-    column_sums(bare(dy), x, rows, center, s, q)
+    column_sums(bare(dy), elements(x), 2 * x.size * x.itemsize, rows, center, s, q)
     for c in range(rows.channels):
         q[c] -= (mean[lo + c] - center[c]) * s[c]

@@ -253,7 +253,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
     end = (lo // inner + 1) * inner
     vectors = splat_coefficients(coefficients, gain, c)
     streaming, ahead, like = traffic.streaming, traffic.ahead, array_of(out)[0]
-    i = min(lo + head(out, lo, streaming), hi)
+    i = min(lo + head(array_of(x), lo, streaming, out), hi)
     if i > lo:
         put_affine_part(dy, x, lo, i - lo, vectors, gain, out)
     while True:
