@@ -127,17 +127,43 @@ def apply_task(k, dy, x, cut, traffic, coefficients, gain, out):
     fence()
 
 
+@helper
+def apply_part(p, dy, x, cut, coefficients, gain, out):
+    """Apply the affine map to the part of thread p, from its last chunk to its first.
+
+    That is the part of which the thread has read the sums, and what it read last is still in its cache. When
+    the parts of two threads were exchanged, forward and backward of 32x28x28x128 took 1.6 and 1.9 times as long
+    on two cores without a cache in common.
+    """
+    chunks, copies, inner, streaming, threads = cut
+    for k in range(chunks * (p + 1) // threads - 1, chunks * p // threads - 1, -1):
+        apply_task(k, dy, x, (chunks, copies, inner), Traffic(streaming, 0), coefficients, gain, out)
+
+
 @Kernel
 def apply(dy, x, cut, coefficients, gain, out):
     """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
-    ``cut`` is (chunks, copies, inner, streaming). From the last chunk to the first, because what the
-    statistics read last is still in the cache.
+    ``cut`` is (chunks, copies, inner, streaming, threads).
     """
-    chunks, copies, inner, streaming = cut
-    for t in prange(chunks):
-        task, traffic = (chunks, copies, inner), Traffic(streaming, 0)
-        apply_task(chunks - 1 - np.int64(t), dy, x, task, traffic, coefficients, gain, out)
+    for p in prange(cut[4]):
+        apply_part(np.int64(p), dy, x, cut, coefficients, gain, out)
+
+
+@helper
+def fill_forward(count, pair, statistics, gamma, beta, eps, coefficients):
+    """Fill mean and biased variance, the two arrays ``statistics``, and the coefficients of y, from all chunks.
+
+    Groups have as many channels as there are more of gamma than of means.
+    """
+    mean, var = statistics
+    members = len(gamma) // len(mean)
+    values = merge_all(count, pair)
+    for g in range(len(mean)):
+        mean[g], var[g] = pair[0, 0, g], pair[1, 0, g] / values
+        std = np.sqrt(var[g] + eps)
+        for c in range(g * members, (g + 1) * members):
+            fill_normalize(c, mean[g], std, gamma[c], beta[c], coefficients)
 
 
 @helper
@@ -148,42 +174,27 @@ def forward_sample(x, cut, traffic, gamma, beta, eps, statistics, y):
     many chunks as where threads share a sample, so that the bits are the same.
     """
     chunks, copies, inner, members = cut
-    mean, var = statistics
-    count, pair = np.empty(chunks), np.empty((2, chunks, len(mean)))
+    count, pair = np.empty(chunks), np.empty((2, chunks, len(statistics[0])))
     coefficients = np.empty((4, len(gamma)), computed(x))
     for k in range(chunks):
         moments_task(k, x, copies, members * inner, x[0], count, pair)
-    merge_all(count, pair)
-    values = np.float64(x.size // len(mean))
-    for g in range(len(mean)):
-        mean[g], var[g] = pair[0, 0, g], pair[1, 0, g] / values
-        std = np.sqrt(var[g] + eps)
-        for c in range(g * members, (g + 1) * members):
-            fill_normalize(c, mean[g], std, gamma[c], beta[c], coefficients)
+    fill_forward(count, pair, statistics, gamma, beta, eps, coefficients)
     apply_task(0, None, x, (1, copies, inner), traffic, coefficients, None, y)
 
 
 @helper
-def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
-    """Fill ``sums`` in one task, two arrays: of dy and of dy * xhat. Return the coefficients of dx.
+def fill_backward(parts, values, statistics, gamma, gain, eps, sums, coefficients):
+    """Fill ``sums``, two arrays, of dy and of dy * xhat, and the coefficients of dx, from parts[2, chunks, channels].
 
-    ``statistics`` and ``cut`` are as in ``forward_sample``. Without a gain members is 1. Chunks are added in
-    order, as NumPy adds them in the phases if there are two channels or more; of one, there are no columns.
+    ``values`` are those of a channel. Chunks are added in order, as NumPy adds them in `channels.backward_reduce`
+    if there are two channels or more; of one, there are no columns. Without a gain groups are channels.
     """
-    chunks, copies, inner, members = cut
     (mean, var), (sum_dy, sum_dy_xhat) = statistics, sums
-    channels = len(sum_dy)
-    parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), computed(x))
-    count, repeated = np.float64(x.size // channels), np.empty(channels)
-    for g in range(len(mean)):
-        for c in range(g * members, (g + 1) * members):
-            repeated[c] = mean[g]
-    for k in range(chunks):
-        products_task(k, dy, x, copies, inner, repeated, parts)
-    for c in range(channels):
+    members = len(sum_dy) // len(mean)
+    for c in range(len(sum_dy)):
         sum_dy[c], sum_dy_xhat[c] = parts[0, 0, c], parts[1, 0, c]
-    for k in range(1, chunks):
-        for c in range(channels):
+    for k in range(1, parts.shape[1]):
+        for c in range(len(sum_dy)):
             sum_dy[c] += parts[0, k, c]
             sum_dy_xhat[c] += parts[1, k, c]
     for g in range(len(mean)):
@@ -191,12 +202,57 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
         for c in range(g * members, (g + 1) * members):
             sum_dy_xhat[c] /= std
         if gain is None:
-            means = sum_dy[g] / count, sum_dy_xhat[g] / count
+            means = sum_dy[g] / values, sum_dy_xhat[g] / values
             fill_gradient(g, mean[g], std, gamma[g], means, coefficients)
         else:
-            added = sum_dy, sum_dy_xhat
-            fill_group_gradient(g * members, members, mean[g], std, gain, count, added, coefficients)
+            fill_group_gradient(g * members, members, mean[g], std, gain, values, sums, coefficients)
+
+
+@helper
+def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
+    """``fill_backward`` in one task; return the coefficients. ``cut`` is as in ``forward_sample``."""
+    chunks, copies, inner, members = cut
+    mean, channels = statistics[0], len(sums[0])
+    parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), computed(x))
+    repeated = np.empty(channels)
+    for g in range(len(mean)):
+        for c in range(g * members, (g + 1) * members):
+            repeated[c] = mean[g]
+    for k in range(chunks):
+        products_task(k, dy, x, copies, inner, repeated, parts)
+    values = np.float64(x.size // channels)
+    fill_backward(parts, values, statistics, gamma, gain, eps, sums, coefficients)
     return coefficients
+
+
+@Kernel
+def forward(x, chunks, cut, gamma, beta, eps, statistics, y):
+    """Training forward: the moments of so many chunks, and the result; mean and biased variance in statistics.
+
+    ``cut`` is as in ``apply``. One launch of two passes takes 20 us less than one of each, which is a tenth of
+    32x14x14x256.
+    """
+    channels, copies, inner = statistics.shape[1], cut[1], cut[2]
+    count, pair = np.empty(chunks), np.empty((2, chunks, channels))
+    coefficients = np.empty((4, channels), computed(x))
+    for k in prange(chunks):
+        moments_task(np.int64(k), x, copies, inner, x[0], count, pair)
+    fill_forward(count, pair, (statistics[0], statistics[1]), gamma, beta, eps, coefficients)
+    for p in prange(cut[4]):
+        apply_part(np.int64(p), None, x, cut, coefficients, None, y)
+
+
+@Kernel
+def backward(dy, x, chunks, cut, statistics, gamma, eps, sums, dx):
+    """Training backward: the sums of so many chunks, in sums[2, channels], and dx. ``cut`` is as in ``apply``."""
+    channels, copies, inner = statistics.shape[1], cut[1], cut[2]
+    parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), computed(x))
+    given, added, values = (statistics[0], statistics[1]), (sums[0], sums[1]), np.float64(x.size // channels)
+    for k in prange(chunks):
+        products_task(np.int64(k), dy, x, copies, inner, given[0], parts)
+    fill_backward(parts, values, given, gamma, None, eps, added, coefficients)
+    for p in prange(cut[4]):
+        apply_part(np.int64(p), dy, x, cut, coefficients, None, dx)
 
 
 @Kernel
@@ -315,14 +371,14 @@ def normalize(x, copies, inner, mean, var, gamma, beta, eps, y):
 
 
 @small_kernel
-def forward(x, copies, inner, gamma, beta, eps, statistics, y):
+def forward_small(x, copies, inner, gamma, beta, eps, statistics, y):
     """Training forward of a small array: mean and biased variance in statistics[2, channels]."""
     cut, pair = (1, copies, inner, 1), (statistics[0], statistics[1])
     forward_sample(x, cut, Traffic(0, 0), gamma, beta, eps, pair, y)
 
 
 @small_kernel
-def backward(dy, x, copies, inner, statistics, gamma, eps, sums, dx):
+def backward_small(dy, x, copies, inner, statistics, gamma, eps, sums, dx):
     """Training backward of a small array: sums of dy and dy * xhat in sums[2, channels]."""
     cut, given, added = (1, copies, inner, 1), (statistics[0], statistics[1]), (sums[0], sums[1])
     coefficients = reduce_sample(dy, x, cut, given, gamma, None, eps, added)

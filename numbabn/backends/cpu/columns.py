@@ -7,6 +7,7 @@ import numpy as np
 from numbabn.backends.cpu import column_kernels as kernels
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu.half import computed
+from numbabn.backends.cpu.jit import thread_count
 from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.verbs import Affine, Array, Pair, Result, View
 
@@ -38,19 +39,18 @@ def apply(
 ) -> None:
     """Write the map of x, or of x and dy, that `affine` describes, with its coefficients[4, groups]."""
     nbytes = plan.touched(dy, x, out)
-    copies, chunks = plan.columns(view, nbytes)
-    cut = chunks, copies, view.inner, int(plan.streams(nbytes))
-    kernels.apply(nbytes, dy, x, cut, coefficients, gain, out)
+    kernels.apply(nbytes, dy, x, _parts(view, nbytes), coefficients, gain, out)
 
 
 def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:
-    """Fill statistics[2, groups] and y in one launch, or return False where phases are better."""
+    """Fill statistics[2, groups] and y in one launch; return True."""
     if plan.small(x.nbytes):
-        kernels.forward(x, *_cut(view), *affine.parameters, affine.eps, statistics, y)
+        kernels.forward_small(x, *_cut(view), *affine.parameters, affine.eps, statistics, y)
     elif (width := plan.stripe(view)) and _by_words(y):
         kernels.forward_stripes(x.nbytes, x, width, *affine.parameters, affine.eps, statistics, y)
     else:
-        return False
+        (_, chunks), cut = plan.sums(view, x.nbytes), _parts(view, plan.touched(None, x, y))
+        kernels.forward(x.nbytes, x, chunks, cut, *affine.parameters, affine.eps, statistics, y)
     return True
 
 
@@ -65,14 +65,15 @@ def normalize(x: Array, view: View, statistics: Pair, affine: Affine, y: Array) 
 def backward(
     dy: Array, x: Array, view: View, statistics: Array, affine: Affine, sums: Array, dx: Array
 ) -> bool:
-    """Fill sums[2, groups] and dx in one launch, or return False where phases are better."""
-    gamma, _ = affine.parameters
-    if plan.small(2 * x.nbytes):
-        kernels.backward(dy, x, *_cut(view), statistics, gamma, affine.eps, sums, dx)
+    """Fill sums[2, groups] and dx in one launch; return True."""
+    (gamma, _), nbytes = affine.parameters, 2 * x.nbytes
+    if plan.small(nbytes):
+        kernels.backward_small(dy, x, *_cut(view), statistics, gamma, affine.eps, sums, dx)
     elif width := plan.stripe(view):
-        kernels.backward_stripes(2 * x.nbytes, dy, x, width, statistics, gamma, affine.eps, sums, dx)
+        kernels.backward_stripes(nbytes, dy, x, width, statistics, gamma, affine.eps, sums, dx)
     else:
-        return False
+        (_, chunks), cut = plan.sums(view, nbytes), _parts(view, plan.touched(dy, x, dx))
+        kernels.backward(nbytes, dy, x, chunks, cut, statistics, gamma, affine.eps, sums, dx)
     return True
 
 
@@ -104,6 +105,12 @@ def backward_samples(
     cut = chunks, copies, view.inner, view.members, int(streaming)
     kernels.backward_samples(2 * x.nbytes, dy, x, cut, given, gamma, gain, affine.eps, added, dx)
     return True
+
+
+def _parts(view: View, nbytes: int) -> tuple[int, ...]:
+    """How a pass that touches so many bytes is cut up: what ``column_kernels.apply`` takes."""
+    copies, chunks = plan.columns(view, nbytes)
+    return chunks, copies, view.inner, int(plan.streams(nbytes)), thread_count()
 
 
 def _by_words(y: Array) -> bool:

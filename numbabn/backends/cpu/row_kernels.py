@@ -286,8 +286,9 @@ def segments_of(k, chunks, rows):
 
 @helper
 def moments_task(task, x, rows, like, count, pair):
-    """Partial moments of a chunk of a channel."""
-    c, k = task // len(count), task % len(count)
+    """Partial moments of a chunk of a channel; the chunks of all channels that lie together follow each other."""
+    channels = pair.shape[2]
+    c, k = task % channels, task // channels
     start, stop = segments_of(k, len(count), rows)
     count[k], pair[0, k, c], pair[1, k, c] = slab_moments(elements(x), c, start, stop, rows, like)
 
@@ -302,8 +303,8 @@ def moments(x, outer, channels, inner, like, count, pair):
 @helper
 def products_task(task, dy, x, rows, mean, sums):
     """Partial sums of a chunk of a channel, in float64: it costs nothing where memory is the limit."""
-    chunks = sums.shape[1]
-    c, k = task // chunks, task % chunks
+    _, chunks, channels = sums.shape
+    c, k = task % channels, task // channels
     start, stop = segments_of(k, chunks, rows)
     sums[0, k, c], sums[1, k, c] = slab_products(
         bare(dy), elements(x), c, start, stop, rows, mean[c], np.float64(0)
@@ -335,13 +336,17 @@ def apply_start(t, size, inner):
 
 
 @Kernel
-def apply(dy, x, tasks, inner, coefficients, gain, streaming, out):
+def apply(dy, x, cut, coefficients, gain, out):
     """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
-    From the last task to the first, because what the statistics read last is still in the cache.
+    ``cut`` is (tasks, inner, streaming, threads). Every thread has the part of x that it had in ``moments`` or
+    ``products``, and goes from its last task to its first, because what it read last is still in its cache.
     """
-    for t in prange(tasks):
-        apply_task(tasks - 1 - np.int64(t), dy, x, inner, coefficients, gain, streaming, out)
+    tasks, inner, streaming, threads = cut
+    for t in prange(threads):
+        p = np.int64(t)
+        for k in range(tasks * (p + 1) // threads - 1, tasks * p // threads - 1, -1):
+            apply_task(k, dy, x, inner, coefficients, gain, streaming, out)
 
 
 @helper

@@ -5,6 +5,7 @@ import numpy as np
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu import row_kernels as kernels
 from numbabn.backends.cpu.half import computed
+from numbabn.backends.cpu.jit import thread_count
 from numbabn.backends.verbs import Affine, Array, View
 
 
@@ -28,8 +29,8 @@ def apply(
 ) -> None:
     """Write the map of x, or of x and dy, that `affine` describes, with its coefficients[4, groups]."""
     nbytes = plan.touched(dy, x, out)
-    streaming, tasks = int(plan.streams(nbytes)), plan.apply_tasks(view)
-    kernels.apply(nbytes, dy, x, tasks, view.inner, coefficients, gain, streaming, out)
+    cut = plan.apply_tasks(view), view.inner, int(plan.streams(nbytes)), thread_count()
+    kernels.apply(nbytes, dy, x, cut, coefficients, gain, out)
 
 
 def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -> bool:

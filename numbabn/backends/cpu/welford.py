@@ -35,7 +35,10 @@ def merge_chunks(count, pair):
 
 @helper
 def merge_all(count, pair):
-    """Merge the chunks of count[chunks] and (mean, m2), pair[2, chunks, channels], into chunk 0, in order."""
+    """Merge the chunks of count[chunks] and (mean, m2), pair[2, chunks, channels], into chunk 0, in order.
+
+    Return how many values all chunks have.
+    """
     mean, m2 = pair[0], pair[1]
     total = count[0]
     for k in range(1, len(count)):
@@ -44,3 +47,4 @@ def merge_all(count, pair):
             _, mean[0, c], between = merge_means(total, mean[0, c], more, mean[k, c])
             m2[0, c] += m2[k, c] + between
         total += more
+    return total
