@@ -218,9 +218,7 @@ def test_layouts_of_residual_and_results(layout):
 
 @pytest.mark.slow
 @needs_jit
-@pytest.mark.parametrize(
-    "shape", [(5, 48, 64, 102), (5, 64, 102, 48), (700, 272)], ids=["rows", "columns", "stripes"]
-)
+@pytest.mark.parametrize("shape", [(5, 48, 64, 102), (5, 64, 102, 48)], ids=["rows", "columns"])
 def test_large_arrays_at_any_address(shape):
     """Vectors begin where the address of y says in the first two, which are written past the caches."""
     norm = Norm("batch", shape, 1 if shape[1] == 48 else -1)

@@ -144,7 +144,7 @@ def bits_of(problem):
 def test_same_bits_where_threads_share_a_sample():
     """A large sample of columns is one task, or several in phases, by the number of threads."""
     large = [GroupProblem((3, 20, 20, 12), -1, groups=groups) for groups in (None, 1, 4)]
-    large.append(GroupProblem((3, 50, 272), -1))  # stripes of all rows
+    large.append(GroupProblem((3, 50, 272), -1))  # columns in few rows
     for problem in (*PROBLEMS, *large):
         with regime("phases"):
             expected = bits_of(problem)

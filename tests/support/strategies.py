@@ -185,7 +185,7 @@ SMALL_PATHS = (
     ((6, 700), 1),  # more than one panel of columns
     ((100, 37), 1),  # a width that is no multiple of 16
     ((1, 9, 15), 1),  # one row
-    ((130, 272), 1),  # stripes of all rows, the last one narrower; more rows than are summed about one shift
+    ((130, 272), 1),  # more rows than are summed about one shift
 )
 LARGE_PATHS = (
     ((8, 32, 28, 28), 1),  # 800 KB: blocks of channels in parallel
@@ -196,7 +196,7 @@ LARGE_PATHS = (
     ((100_001, 3), 1),
     ((31, 30, 29, 24), -1),
     ((300, 160, 3, 3), 1),
-    ((600, 272), 1),  # 650 KB: stripes in parallel
+    ((600, 272), 1),  # 650 KB: few chunks of rows
     ((20_000, 16), 1),  # more rows than are summed about one shift
 )
 # Written past the caches without being told to.

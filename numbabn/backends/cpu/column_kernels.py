@@ -4,9 +4,11 @@ NHWC and NC arrays (inner = 1) are such rows, and NCHW arrays of fewer than 16 p
 by itself over the rows, and each channel's columns are added up at the end. ``copies`` pixels lie side by
 side in one row, so that three channels still fill vectors; the pixels left over make one shorter row.
 
-A task is a chunk of rows, or a stripe, which is some columns of all rows, or a whole sample where every
-sample has statistics of its own. Some functions have nine parameters, for the reasons that `row_kernels`
-gives.
+A task is a chunk of rows, or a whole sample where every sample has statistics of its own. A stripe of columns
+of all rows would need no merging, and its result could follow while it is in the cache, but strided rows are
+slow: forward and backward of 256x1024 took 1.7 and 1.3 times as long, those of 128x2048 0.8 times.
+
+Some functions have nine parameters, for the reasons that `row_kernels` gives.
 """
 
 import numpy as np
@@ -23,18 +25,17 @@ from numbabn.backends.cpu.affine import (
 from numbabn.backends.cpu.column_sums import (
     PANEL,
     Rows,
+    aligned_length,
+    aligned_start,
     columns_of,
     expand,
-    moments_of_stripe,
     moments_task,
-    products_of_stripe,
     products_task,
-    stripe,
     tile,
 )
 from numbabn.backends.cpu.epilogue import array_of, bare, head, put, slice_of
 from numbabn.backends.cpu.jit import Kernel, helper, small_kernel
-from numbabn.backends.cpu.simd import LANES, computed, fence, load, prefetch, zeros
+from numbabn.backends.cpu.simd import LANES, computed, elements, fence, load, prefetch, zeros
 from numbabn.backends.cpu.welford import merge_all
 
 
@@ -55,11 +56,12 @@ def products(dy, x, copies, inner, mean, sums):
 @helper
 def load_coefficients(columns, gain, j, like):
     """(center, scale, shift, weight, gain) of the sixteen columns from j on; without a gain the last is 0."""
+    centers, scales, shifts, weights, gains = columns
     g = zeros(like)
     if gain is not None:
-        g = load(columns[4], j, like)
-    k, a = load(columns[0], j, like), load(columns[1], j, like)
-    return k, a, load(columns[2], j, like), load(columns[3], j, like), g
+        g = load(gains, j, like)
+    k, a = load(centers, j, like), load(scales, j, like)
+    return k, a, load(shifts, j, like), load(weights, j, like), g
 
 
 @helper
@@ -69,7 +71,8 @@ def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
     Row by row, as the memory lies: eight rows at once, with coefficients in registers, is slower by a fifth.
     """
     like = array_of(out)[0]
-    for o in range(rows.base, rows.base + rows.rows * rows.stride, rows.stride):
+    width = columns_of(rows)
+    for o in range(rows.base, rows.base + rows.rows * width, width):
         for j in range(first, last, LANES):
             if traffic.ahead:
                 prefetch(array_of(x), o + j + traffic.ahead, LANES)
@@ -80,26 +83,40 @@ def apply_panel(dy, x, rows, first, last, columns, gain, traffic, out):
 
 
 @helper
-def apply_tile(dy, x, rows, columns, gain, traffic, out):
-    """out = ((x - center) * scale + dy) * weight + shift over rows, coefficients columns[5, width + 16].
+def apply_tile(dy, x, rows, coefficients, gain, traffic, out):
+    """out = ((x - center) * scale + dy) * weight + shift over rows, with coefficients[4, channels].
 
-    The last of the five is the gain that dy is multiplied by, unless ``gain`` is None.
+    dy is multiplied by the gain of its channel unless ``gain`` is None.
 
     The vectors begin where `head` says and run over the end of a row into the next, which is why the first 16
-    coefficients are repeated after the last, and why a width not of whole vectors has one row. Rows that are
-    part of longer ones are whole vectors.
+    coefficients are repeated after the last, and why a width not of whole vectors has one row.
+
+    The coefficients of these vectors begin at cache lines: loads of two lines each made the pass from dy and
+    x to dx of 32x14x14x512 take 1.5 times as long.
     """
-    base, count, stride, copies, channels, inner = rows
-    width = columns_of(rows)
-    first = min(head(array_of(x), base, traffic.streaming, out), width) if stride == width else 0
+    base, count, copies, channels, inner = rows
+    width, made = columns_of(rows), np.empty((5, aligned_length(columns_of(rows))), coefficients.dtype)
+    first = min(head(array_of(x), base, traffic.streaming, out), width)
+    start = aligned_start(made[0], first)
+    for i in range(4):
+        expand(coefficients[i], copies, inner, made[i][start:])
+    if gain is not None:
+        expand(gain, copies, inner, made[4][start:])
+    columns = (
+        elements(made[0][start:]),
+        elements(made[1][start:]),
+        elements(made[2][start:]),
+        elements(made[3][start:]),
+        elements(made[4][start:]),
+    )
     last = first + (width - first) // LANES * LANES
     if first > 0:
         put_columns(dy, x, base, first, np.int64(0), columns, gain, out)
     for n, end in ((count - 1, first + width), (np.int64(1), last)):
-        part = Rows(base, n, stride, copies, channels, inner)
+        part = Rows(base, n, copies, channels, inner)
         for j in range(first, end, PANEL):
             apply_panel(dy, x, part, j, min(j + PANEL, end), columns, gain, traffic, out)
-        base += n * stride
+        base += n * width
     if last < width:
         put_columns(dy, x, base - width + last, width - last, last, columns, gain, out)
 
@@ -107,7 +124,7 @@ def apply_tile(dy, x, rows, columns, gain, traffic, out):
 @helper
 def put_columns(dy, x, i, count, j, columns, gain, out):
     """Write ``count`` < 16 elements from i on, which lie in the columns from j on."""
-    put_affine_part(dy, x, i, count, load_coefficients(columns, gain, j, columns[0, 0]), gain, out)
+    put_affine_part(dy, x, i, count, load_coefficients(columns, gain, j, array_of(out)[0]), gain, out)
 
 
 @helper
@@ -115,15 +132,10 @@ def apply_task(k, dy, x, cut, traffic, coefficients, gain, out):
     """Apply the affine map to chunk k; ``cut`` is (chunks, copies, inner)."""
     chunks, copies, inner = cut
     channels = coefficients.shape[1]
-    columns = np.empty((5, copies * channels * inner + LANES), coefficients.dtype)
     for part in range(2):
         rows = tile(k, chunks, part, array_of(x), copies, channels, inner)
         if rows.rows > 0:
-            for c in range(4):
-                expand(coefficients[c], rows.copies, inner, columns[c])
-            if gain is not None:
-                expand(gain, rows.copies, inner, columns[4])
-            apply_tile(bare(dy), bare(x), rows, columns, gain, traffic, bare(out))
+            apply_tile(bare(dy), bare(x), rows, coefficients, gain, traffic, bare(out))
     fence()
 
 
@@ -131,9 +143,9 @@ def apply_task(k, dy, x, cut, traffic, coefficients, gain, out):
 def apply_part(p, dy, x, cut, coefficients, gain, out):
     """Apply the affine map to the part of thread p, from its last chunk to its first.
 
-    That is the part of which the thread has read the sums, and what it read last is still in its cache. When
-    the parts of two threads were exchanged, forward and backward of 32x28x28x128 took 1.6 and 1.9 times as long
-    on two cores without a cache in common.
+    The thread has summed this part, and what it read last is still in its cache. When two threads exchanged
+    their parts, forward and backward of 32x28x28x128 took 1.6 and 1.9 times as long on two cores without a
+    cache in common.
     """
     chunks, copies, inner, streaming, threads = cut
     for k in range(chunks * (p + 1) // threads - 1, chunks * p // threads - 1, -1):
@@ -152,9 +164,9 @@ def apply(dy, x, cut, coefficients, gain, out):
 
 @helper
 def fill_forward(count, pair, statistics, gamma, beta, eps, coefficients):
-    """Fill mean and biased variance, the two arrays ``statistics``, and the coefficients of y, from all chunks.
+    """Fill ``statistics``, the arrays of mean and biased variance, and coefficients of y from all chunks.
 
-    Groups have as many channels as there are more of gamma than of means.
+    Where there are more of gamma than of means, groups have several channels.
     """
     mean, var = statistics
     members = len(gamma) // len(mean)
@@ -184,10 +196,11 @@ def forward_sample(x, cut, traffic, gamma, beta, eps, statistics, y):
 
 @helper
 def fill_backward(parts, values, statistics, gamma, gain, eps, sums, coefficients):
-    """Fill ``sums``, two arrays, of dy and of dy * xhat, and the coefficients of dx, from parts[2, chunks, channels].
+    """Fill ``sums``, the arrays of the sums of dy and of dy * xhat, and the coefficients of dx.
 
-    ``values`` are those of a channel. Chunks are added in order, as NumPy adds them in `channels.backward_reduce`
-    if there are two channels or more; of one, there are no columns. Without a gain groups are channels.
+    From parts[2, chunks, channels]; ``values`` is how many a channel has. Chunks are added in order, as NumPy
+    adds them in `channels.backward_reduce` if there are two channels or more; of one, there are no columns.
+    Without a gain groups are channels.
     """
     (mean, var), (sum_dy, sum_dy_xhat) = statistics, sums
     members = len(sum_dy) // len(mean)
@@ -227,10 +240,9 @@ def reduce_sample(dy, x, cut, statistics, gamma, gain, eps, sums):
 
 @Kernel
 def forward(x, chunks, cut, gamma, beta, eps, statistics, y):
-    """Training forward: the moments of so many chunks, and the result; mean and biased variance in statistics.
+    """Training forward by the moments of so many chunks; mean and biased variance in statistics[2, channels].
 
-    ``cut`` is as in ``apply``. One launch of two passes takes 20 us less than one of each, which is a tenth of
-    32x14x14x256.
+    ``cut`` is as in ``apply``. One kernel for both passes takes 20 us less than two, a tenth of 32x14x14x256.
     """
     channels, copies, inner = statistics.shape[1], cut[1], cut[2]
     count, pair = np.empty(chunks), np.empty((2, chunks, channels))
@@ -244,7 +256,7 @@ def forward(x, chunks, cut, gamma, beta, eps, statistics, y):
 
 @Kernel
 def backward(dy, x, chunks, cut, statistics, gamma, eps, sums, dx):
-    """Training backward: the sums of so many chunks, in sums[2, channels], and dx. ``cut`` is as in ``apply``."""
+    """Training backward by the sums of so many chunks, in sums[2, channels]; ``cut`` is as in ``apply``."""
     channels, copies, inner = statistics.shape[1], cut[1], cut[2]
     parts, coefficients = np.empty((2, chunks, channels)), np.empty((4, channels), computed(x))
     given, added, values = (statistics[0], statistics[1]), (sums[0], sums[1]), np.float64(x.size // channels)
@@ -288,73 +300,6 @@ def backward_samples(dy, x, cut, statistics, gamma, gain, eps, sums, dx):
         if dx is not None:
             whole, traffic = (np.int64(1), copies, inner), Traffic(streaming, size)
             apply_task(np.int64(0), part, x[lo:hi], whole, traffic, coefficients, gain, dx[lo:hi])
-
-
-# Of few rows of many channels a task is a stripe: some columns of all rows. Chunks of rows would each end the
-# sums of every channel, and be merged.
-
-
-@Kernel
-def moments_of_stripes(x, width, like, count, pair):
-    """Moments of one chunk, by stripes; the arguments are those of ``moments``."""
-    channels = pair.shape[2]
-    count[0] = x.size // channels
-    for t in prange(-(-channels // width)):
-        rows = stripe(np.int64(t) * width, width, x, channels)
-        moments_of_stripe(x, rows, like, pair[0, 0], pair[1, 0])
-
-
-@Kernel
-def products_of_stripes(dy, x, width, mean, sums):
-    """Sums of dy and dy * (x - mean) of one chunk, by stripes; the arguments are those of ``products``."""
-    for t in prange(-(-len(mean) // width)):
-        rows = stripe(np.int64(t) * width, width, x, len(mean))
-        products_of_stripe(dy, x, rows, mean, sums[0, 0], sums[1, 0])
-
-
-@helper
-def forward_stripe(x, rows, gamma, beta, eps, statistics, y):
-    """Training forward of some columns: ``gamma`` and ``statistics``, mean and variance, are those of all."""
-    lo, channels = rows.base, rows.channels
-    mean, var = statistics[0], statistics[1]
-    columns = np.empty((5, channels), computed(x))
-    moments_of_stripe(x, rows, x[0], mean, var)
-    for c in range(lo, lo + channels):
-        var[c] /= rows.rows
-        fill_normalize(c - lo, mean[c], np.sqrt(var[c] + eps), gamma[c], beta[c], columns)
-    apply_tile(None, bare(x), rows, columns, None, Traffic(0, 0), bare(y))
-
-
-@Kernel
-def forward_stripes(x, width, gamma, beta, eps, statistics, y):
-    """Training forward by stripes: statistics and result of a stripe while it is in cache."""
-    for t in prange(-(-len(gamma) // width)):
-        rows = stripe(np.int64(t) * width, width, x, len(gamma))
-        forward_stripe(x, rows, gamma, beta, eps, statistics, y)
-
-
-@helper
-def backward_stripe(dy, x, rows, statistics, gamma, eps, sums, dx):
-    """Training backward of some columns: ``gamma``, ``statistics`` and ``sums`` are those of all."""
-    lo, channels = rows.base, rows.channels
-    mean, var = statistics[0], statistics[1]
-    sum_dy, sum_dy_xhat = sums[0], sums[1]
-    columns, count = np.empty((5, channels), computed(x)), np.float64(rows.rows)
-    products_of_stripe(dy, x, rows, mean, sum_dy, sum_dy_xhat)
-    for c in range(lo, lo + channels):
-        std = np.sqrt(var[c] + eps)
-        sum_dy_xhat[c] /= std
-        means = sum_dy[c] / count, sum_dy_xhat[c] / count
-        fill_gradient(c - lo, mean[c], std, gamma[c], means, columns)
-    apply_tile(bare(dy), bare(x), rows, columns, None, Traffic(0, 0), bare(dx))
-
-
-@Kernel
-def backward_stripes(dy, x, width, statistics, gamma, eps, sums, dx):
-    """Training backward by stripes, with sums[2, channels]."""
-    for t in prange(-(-len(gamma) // width)):
-        rows = stripe(np.int64(t) * width, width, x, len(gamma))
-        backward_stripe(dy, x, rows, statistics, gamma, eps, sums, dx)
 
 
 # Nine parameters of two kernels that follow: for copies and inner in a tuple Numba takes 0.15 us more, of the

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numbabn.backends.cpu.contiguous import add_part, add_values
+from numbabn.backends.cpu.contiguous import TINY, add_part, add_values
 from numbabn.backends.cpu.epilogue import array_of, bare
 from numbabn.backends.cpu.jit import helper
 from numbabn.backends.cpu.simd import (
@@ -24,6 +24,7 @@ from numbabn.backends.cpu.simd import (
     prefetch,
     splat,
     store,
+    unaligned,
     widen,
     zeros,
 )
@@ -34,11 +35,11 @@ PAIR = 2 * LANES  # columns whose sums are in registers while a group of rows is
 GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every eighth value only
 PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
 AHEAD = 256  # columns: how far ahead in the same rows to prefetch, and then in the next ones
-# The next eight rows instead, of which those that are 4 KB apart share their place in the cache: sums of dy and x
+# Of the next eight rows instead, those that are 4 KB apart share their place in the cache: sums of dy and x
 # of 32x14x14x1024 take 1.08 ms with that and 0.80 so, those of 8192x512 0.53 and 0.43.
-# Bytes that a pass reads up to which nothing is prefetched. What comes too early takes the place of sums in the
-# first cache. Sums of dy and x, on two cores with AVX-512 that share 32 MB: 13 MB (32x14x14x256) take 0.14 ms
-# with prefetching and 0.10 without, 26 MB (32x28x28x128) 0.24 and 0.35.
+# Bytes that a pass reads up to which nothing is prefetched. What comes too early takes the place of sums in
+# the first cache. Sums of dy and x, on two cores with AVX-512 that share 32 MB: 13 MB (32x14x14x256) take
+# 0.14 ms with prefetching and 0.10 without, 26 MB (32x28x28x128) 0.24 and 0.35.
 CACHED = 16 << 20
 
 
@@ -47,7 +48,6 @@ class Rows(NamedTuple):
 
     base: int
     rows: int
-    stride: int  # elements from a row to the next: more than are read of it where it is part of a longer one
     copies: int  # pixels; 1 where it is
     channels: int
     inner: int
@@ -70,6 +70,25 @@ def columns_of(rows):
 
 
 @helper
+def aligned_length(width):
+    """How long an array must be to hold that many columns, 16 more, and what ``aligned_start`` skips."""
+    return (width // LANES + 3) * LANES
+
+
+@helper
+def aligned_start(array, first):
+    """Where in an array the columns begin so that column ``first`` begins a cache line."""
+    return (unaligned(array, 0) - first) % LANES
+
+
+@helper
+def aligned_columns(width, like):
+    """Return an array of like's dtype for that many columns and 16 more, which begins at a cache line."""
+    array = np.full(aligned_length(width), like)
+    return array[aligned_start(array, 0) :][: width + LANES]
+
+
+@helper
 def tile(k, chunks, part, x, copies, channels, inner):
     """Return part 0 of chunk k, its whole rows, or part 1, the pixels left over, which only the last has."""
     row = channels * inner
@@ -77,15 +96,9 @@ def tile(k, chunks, part, x, copies, channels, inner):
     rows = pixels // copies
     first, last = rows * k // chunks, rows * (k + 1) // chunks
     if part == 0:
-        return Rows(first * copies * row, last - first, copies * row, copies, channels, inner)
+        return Rows(first * copies * row, last - first, copies, channels, inner)
     left = pixels % copies if k == chunks - 1 else 0
-    return Rows(last * copies * row, min(left, 1), left * row, left, channels, inner)
-
-
-@helper
-def stripe(first, width, x, channels):
-    """Return the columns first..first + width, or fewer at the end, of all rows of one pixel each."""
-    return Rows(first, x.size // channels, channels, 1, min(width, channels - first), 1)
+    return Rows(last * copies * row, min(left, 1), left, channels, inner)
 
 
 @helper
@@ -166,22 +179,60 @@ def add_rest(dy, x, group, shift, s, q):
 
 
 @helper
+def panel_sums(dy, x, prefetching, rows, lo, hi, shift, s, q):
+    """Fill s and q from column lo to hi, and up to the end of the last vector."""
+    width = columns_of(rows)
+    for j in range(lo, min(hi + LANES, len(s))):
+        s[j] = 0.0
+        q[j] = 0.0
+    for r in range(0, rows.rows, GROUP):
+        group = Group(rows.base + r * width, min(GROUP, rows.rows - r), width, lo, hi)
+        add_pairs(dy, x, group, prefetching, elements(shift), elements(s), elements(q))
+        add_rest(dy, x, group, elements(shift), elements(s), elements(q))
+
+
+@helper
+def all_in_range(q, lo, hi):
+    """Whether no sum of squares is infinite or NaN, or so small that squares may have underflown."""
+    within = True
+    for j in range(lo, hi):
+        within &= TINY < q[j] < np.inf
+    return within
+
+
+@helper
+def sum_again(x, rows, shift, s, q):
+    """Sum those columns again in float64 whose squares leave the range of float32, or are all 0.
+
+    A few columns at a time, so that a constant channel does not make all others take as long as it does. They
+    keep their bits, whatever is in this channel.
+    """
+    width = columns_of(rows)
+    if all_in_range(q, 0, width):
+        return
+    wide, wide_s, wide_q = np.empty(len(s)), np.empty(len(s)), np.empty(len(s))
+    for j in range(len(s)):
+        wide[j] = shift[j]
+    for lo in range(0, width, PAIR):
+        hi = min(lo + PAIR, width)
+        if not all_in_range(q, lo, hi):
+            panel_sums(None, x, False, rows, lo, hi, wide, wide_s, wide_q)
+            for j in range(lo, hi):
+                if not TINY < q[j] < np.inf:
+                    s[j], q[j] = wide_s[j], wide_q[j]
+
+
+@helper
 def column_sums(dy, x, nbytes, rows, shift, s, q):
     """s[c] = sum of e and q[c] = sum of e * d over the columns of channel c, with d = x - shift[column].
 
     e = dy, or d where dy is None. s and q are float64. ``nbytes`` are those that all tasks read together.
     """
-    width, prefetching = columns_of(rows), nbytes > CACHED
-    for j in range(len(s)):
-        s[j] = 0.0
-        q[j] = 0.0
+    width = columns_of(rows)
     for lo in range(0, width, PANEL):
-        hi = min(lo + PANEL, width)
-        for r in range(0, rows.rows, GROUP):
-            first, count = rows.base + r * rows.stride, min(GROUP, rows.rows - r)
-            group = Group(first, count, rows.stride, lo, hi)
-            add_pairs(dy, x, group, prefetching, elements(shift), elements(s), elements(q))
-            add_rest(dy, x, group, elements(shift), elements(s), elements(q))
+        panel_sums(dy, x, nbytes > CACHED, rows, lo, min(lo + PANEL, width), shift, s, q)
+    if dy is None:
+        sum_again(x, rows, shift, s, q)
     collapse(s, rows.copies, rows.channels, rows.inner)
     collapse(q, rows.copies, rows.channels, rows.inner)
 
@@ -193,7 +244,7 @@ def first_estimate(x, rows, values):
     One pixel may be an outlier, and sums about an outlier lose digits: the mean of four is nearer to others.
     """
     like, n = values[0], 4 if rows.rows * rows.copies >= 4 else 1
-    pixel = rows.channels * rows.inner if rows.copies > 1 else rows.stride
+    pixel = rows.channels * rows.inner
     weight = splat(convert(1.0 / n, like))  # n is a power of two, and no sum overflows
     if rows.inner > 1:
         for c in range(rows.channels):
@@ -211,24 +262,15 @@ def first_estimate(x, rows, values):
 
 
 @helper
-def all_below(values, count, bound):
-    """Whether the first ``count`` values are below the bound; a NaN is not."""
-    below = True
-    for i in range(count):
-        below &= values[i] < bound
-    return below
-
-
-@helper
 def add_moments(x, rows, seen, like, mean, m2):
     """Merge the moments of every channel into mean and m2 of ``seen`` values; return how many there are."""
-    _, count, stride, copies, channels, inner = rows
-    width, nbytes = columns_of(rows) + LANES, x.size * x.itemsize
-    values, shift = np.full(channels + LANES, convert(0.0, like)), np.full(width, convert(0.0, like))
-    s, q = np.empty(width), np.empty(width)
+    _, count, copies, channels, inner = rows
+    width, nbytes, zero = columns_of(rows), x.size * x.itemsize, convert(0.0, like)
+    values, shift = aligned_columns(channels, zero), aligned_columns(width, zero)
+    s, q = aligned_columns(width, 0.0), aligned_columns(width, 0.0)
     step = max(MERGE // max(copies, 1), 64)
     for r in range(0, count, step):
-        block = Rows(rows.base + r * stride, min(step, count - r), stride, copies, channels, inner)
+        block = Rows(rows.base + r * width, min(step, count - r), copies, channels, inner)
         if seen == 0.0:
             first_estimate(elements(x), block, values)
         elif r == 0:
@@ -236,13 +278,6 @@ def add_moments(x, rows, seen, like, mean, m2):
                 values[c] = convert(mean[c], like)
         expand(values[:channels], copies, inner, shift)
         column_sums(None, elements(x), nbytes, block, shift, s, q)
-        if not all_below(q, channels, np.inf):  # deviations leave the range of float32, or are not finite
-            wide, wide_s, wide_q = np.empty(width), np.empty(width), np.empty(width)
-            expand(values[:channels], copies, inner, wide)
-            column_sums(None, elements(x), nbytes, block, wide, wide_s, wide_q)
-            for c in range(channels):
-                if not q[c] < np.inf:  # the others keep their bits, whatever is in this channel
-                    s[c], q[c] = wide_s[c], wide_q[c]
         n = np.float64(block.rows * copies * inner)
         for c in range(channels):
             _, mean[c], m2[c] = merge_sums(seen, mean[c], m2[c], n, values[c], s[c], q[c])
@@ -269,9 +304,9 @@ def moments_task(k, x, copies, inner, like, count, pair):
 def products_task(k, dy, x, copies, inner, mean, sums):
     """Sums of dy and dy * (x - mean) of chunk k."""
     _, chunks, channels = sums.shape
-    width = copies * channels * inner + LANES
-    center, shift = np.empty(channels, computed(x)), np.empty(width, computed(x))
-    s, q = np.empty(width), np.empty(width)
+    width, center = copies * channels * inner, np.empty(channels, computed(x))
+    shift = aligned_columns(width, convert(0.0, x[0]))
+    s, q = aligned_columns(width, 0.0), aligned_columns(width, 0.0)
     sum_dy, sum_dy_d = sums[0, k], sums[1, k]
     for c in range(channels):
         center[c] = mean[c]
@@ -285,26 +320,3 @@ def products_task(k, dy, x, copies, inner, mean, sums):
             for c in range(channels):
                 sum_dy[c] += s[c]
                 sum_dy_d[c] += q[c] - (mean[c] - center[c]) * s[c]
-
-
-@helper
-def moments_of_stripe(x, rows, like, mean, m2):
-    """Moments of some columns, in the arrays of all."""
-    lo, hi = rows.base, rows.base + rows.channels
-    for c in range(lo, hi):
-        mean[c] = 0.0
-        m2[c] = 0.0
-    add_moments(x, rows, 0.0, like, mean[lo:hi], m2[lo:hi])
-
-
-@helper
-def products_of_stripe(dy, x, rows, mean, sum_dy, sum_dy_d):
-    """Sums of dy and dy * (x - mean) of some columns, in the arrays of all."""
-    lo, hi = rows.base, rows.base + rows.channels
-    center = np.empty(rows.channels, computed(x))
-    for c in range(lo, hi):
-        center[c - lo] = mean[c]
-    s, q = sum_dy[lo:hi], sum_dy_d[lo:hi]
-    column_sums(bare(dy), elements(x), 2 * x.size * x.itemsize, rows, center, s, q)
-    for c in range(rows.channels):
-        q[c] -= (mean[lo + c] - center[c]) * s[c]

@@ -8,18 +8,14 @@ from numbabn.backends.cpu import column_kernels as kernels
 from numbabn.backends.cpu import plan
 from numbabn.backends.cpu.half import computed
 from numbabn.backends.cpu.jit import thread_count
-from numbabn.backends.cpu.simd import LANES
-from numbabn.backends.verbs import Affine, Array, Pair, Result, View
+from numbabn.backends.verbs import Affine, Array, Pair, View
 
 
 def moments(x: Array, view: View, like: np.floating) -> tuple[Array, Array]:
     """Return (count[chunks], (mean, m2) as [2, chunks, groups])."""
     copies, chunks = plan.sums(view, x.nbytes)
     count, pair = np.empty(chunks), np.empty((2, chunks, view.groups))
-    if width := plan.stripe(view):
-        kernels.moments_of_stripes(x.nbytes, x, width, like, count, pair)
-    else:
-        kernels.moments(x.nbytes, x, copies, view.inner, like, count, pair)
+    kernels.moments(x.nbytes, x, copies, view.inner, like, count, pair)
     return count, pair
 
 
@@ -27,10 +23,7 @@ def products(dy: Array, x: Array, view: View, mean: Array) -> Array:
     """Return (sum of dy, sum of dy * (x - mean)), an array [2, chunks, groups]."""
     copies, chunks = plan.sums(view, 2 * x.nbytes)
     sums = np.empty((2, chunks, view.groups))
-    if width := plan.stripe(view):
-        kernels.products_of_stripes(2 * x.nbytes, dy, x, width, mean, sums)
-    else:
-        kernels.products(2 * x.nbytes, dy, x, copies, view.inner, mean, sums)
+    kernels.products(2 * x.nbytes, dy, x, copies, view.inner, mean, sums)
     return sums
 
 
@@ -46,8 +39,6 @@ def forward(x: Array, view: View, affine: Affine, statistics: Array, y: Array) -
     """Fill statistics[2, groups] and y in one launch; return True."""
     if plan.small(x.nbytes):
         kernels.forward_small(x, *_cut(view), *affine.parameters, affine.eps, statistics, y)
-    elif (width := plan.stripe(view)) and _by_words(y):
-        kernels.forward_stripes(x.nbytes, x, width, *affine.parameters, affine.eps, statistics, y)
     else:
         (_, chunks), cut = plan.sums(view, x.nbytes), _parts(view, plan.touched(None, x, y))
         kernels.forward(x.nbytes, x, chunks, cut, *affine.parameters, affine.eps, statistics, y)
@@ -69,8 +60,6 @@ def backward(
     (gamma, _), nbytes = affine.parameters, 2 * x.nbytes
     if plan.small(nbytes):
         kernels.backward_small(dy, x, *_cut(view), statistics, gamma, affine.eps, sums, dx)
-    elif width := plan.stripe(view):
-        kernels.backward_stripes(nbytes, dy, x, width, statistics, gamma, affine.eps, sums, dx)
     else:
         (_, chunks), cut = plan.sums(view, nbytes), _parts(view, plan.touched(dy, x, dx))
         kernels.backward(nbytes, dy, x, chunks, cut, statistics, gamma, affine.eps, sums, dx)
@@ -111,11 +100,6 @@ def _parts(view: View, nbytes: int) -> tuple[int, ...]:
     """How a pass that touches so many bytes is cut up: what ``column_kernels.apply`` takes."""
     copies, chunks = plan.columns(view, nbytes)
     return chunks, copies, view.inner, int(plan.streams(nbytes)), thread_count()
-
-
-def _by_words(y: Array) -> bool:
-    """Whether rows of whole vectors begin at words of the bits that are kept, if any are."""
-    return not isinstance(y, Result) or y.phase % LANES == 0
 
 
 @functools.lru_cache(1024)

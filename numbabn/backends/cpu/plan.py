@@ -28,7 +28,7 @@ CHUNK_BYTES = 256 << 10  # of a partial sum: enough to be worth its merge
 MAX_CHUNKS = 64
 MAX_MERGES = 1 << 15  # chunks times channels: the merge is serial
 MIN_COLUMNS = 256  # columns of a row, by laying pixels side by side: amortises the loop over rows
-STRIPE_ROWS = 1024  # up to which a task takes some columns of all rows: 2048 rows were a fifth slower
+CHUNK_ROWS = 64  # of a partial sum of columns: what ends one takes as long as some 20 rows
 FUSED_TASKS = 16  # fewer blocks than this cannot keep many cores busy: cut inside the channels instead
 
 
@@ -105,17 +105,10 @@ def apply_tasks(view: View) -> int:
     return rows * (inner // TASK) if inner >= TASK else -(-rows // (TASK // inner))
 
 
-def stripe(view: View) -> int:
-    """Return how many columns a task takes in all rows, or 0 where a task is a chunk of rows."""
-    if view.inner > 1 or view.groups % LANES or view.outer > STRIPE_ROWS or view.groups < MIN_COLUMNS:
-        return 0
-    return max(2 * LANES, view.groups // FUSED_TASKS // LANES * LANES)
-
-
 def sums(view: View, nbytes: int) -> tuple[int, int]:
-    """Return what ``columns`` does, but of the sums: those of a stripe are of one chunk."""
+    """Return what ``columns`` does, but of sums, whose chunks have enough rows to be worth a merge."""
     copies, chunks = columns(view, nbytes)
-    return copies, 1 if stripe(view) else chunks
+    return copies, max(1, min(chunks, view.outer // copies // CHUNK_ROWS))
 
 
 @functools.lru_cache(1024)

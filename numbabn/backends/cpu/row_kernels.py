@@ -286,7 +286,7 @@ def segments_of(k, chunks, rows):
 
 @helper
 def moments_task(task, x, rows, like, count, pair):
-    """Partial moments of a chunk of a channel; the chunks of all channels that lie together follow each other."""
+    """Partial moments of a chunk of a channel; tasks follow each other as the chunks do in memory."""
     channels = pair.shape[2]
     c, k = task % channels, task // channels
     start, stop = segments_of(k, len(count), rows)
@@ -339,8 +339,8 @@ def apply_start(t, size, inner):
 def apply(dy, x, cut, coefficients, gain, out):
     """out = ((x - center) * scale + dy) * weight + shift, with coefficients[4, channels] in this order.
 
-    ``cut`` is (tasks, inner, streaming, threads). Every thread has the part of x that it had in ``moments`` or
-    ``products``, and goes from its last task to its first, because what it read last is still in its cache.
+    ``cut`` is (tasks, inner, streaming, threads). Every thread has the part of x that it had in ``moments``
+    or ``products``, and goes from its last task to its first: what it read last is still in its cache.
     """
     tasks, inner, streaming, threads = cut
     for t in prange(threads):
