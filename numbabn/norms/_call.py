@@ -160,6 +160,12 @@ class Call:
         saved = Saved(self.norm, x, layout, affine, statistics, count, origin, passed)
         return native(y) if target is None else _deliver(y, target, self.out), saved
 
+    def recalled(self, affine: Affine, statistics: Pair, given: bool, passed: Passed | None) -> Saved:
+        """Return what `normalize` left for the backward call, from the statistics that x had or was given."""
+        source, layout = self._arranged()
+        origin: Origin = "given" if given else "x"
+        return Saved(self.norm, source, layout, affine, statistics, self.count, origin, passed)
+
     def _result(self, epilogue: Epilogue, y: AnyArray, layout: Layout, verbs: Any) -> tuple[Result, Passed]:
         """Return what is passed to the backend in place of y, and what the backward call needs of it."""
         flat, (residual, activation, keeps) = layout.flat(y), epilogue

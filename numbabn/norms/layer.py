@@ -19,7 +19,7 @@ from numbabn.norms._saved import Saved
 from numbabn.norms._types import A
 
 
-class _Call(SampleCall):
+class LayerCall(SampleCall):
     """A call with one statistic per sample: ``axis`` are the axes that are normalised together."""
 
     __slots__ = ("shape",)
@@ -48,7 +48,7 @@ class _Call(SampleCall):
         return Affine(parameters, number, (given_gamma, given_beta), self.norm == "layer_norm")
 
 
-class _RMSCall(_Call):
+class RMSCall(LayerCall):
     """A call of RMS norm."""
 
     __slots__ = ()
@@ -89,7 +89,7 @@ def _axes(axis: object, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def _or_machine_eps(eps: float | None, call: _Call) -> float:
+def _or_machine_eps(eps: float | None, call: LayerCall) -> float:
     """Return eps, or what it is without one: the machine epsilon of the dtype that x is computed in."""
     return float(np.finfo(computed_dtype(call.x.dtype)).eps) if eps is None else eps
 
@@ -173,7 +173,7 @@ def layer_norm_forward(
     >>> saved.mean
     array([ 2., 20.])
     """
-    call = _Call(x, axis, out)
+    call = LayerCall(x, axis, out)
     call.follow(activation, negative_slope, residual)
     return call.normalize(call.affine(gamma, beta, eps), None, None)
 
@@ -291,7 +291,7 @@ def rms_norm_forward(
     >>> y
     array([[0.2, 1.4]])
     """
-    call = _RMSCall(x, axis, out)
+    call = RMSCall(x, axis, out)
     call.follow(activation, negative_slope, residual)
     return call.normalize(call.affine(gamma, None, _or_machine_eps(eps, call)), None, None)
 
@@ -352,7 +352,7 @@ def rms_norm_backward(
 class _SampleLayer(Layer):
     """What `LayerNorm` and `RMSNorm` share: axes that they normalise, and no statistics that they keep."""
 
-    _open: type[_Call]  # its calls
+    _open: type[LayerCall]  # its calls
     eps: float | None  # type: ignore[assignment]
 
     def __init__(self, normalized_shape: int | tuple[int, ...], axis: Any, **options: Any) -> None:
@@ -457,7 +457,7 @@ class LayerNorm(_SampleLayer):
            [-1.,  1.]], dtype=float32)
     """
 
-    _open = _Call
+    _open = LayerCall
 
     @advised
     def __init__(
@@ -542,7 +542,7 @@ class RMSNorm(_SampleLayer):
     array([[0.2, 1.4]], dtype=float32)
     """
 
-    _open = _RMSCall
+    _open = RMSCall
 
     @advised
     def __init__(

@@ -1,0 +1,50 @@
+"""A norm as PyTorch's autograd sees it: the operator where a graph is recorded, a direct call where not.
+
+A direct call does the same in less time: an operator of `torch.library` takes TODO us more.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from numbabn.torch import _kernels, _operators
+from numbabn.torch._kernels import Left
+from numbabn.torch._norms import Parameters, Task
+
+
+def normalize(task: Task, x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    """Return y and the statistics [2, n] that x was normalised with, in float64."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        y, statistics, _ = _operators.forward(task, x, parameters)
+        return y, statistics
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, *parameters)):
+        return _Direct.apply(task, x, *parameters)
+    result = _kernels.forward(task, x, parameters)
+    return result.y, result.statistics
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, task: Task, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
+        given = Parameters(*parameters)
+        y, statistics, bits = _kernels.forward(task, x, given)
+        memory, ctx.phase = (None, 0) if bits is None else bits
+        ctx.task, ctx.known = task, given.known
+        ctx.save_for_backward(x, given.weight, given.bias, statistics, memory)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, None, None, None, None, None
+        x, weight, bias, statistics, memory = ctx.saved_tensors
+        bits = None if memory is None else _kernels.Bits(memory, ctx.phase)
+        left = Left(ctx.task, x, weight, bias, statistics, bits, ctx.known)
+        needs = ctx.needs_input_grad[1:4]
+        # Gradients are recorded where they are to be differentiated again (create_graph=True).
+        gradients = left.gradients if torch.is_grad_enabled() else partial(_kernels.backward, left)
+        return None, *gradients(dy, needs), None, None
