@@ -40,6 +40,7 @@ class LayerCall(SampleCall):
         return rows_layout(source, self.axis)
 
     def affine(self, gamma: object, beta: object, eps: object) -> Affine:
+        """Return gamma, beta and eps as backends take them; the parameters vary along the axes."""
         x, number = self.x, _checks.eps(eps)
         given_gamma = None if gamma is None else _checks.per_place(gamma, "gamma", self.shape, x)
         given_beta = None if beta is None else _checks.per_place(beta, "beta", self.shape, x)

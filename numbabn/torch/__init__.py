@@ -1,7 +1,7 @@
 """PyTorch's norms at the speed of memory: functions, modules, and one line for a whole model.
 
-``model = numbabn.torch.convert(model)`` lets numbabn compute the norms of a model, on the CPU and, not yet run on
-hardware, on GPUs; `revert` undoes it. ``pip install "numbabn[torch]"`` installs what it needs.
+``model = numbabn.torch.convert(model)`` lets numbabn compute the norms of a model, on the CPU and, not yet
+run on hardware, on GPUs; `revert` undoes it. ``pip install "numbabn[torch]"`` installs what it needs.
 """
 
 try:

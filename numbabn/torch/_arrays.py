@@ -45,9 +45,9 @@ def tensor_of(array: AnyArray) -> Tensor:
 def result_like(x: Tensor) -> Tensor:
     """Return an uninitialised tensor of the shape, dtype and memory format of x.
 
-    A large one lies in memory of numbabn, which keeps its pages: see `numbabn.arrays.memory`. PyTorch gives such
-    memory back to the system whenever a tensor dies. The result is no view, which PyTorch would not let one
-    change in place.
+    A large one lies in memory of numbabn, which keeps its pages: see `numbabn.arrays.memory`. PyTorch gives
+    such memory back to the system whenever a tensor dies. The result is no view, which PyTorch would not let
+    one change in place.
     """
     y = torch.empty_like(x)
     if not y.is_cpu or y.nbytes <= SMALLEST_BLOCK:

@@ -20,7 +20,8 @@ def normalize(task: Task, x: Tensor, parameters: Parameters) -> tuple[Tensor, Te
         y, statistics, _ = _operators.forward(task, x, parameters)
         return y, statistics
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, *parameters)):
-        return _Direct.apply(task, x, *parameters)
+        recorded: tuple[Tensor, Tensor] = _Direct.apply(task, x, *parameters)
+        return recorded
     result = _kernels.forward(task, x, parameters)
     return result.y, result.statistics
 

@@ -1,4 +1,4 @@
-"""Whether numbabn has kernels for the tensors of a call. PyTorch's own functions do all else, and raise its errors."""
+"""Whether numbabn has kernels for the tensors of a call; PyTorch's own functions do all else."""
 
 import math
 

@@ -18,7 +18,7 @@ from numbabn.torch._threads import on_threads
 
 
 class Bits(NamedTuple):
-    """What is kept of an activation: where its derivative is 1. ``phase`` is added to the index of an element."""
+    """Where the derivative of an activation is 1. ``phase`` is added to the index of an element."""
 
     memory: Tensor
     phase: int

@@ -1,8 +1,8 @@
 """The norms as operators of PyTorch, ``torch.ops.numbabn``, which torch.compile and torch.export keep whole.
 
-An operator takes and returns tensors and numbers alone, and the number of elements of what it returns is known
-from shapes. So an activation is a name, empty where there is none, and its bits are copied to a tensor that is
-large enough for them wherever they begin.
+An operator takes and returns tensors and numbers alone, and the number of elements of what it returns is
+known from shapes. So an activation is a name, empty where there is none, and its bits are copied to a tensor
+that is large enough for them wherever they begin.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,9 @@ class _Operators(NamedTuple):
 
 def forward(task: Task, x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, the statistics, and the bits of an activation."""
-    result: tuple[Tensor, Tensor, Tensor] = _OPERATORS[task.norm.name].forward(x, *parameters, *_numbers(task))
+    result: tuple[Tensor, Tensor, Tensor] = _OPERATORS[task.norm.name].forward(
+        x, *parameters, *_numbers(task)
+    )
     return result
 
 
@@ -61,7 +63,7 @@ def _forward_fake(norm: Norm, x: Tensor, *others: Any) -> tuple[Tensor, ...]:
 
 
 def _bits_like(norm: Norm, x: Tensor, numbers: Sequence[Any]) -> Tensor:
-    """Return memory for the bits of an activation, wherever they begin, and for their phase: none without one.
+    """Return memory for the bits of an activation, wherever they begin, and for their phase.
 
     A bit for each element, and for each statistic what fills its last word; on a GPU up to a byte.
     """
@@ -94,7 +96,10 @@ def _backward(
 
 def _backward_fake(norm: Norm, dy: Tensor, x: Tensor, weight: Any, bias: Any, *others: Any) -> list[Tensor]:
     needs = others[3]
-    results = torch.empty_like(x), *(each if each is None else torch.empty_like(each) for each in (weight, bias))
+    results = (
+        torch.empty_like(x),
+        *(each if each is None else torch.empty_like(each) for each in (weight, bias)),
+    )
     return [result for result, need in zip(results, needs, strict=True) if need]
 
 

@@ -1,6 +1,7 @@
 """A whole model at once: PyTorch's modules become numbabn's, in place, and back."""
 
 from collections import Counter
+from itertools import pairwise
 from typing import TypeVar
 
 from torch import nn
@@ -13,7 +14,7 @@ __all__ = ["Joined", "convert", "revert"]
 
 M = TypeVar("M", bound=nn.Module)
 
-_OURS = {original(kind): kind for kind in map(vars(modules).get, modules.__all__)}
+_OURS = {original(kind): kind for kind in (getattr(modules, name) for name in modules.__all__)}
 _HOOKS = (
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
 )  # fmt: skip
@@ -22,20 +23,21 @@ _HOOKS = (
 def convert(model: M, fuse: bool = False) -> M:
     """Let numbabn compute every norm of a model.
 
-    Modules stay the objects that they are, and become of a subclass of their class: parameters, buffers, hooks,
-    names in states and the states of optimisers remain. Only the classes of PyTorch themselves are replaced:
-    BatchNorm1d to BatchNorm3d, InstanceNorm1d to InstanceNorm3d, GroupNorm, LayerNorm and RMSNorm. What derives
-    from them stays, such as SyncBatchNorm, modules whose parameters are lazy or parametrized, and your own.
+    Modules stay the objects that they are, and become of a subclass of their class: parameters, buffers,
+    hooks, names in states and the states of optimisers remain. Only the classes of PyTorch themselves are
+    replaced: BatchNorm1d to BatchNorm3d, InstanceNorm1d to InstanceNorm3d, GroupNorm, LayerNorm and RMSNorm.
+    What derives from them stays, such as SyncBatchNorm, modules whose parameters are lazy or parametrized,
+    and your own.
 
     Parameters
     ----------
     model : torch.nn.Module
         Changed in place.
     fuse : bool, default False
-        Whether to join a norm with the ReLU, ReLU6 or LeakyReLU that follows it in a ``torch.nn.Sequential``, so
-        that memory is read and written once. A `Joined` takes the place of the activation, so that all names
-        stay. Both modules must have no hooks, and one place in the model. Do not fuse where other code than the
-        ``Sequential`` itself calls the norm, or keeps what it returns.
+        Whether to join a norm with the ReLU, ReLU6 or LeakyReLU that follows it in a ``torch.nn.Sequential``,
+        so that memory is read and written once. A `Joined` takes the place of the activation, so that all
+        names stay. Both modules must have no hooks, and one place in the model. Do not fuse where other code
+        than the ``Sequential`` itself calls the norm, or keeps what it returns.
 
     Returns
     -------
@@ -53,8 +55,8 @@ def convert(model: M, fuse: bool = False) -> M:
 
     Notes
     -----
-    Convert before ``torch.compile``, and revert before an export to ONNX, before quantization, and before tools
-    that compare the types of modules with ``type`` and not with ``isinstance``.
+    Convert before ``torch.compile``, and revert before an export to ONNX, before quantization, and before
+    tools that compare the types of modules with ``type`` and not with ``isinstance``.
 
     Examples
     --------
@@ -137,7 +139,7 @@ class Joined(nn.Identity):
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
         self.training = activation.training
-        vars(self)["activation"] = activation
+        self.__dict__["activation"] = activation
 
     def extra_repr(self) -> str:
         """Return what stood here."""
@@ -158,10 +160,9 @@ def _sequences(model: nn.Module) -> list[nn.Sequential]:
 def _followed_norms(sequence: nn.Sequential) -> list[tuple[Normalization, str, nn.Module]]:
     """Return the norms that an activation follows, and the names and modules of the activations."""
     children = list(sequence._modules.items())
-    pairs = zip(children, children[1:], strict=False)
     return [
         (norm, name, follower)
-        for (_, norm), (name, follower) in pairs
+        for (_, norm), (name, follower) in pairwise(children)
         if type(norm) in _OURS.values() and norm.following is None and _activation(follower) is not None
     ]
 

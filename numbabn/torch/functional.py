@@ -1,8 +1,8 @@
-"""The five norms with the names and the signatures of `torch.nn.functional`, and an activation in the same pass.
+"""The five norms with the signatures of `torch.nn.functional`, and an activation in the same pass.
 
 Each asks whether numbabn has kernels for the tensors, and calls the function of PyTorch if it has none: for
-integers, sparse tensors, subclasses of `torch.Tensor`, empty batches, under `torch.func.vmap`, in forward-mode
-differentiation, and for whatever PyTorch refuses, with its own error.
+integers, sparse tensors, subclasses of `torch.Tensor`, empty batches, under `torch.func.vmap`, in
+forward-mode differentiation, and for whatever PyTorch refuses, with its own error.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,16 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from numbabn.torch._autograd import normalize
 from numbabn.torch._checks import has_kernels
-from numbabn.torch._norms import BATCH, GROUP, LAYER, RMS, Activation, Parameters, Task, activation_named, followed
+from numbabn.torch._norms import (
+    BATCH,
+    GROUP,
+    LAYER,
+    RMS,
+    Parameters,
+    Task,
+    activation_named,
+    followed,
+)
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -37,7 +46,8 @@ def batch_norm(
 
     .. math:: y = \frac{x - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}} \gamma_c + \beta_c
 
-    with the mean and the biased variance of channel c in the batch if ``training``, else with the running ones.
+    with the mean and the biased variance of channel c in the batch if ``training``, else with the running
+    ones.
 
     Parameters
     ----------
@@ -72,8 +82,8 @@ def batch_norm(
     Notes
     -----
     Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
-    covariate shift". The result is that of `numbabn.batch_norm_forward`: the same bits in every run and for any
-    number of threads, whatever ``torch.use_deterministic_algorithms`` says.
+    covariate shift". The result is that of `numbabn.batch_norm_forward`: the same bits in every run and for
+    any number of threads, whatever ``torch.use_deterministic_algorithms`` says.
 
     Examples
     --------
@@ -123,8 +133,8 @@ def instance_norm(
 
     .. math:: y = \frac{x - \mu_{nc}}{\sqrt{\sigma_{nc}^2 + \epsilon}} \gamma_c + \beta_c
 
-    with the mean and the biased variance of channel c of sample n if ``use_input_stats``, else with the running
-    ones.
+    with the mean and the biased variance of channel c of sample n if ``use_input_stats``, else with the
+    running ones.
 
     Parameters
     ----------
@@ -155,7 +165,8 @@ def instance_norm(
 
     Notes
     -----
-    Ulyanov, Vedaldi and Lempitsky (2016), "Instance normalization: the missing ingredient for fast stylization".
+    Ulyanov, Vedaldi and Lempitsky (2016), "Instance normalization: the missing ingredient for fast
+    stylization".
 
     Examples
     --------
@@ -314,7 +325,7 @@ def layer_norm(
     follows = activation_named(activation, negative_slope)
     shape = tuple(normalized_shape)
     if not (shape and input.shape[-len(shape) :] == shape and has_kernels(input, shape, tensors[1:], eps)):
-        return followed(F.layer_norm(input, shape, weight, bias, eps), follows)  # type: ignore[arg-type]
+        return followed(F.layer_norm(input, shape, weight, bias, eps), follows)
     return normalize(Task(LAYER, len(shape), eps, follows), input, Parameters(weight, bias))[0]
 
 
@@ -342,8 +353,8 @@ def rms_norm(
     weight : Tensor of shape ``normalized_shape``, optional
         Scale, of the dtype of x, or float32 beside float16 and bfloat16.
     eps : float, optional
-        Added to the mean of the squares; the machine epsilon of the dtype of x unless given, and that of float32
-        for float16 and bfloat16.
+        Added to the mean of the squares; the machine epsilon of the dtype of x unless given, and that of
+        float32 for float16 and bfloat16.
     activation, negative_slope
         As for `batch_norm`.
 
@@ -375,7 +386,7 @@ def rms_norm(
     follows = activation_named(activation, negative_slope)
     shape = tuple(normalized_shape)
     if not (shape and input.shape[-len(shape) :] == shape and has_kernels(input, shape, tensors[1:], eps)):
-        return followed(F.rms_norm(input, shape, weight, eps), follows)  # type: ignore[arg-type]
+        return followed(F.rms_norm(input, shape, weight, eps), follows)
     if eps is None:
         eps = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps
     return normalize(Task(RMS, len(shape), eps, follows), input, Parameters(weight, None))[0]

@@ -1,7 +1,7 @@
 """PyTorch's modules of the five norms, whose forward pass is numbabn's.
 
-They are subclasses with the same parameters, buffers, states, options and errors: what PyTorch's documentation
-says of a module holds here.
+They are subclasses with the same parameters, buffers, states, options and errors: what PyTorch's
+documentation says of a module holds here.
 """
 
 import copy
@@ -29,7 +29,9 @@ __all__ = [
 class Normalization(nn.Module):
     """What all modules here have in common: what may follow them, and what PyTorch's tools see."""
 
-    following: Activation | None = None  # `numbabn.torch.convert` joins one to a module; states do not have it
+    following: Activation | None = (
+        None  # `numbabn.torch.convert` joins one to a module; states do not have it
+    )
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Normalise the input.
@@ -56,7 +58,7 @@ class Normalization(nn.Module):
         return text if self.following is None else f"{text}, activation={self.following.activation}"
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """Return what `torch.jit.script` takes in place of this module: PyTorch's own, with the same tensors."""
+        """Return PyTorch's own module with the same tensors, which `torch.jit.script` takes."""
         if self.following is not None:
             raise TypeError(
                 "torch.jit.script cannot take a norm that an activation was joined to; "
@@ -125,7 +127,9 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
 class _InstanceNorm(Normalization):
     def _normalize(self, x: Tensor) -> Tensor:
-        y: Tensor = super(Normalization, self).forward(x)  # which checks x, and adds a batch axis where it has none
+        y: Tensor = super(Normalization, self).forward(
+            x
+        )  # which checks x, and adds a batch axis where it has none
         return y
 
     def _apply_instance_norm(self, x: Tensor) -> Tensor:
