@@ -18,7 +18,10 @@ from numbabn.torch._kernels import Bits, Left
 from numbabn.torch._norms import NORMS, Activation, Norm, Parameters, Task
 
 _TASK = "int size, float eps, str activation, float slope"
-_FORWARD = f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, {_TASK}) -> (Tensor, Tensor, Tensor)"
+_FORWARD = (
+    f"(Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, {_TASK})"
+    " -> (Tensor, Tensor, Tensor)"
+)
 _BACKWARD = (
     "(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor statistics, Tensor bits, bool known, "
     f"bool[3] needs, {_TASK}) -> Tensor[]"
