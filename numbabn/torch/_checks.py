@@ -15,18 +15,18 @@ def has_kernels(
     x: Tensor, shape: tuple[int, ...], parameters: tuple[Tensor | None, ...], eps: float | None
 ) -> bool:
     """Whether there are kernels for x and its parameters, which are None or of this shape."""
+    given = [each for each in parameters if each is not None]
+    if not (torch.compiler.is_compiling() or _is_plain_call(x, given)):
+        return False
     if x.dtype not in _DTYPES or x.layout is not torch.strided or x.numel() == 0:
         return False
     if not (x.device.type == "cpu" or (x.device.type == "cuda" and not torch.is_autocast_enabled("cuda"))):
         return False
     if eps is not None and not 0.0 < eps < math.inf:
         return False
-    given = [each for each in parameters if each is not None]
     if not all(each.shape == shape and each.device == x.device for each in given):
         return False
-    if not _are_mixed_well(x, given):
-        return False
-    return torch.compiler.is_compiling() or _is_plain_call(x, given)
+    return _are_mixed_well(x, given)
 
 
 def _are_mixed_well(x: Tensor, given: list[Tensor]) -> bool:

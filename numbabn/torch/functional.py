@@ -102,8 +102,8 @@ def batch_norm(
     if not (
         (running_mean is None) == (running_var is None)
         and input.dim() > 1
-        and (input.numel() > input.shape[1] if training else running_mean is not None)
         and has_kernels(input, (input.shape[1],), tensors[1:], eps)
+        and (input.numel() > input.shape[1] if training else running_mean is not None)
     ):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return followed(y, follows)
@@ -185,8 +185,8 @@ def instance_norm(
     if not (
         (running_mean is None) == (running_var is None)
         and input.dim() > 2
-        and (input.numel() > input.shape[0] * input.shape[1] if use_input_stats else running_mean is not None)
         and has_kernels(input, (input.shape[1],), tensors[1:], eps)
+        and (input.numel() > input.shape[0] * input.shape[1] if use_input_stats else running_mean is not None)
     ):
         y = F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
         return followed(y, follows)
@@ -258,9 +258,9 @@ def group_norm(
     follows = activation_named(activation, negative_slope)
     if not (
         input.dim() > 1
+        and has_kernels(input, (input.shape[1],), tensors[1:], eps)
         and 0 < num_groups < input.numel()
         and input.shape[1] % num_groups == 0
-        and has_kernels(input, (input.shape[1],), tensors[1:], eps)
     ):
         y = F.group_norm(input, num_groups, weight, bias, eps)
         return followed(y, follows)
@@ -324,7 +324,7 @@ def layer_norm(
         return _overridden(layer_norm, tensors, input, normalized_shape, weight, bias, eps, **options)
     follows = activation_named(activation, negative_slope)
     shape = tuple(normalized_shape)
-    if not (shape and input.shape[-len(shape) :] == shape and has_kernels(input, shape, tensors[1:], eps)):
+    if not (shape and has_kernels(input, shape, tensors[1:], eps) and input.shape[-len(shape) :] == shape):
         return followed(F.layer_norm(input, shape, weight, bias, eps), follows)
     return normalize(Task(LAYER, len(shape), eps, follows), input, Parameters(weight, bias))[0]
 
@@ -385,7 +385,7 @@ def rms_norm(
         return _overridden(rms_norm, tensors, input, normalized_shape, weight, eps, **options)
     follows = activation_named(activation, negative_slope)
     shape = tuple(normalized_shape)
-    if not (shape and input.shape[-len(shape) :] == shape and has_kernels(input, shape, tensors[1:], eps)):
+    if not (shape and has_kernels(input, shape, tensors[1:], eps) and input.shape[-len(shape) :] == shape):
         return followed(F.rms_norm(input, shape, weight, eps), follows)
     if eps is None:
         eps = torch.finfo(torch.float64 if input.dtype is torch.float64 else torch.float32).eps

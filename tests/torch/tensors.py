@@ -27,6 +27,7 @@ def assert_close(found, expected, tolerance=None):
     """All results agree in shape, dtype and values; ``expected`` may be in float64."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
+        one, other = one.detach(), other.detach()
         assert one.shape == other.shape
         limit = tolerance or TOLERANCES[one.dtype]
         largest = max(1.0, float(other.abs().nan_to_num(0.0, 0.0, 0.0).max())) if other.numel() else 1.0
