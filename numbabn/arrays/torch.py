@@ -24,7 +24,7 @@ class Torch(DeviceLibrary):
                 given += ".float()"
             raise TypeError(
                 f"{name} must be a NumPy array or on a GPU, not a torch.Tensor on {device}; "
-                f"pass {given}.numpy(), or {given}.cuda()"
+                f"pass {given}.numpy(), or {given}.cuda(); numbabn.torch takes tensors anywhere"
             )
         if native.requires_grad:
             raise TypeError(

@@ -5,9 +5,13 @@ run on hardware, on GPUs; `revert` undoes it. ``pip install "numbabn[torch]"`` i
 """
 
 try:
-    import torch  # noqa: F401
+    from torch import __version__ as _version
 except ImportError as error:
     raise ImportError('numbabn.torch needs PyTorch 2.13 or newer: pip install "numbabn[torch]"') from error
+if _version < (2, 13):  # a TorchVersion, which compares as a version
+    raise ImportError(
+        f'numbabn.torch needs PyTorch 2.13 or newer, and this is {_version}: pip install -U "numbabn[torch]"'
+    )
 
 from numbabn.torch import functional
 from numbabn.torch.conversion import convert, revert

@@ -59,20 +59,14 @@ def test_results_states_and_way_back(fuse):
     x = torch.randn(X, requires_grad=True)
     for converted in (model, again):
         for mode in (True, False):
-            pairs = [
-                results(lambda x, *_, m=m.train(mode): m(x), x, *m.parameters()) for m in (converted, original)
-            ]
+            both = [each.train(mode) for each in (converted, original)]
+            pairs = [results(lambda x, *_, m=m: m(x), x, *m.parameters()) for m in both]
             assert_close(*pairs, tolerance=2e-4)  # of a network, whose roundings are enlarged by every norm
-        original.load_state_dict(network_state(original, again))
+        original.load_state_dict(again.state_dict())  # with which the copy starts
     nt.revert(model.train())
     assert classes(model) == before
     assert all(one is other for one, other in zip(model.modules(), modules, strict=True))
     assert not any("following" in vars(module) for module in model.modules())
-
-
-def network_state(original, other):
-    """The state with which a copy started."""
-    return {key: other.state_dict()[key] for key in original.state_dict()}
 
 
 def test_a_norm_itself():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import numbabn.torch.functional as ours
+from tests.support.jit import needs_jit
 from tests.torch.tensors import assert_close, formatted, leaf, results
 
 NAMES = ours.__all__
@@ -34,8 +35,7 @@ def called(function, sample):
         args, options = list(sample.args), dict(sample.kwargs)
         for i, each in zip(places, others, strict=False):
             args[i] = each
-        for key, each in zip(keys, others[len(places) :], strict=True):
-            options[key] = each
+        options.update(zip(keys, others[len(places) :], strict=True))
         return function(x, *args, **options)
 
     return call, tensors
@@ -56,7 +56,9 @@ def test_samples_of_pytorch(name, dtype):
         pairs = []
         for function, copied in zip((getattr(ours, name), getattr(F, name)), copies, strict=True):
             mine = [leaf(c) if t.requires_grad else c for c, t in zip(copied, tensors, strict=True)]
-            pairs.append((*results(called(function, sample)[0], *mine), *(m for m in mine if not m.requires_grad)))
+            pairs.append(
+                (*results(called(function, sample)[0], *mine), *(m for m in mine if not m.requires_grad))
+            )
         assert len(running) <= 2
         assert [each.dtype for each in pairs[0]] == [each.dtype for each in pairs[1]]
         assert_close(*pairs, tolerance=SAMPLES[dtype])
@@ -107,7 +109,7 @@ SHAPE = (4, 6, 5, 3)
 
 
 def calls():
-    """Each norm as a function of a module of functions and x, weight and bias; and the shape of the weight."""
+    """Each norm as a function of (functions, x, weight, bias), and the shape of the weight."""
     last = SHAPE[-2:]
 
     def running(dtype):
@@ -155,7 +157,7 @@ def tensors(case, dtype, parameters=None, layout="contiguous"):
     ids=str,
 )
 def test_against_float64(case, layout, dtypes):
-    """Errors are some roundings; dtypes of results are PyTorch's; y is laid out as x, or as its dense copy."""
+    """Errors are some roundings, dtypes are those of PyTorch, y is laid out as x or a dense copy."""
     function = CALLS[case][0]
     given = tensors(case, *dtypes, layout)
     found = results(lambda *t: function(ours, *t), *given)
@@ -215,6 +217,7 @@ def test_gradients_are_none_where_not_needed(case):
     assert w.grad is None
 
 
+@needs_jit
 @CASES
 def test_a_large_result_is_no_view(case):
     """In memory that numbabn keeps: an activation may change it in place."""
@@ -268,6 +271,7 @@ def test_autocast(case, dtype):
     assert_close(*pairs, tolerance=3e-2 if dtype is torch.bfloat16 else None)
 
 
+@needs_jit
 @CASES
 def test_deterministic(case):
     """The same bits in every run and for any number of threads, and no complaint of PyTorch."""

@@ -1,4 +1,4 @@
-"""The modules against those of PyTorch: options, modes, states after steps, errors, and what tools see of them."""
+"""The modules against those of PyTorch: options, modes, states, errors, and what tools see of them."""
 
 import copy
 import io

@@ -14,7 +14,9 @@ SIZES = {"batch_norm": 0, "group_norm": 3, "layer_norm": 1, "rms_norm": 1}
 
 def arguments(name, dtype, activation, known, grad=True):
     lengths = (3,) if name in ("layer_norm", "rms_norm") else (6,)
-    x, weight, bias = (torch.randn(each, dtype=dtype, requires_grad=grad) for each in (SHAPE, lengths, lengths))
+    x, weight, bias = (
+        torch.randn(each, dtype=dtype, requires_grad=grad) for each in (SHAPE, lengths, lengths)
+    )
     statistics = (torch.randn(6, dtype=dtype), torch.rand(6, dtype=dtype) + 0.5) if known else (None, None)
     bias = None if name == "rms_norm" else bias
     return x, weight, bias, *statistics, SIZES[name], 1e-5, activation, 0.1

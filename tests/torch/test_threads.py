@@ -1,14 +1,11 @@
 """Threads: PyTorch's number, and one pool for both libraries."""
 
-import re
 from pathlib import Path
 
 import pytest
-import torch
 
-import numbabn.torch as nt
 from tests.support.jit import needs_jit
-from tests.support.processes import python
+from tests.support.processes import run_python
 
 pytestmark = needs_jit
 
@@ -22,7 +19,7 @@ import numbabn.torch
 numbabn.torch.BatchNorm2d(64)(torch.randn(8, 64, 56, 56))
 print(torch.get_num_threads())
 """
-    assert python(program).split()[-1] == "1"
+    assert run_python(program).split()[-1] == "1"
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
@@ -42,6 +39,6 @@ before = len(os.listdir("/proc/self/task"))
 x.add_(1)
 print(torch.get_num_threads(), len(os.listdir("/proc/self/task")) - before)
 """
-    threads, more = map(int, python(program).split()[-2:])
+    threads, more = map(int, run_python(program).split()[-2:])
     assert threads > 1
     assert more == 0
