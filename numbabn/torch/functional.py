@@ -25,6 +25,7 @@ from numbabn.torch._norms import (
     activation_named,
     followed,
 )
+from numbabn.torch._running import track
 
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
@@ -112,7 +113,7 @@ def batch_norm(
         return normalize(task, input, Parameters(weight, bias, running_mean, running_var))[0]
     y, statistics = normalize(task, input, Parameters(weight, bias))
     if running_mean is not None and running_var is not None:
-        _track(running_mean, running_var, statistics, momentum, input.numel() // input.shape[1])
+        track(running_mean, running_var, statistics, momentum, input.numel() // input.shape[1])
     return y
 
 
@@ -197,7 +198,7 @@ def instance_norm(
     y, statistics = normalize(Task(GROUP, channels, eps, follows), input, Parameters(weight, bias))
     if running_mean is not None and running_var is not None:
         means = statistics.reshape(2, samples, channels).mean(1)
-        _track(running_mean, running_var, means, momentum, input.numel() // (samples * channels))
+        track(running_mean, running_var, means, momentum, input.numel() // (samples * channels))
     return y
 
 
@@ -396,13 +397,3 @@ def _overridden(function: Any, tensors: tuple[Any, ...], *arguments: Any, **opti
     """Let a subclass of Tensor, or a mode, that overrides PyTorch's functions decide what this one does."""
     result: Tensor = handle_torch_function(function, tensors, *arguments, **options)
     return result
-
-
-@torch.no_grad()
-def _track(
-    running_mean: Tensor, running_var: Tensor, statistics: Tensor, momentum: float, count: int
-) -> None:
-    """Move running statistics towards those of a batch with ``count`` values per channel."""
-    mean, var = statistics
-    running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-    running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / (count - 1))

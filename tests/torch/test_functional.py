@@ -187,9 +187,12 @@ def test_gradgradcheck(case, activation):
     )
 
 
-def test_gradgradcheck_of_a_weight_made_of_x():
+def test_gradients_of_a_weight_made_of_x():
+    """Whether or not they are to be differentiated again."""
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: ours.layer_norm(x, (4,), x[0, 0].exp(), x[0, 1]), (x,))
+    y = ours.layer_norm(x, (4,), x[0, 0].exp(), x[0, 1]).square().sum()
+    once = torch.autograd.grad(y, x, retain_graph=True)
+    assert_close(torch.autograd.grad(y, x, create_graph=True), once)
 
 
 @CASES
@@ -233,6 +236,10 @@ def test_a_large_result_is_no_view(case):
     y = F.relu(function(ours, large, w, b), inplace=True)
     y.sum().backward()
     assert not y._is_view()
+    constants = (None if each is None else each.detach() for each in (large, w, b))
+    factor = torch.ones((), dtype=large.dtype, requires_grad=True)
+    function(ours, *constants).mul_(factor).sum().backward()  # an error where it is a view of other dtype
+    assert factor.grad is not None
     assert large.grad.shape == large.shape
 
 
