@@ -36,6 +36,26 @@ def test_float32_at_both_ends_of_its_range(shape):
 
 
 @needs_jit
+@pytest.mark.parametrize("shape", [(40, 100), (9000, 100), (64, 100, 3, 3), (4, 100, 6, 6)])
+def test_channels_whose_squares_leave_the_range_of_float32_change_no_bits_of_others(shape):
+    """Channels beside each other are summed in one vector, and some of them once more in float64."""
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    _, plain = nbn.batch_norm_forward(x)
+    sizes = np.ones(100, np.float32)
+    sizes[[3, 50, 99]] = 1e-21, 1e25, 0
+    x *= sizes.reshape(1, -1, *(1,) * (x.ndim - 2))
+    _, saved = nbn.batch_norm_forward(x)
+    _, mean, m2 = reference.moments(x, 1)
+    var = m2 / (x.size // 100)
+    # Sums of a few squares are float32: a few roundings of 6e-8 each.
+    np.testing.assert_allclose(saved.var, var, rtol=5e-7)
+    np.testing.assert_array_less(np.abs(saved.mean - mean), 3e-7 * np.sqrt(var) + 1e-300)
+    same = sizes == 1
+    assert_same_bits(saved.mean[same], plain.mean[same], "mean")
+    assert_same_bits(saved.var[same], plain.var[same], "var")
+
+
+@needs_jit
 @pytest.mark.parametrize("shape", [(40, 8), (300_001, 2), (3, 2, 40), (1, 2, 1_000_001)])
 @pytest.mark.parametrize("size", [1e-160, 1e160])
 @pytest.mark.parametrize("given", [False, True])
