@@ -53,13 +53,13 @@ THROUGH_COMPILE = (COMPILED, COMPILED_CONVERTED)
 REPLACED = {CONVERTED: EAGER, FUSED: EAGER, COMPILED_CONVERTED: COMPILED}
 ABOUT = f"""\
 Times are milliseconds of one training step in float32, the medians of the rounds: forward, cross entropy,
-backward and a step of SGD with momentum, of networks that start from the same weights. The modes take turns in
-one process. The first step of a mode, in which it compiles, is not timed, and its loss is compared with
+backward and a step of SGD with momentum, of networks that start from the same weights. The modes take turns
+in one process. The first step of a mode, in which it compiles, is not timed, and its loss is compared with
 PyTorch's. Images are in NCHW or `channels_last`, transformers read sequences of vectors.
 
 - `{EAGER}`: eager, PyTorch's own modules;
-- `{CONVERTED}`, `{FUSED}`: eager, after `numbabn.torch.convert`; with `fuse`, a norm and the ReLU that follows it
-  are one pass. The transformers have no such pair;
+- `{CONVERTED}`, `{FUSED}`: eager, after `numbabn.torch.convert`; with `fuse`, a norm and the ReLU that
+  follows it are one pass. The transformers have no such pair;
 - `{COMPILED}`, and the same after `convert`. Not in `channels_last`, because its compiler lays out
   convolutions on the CPU in `channels_last` itself;
 - `{BARE}`: eager, with identities in the place of the norms.

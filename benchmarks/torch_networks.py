@@ -1,7 +1,7 @@
 """The networks that `benchmarks.torch_models` trains, of PyTorch's modules alone, as their papers have them.
 
-A norm and the ReLU that follows it are in one ``Sequential``, where ``numbabn.torch.convert(fuse=True)`` finds
-them. In a residual block the addition is between the last norm and its ReLU, which stay apart.
+A norm and the ReLU that follows it are in one ``Sequential``, where ``numbabn.torch.convert(fuse=True)``
+finds them. In a residual block the addition is between the last norm and its ReLU, which stay apart.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def mobilenet_v2() -> nn.Sequential:
     layers = [*convolution(3, 32, 3, 2), nn.ReLU6(inplace=True)]
     inputs = 32
     for expansion, outputs, repeats, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+        (6, 320, 1, 1),
     ):  # fmt: skip
         for repeat in range(repeats):
             layers.append(InvertedResidual(inputs, outputs, 1 if repeat else stride, expansion))
