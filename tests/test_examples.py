@@ -75,6 +75,22 @@ def test_the_figure_of_train_digits_is_not_committed():
     assert default in (ROOT / ".gitignore").read_text().splitlines()
 
 
+@needs_jit
+@pytest.mark.parametrize("option", [None, "--numbabn", "--no-numbabn"])
+def test_torch_resnet(option, tmp_path):
+    """Both kinds of norms learn the same from the same batches, together or alone."""
+    pytest.importorskip("torch")
+    output = run_example("torch_resnet.py", "--quick", *([option] if option else []), cwd=tmp_path)
+    kinds = {None: ["PyTorch", "numbabn"], "--numbabn": ["numbabn"], "--no-numbabn": ["PyTorch"]}[option]
+    losses = [float(loss) for loss in re.findall(r"([\d.]+) with (?:PyTorch|numbabn)'s norms", output)]
+    assert len(losses) == len(kinds)
+    assert losses == pytest.approx([0.536] * len(kinds), abs=2e-3)
+    rows = [line.split() for line in output.splitlines() if line.endswith("of the test images")]
+    assert [row[0].removesuffix("'s") for row in rows] == kinds
+    assert all(50 < float(row[4].rstrip("%")) <= 100 for row in rows)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_train_digits_on_a_gpu(tmp_path):
     """The same script on arrays like CuPy's learns the same."""
