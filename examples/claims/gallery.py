@@ -45,6 +45,7 @@ TAIL = """\
   clothes of Fashion-MNIST (92.99 % of the test images after 22.5 minutes on 2 cores of type znver3), and goes
   on bit for bit after it was killed; `--data digits` needs no files.
 - `python examples/train_digits.py` trains an MLP and a CNN with and without batch norm.
+- `python examples/torch_resnet.py` trains a residual network in PyTorch, with its norms and with numbabn's.
 - `python examples/compare_norms.py` compares the norms by their errors, `--rnn` in a recurrent network.
 - `python examples/recalibrate.py` shows what `numbabn.recalibrate` mends, `python examples/fold.py` how norms
   are folded into the layers before them.

@@ -55,14 +55,15 @@ def losses(model, dtype, memory_format):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("fuse", [False, True])
 def test_losses_over_many_steps_agree_within_noise_of_float32(fuse, memory_format):
-    """As far from PyTorch's losses in float64 as PyTorch's own in float32, up to chance."""
+    """PyTorch's own in float32 and numbabn's are both 3e-7 from PyTorch's in float64; losses are 2 at most.
+
+    The learning rate is small enough that training does not make roundings larger.
+    """
     model = network()
     exact, plain = (
         losses(copy.deepcopy(model), dtype, memory_format) for dtype in (torch.float64, torch.float32)
     )
     ours = losses(nt.convert(copy.deepcopy(model), fuse=fuse), torch.float32, memory_format)
     assert exact[-4:].mean() < 0.5 * exact[:4].mean()  # it learns
-    noise = (plain - exact).abs().max()
-    print(f"{noise:.1e} {(ours - exact).abs().max():.1e} {exact[0]:.3f} {exact[-1]:.3f}")
-    assert noise < 1e-4
-    assert (ours - exact).abs().max() < 1e-4
+    for found in (plain, ours):
+        torch.testing.assert_close(found, exact, rtol=0, atol=3e-6)
