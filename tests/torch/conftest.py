@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-FILES = ("conversion", "functional", "modules", "operators", "threads", "training")
+FILES = ("conversion", "functional", "models_benchmark", "modules", "operators", "threads", "training")
 collect_ignore = [] if find_spec("torch") else [f"test_{name}.py" for name in FILES]
 
 

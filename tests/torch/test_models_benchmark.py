@@ -5,14 +5,13 @@ import sys
 from itertools import product
 
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
-
-from benchmarks import torch_models, torch_networks  # noqa: E402
-from benchmarks.measure import Record  # noqa: E402
-from benchmarks.targets import Run  # noqa: E402
-from benchmarks.torch_models import (  # noqa: E402
+from benchmarks import torch_models, torch_networks
+from benchmarks.measure import Record
+from benchmarks.targets import Run
+from benchmarks.torch_models import (
     BARE,
     COMPILED,
     COMPILED_CONVERTED,
@@ -26,9 +25,9 @@ from benchmarks.torch_models import (  # noqa: E402
     Row,
     Trained,
 )
-from benchmarks.torch_networks import CLASSES, NETWORKS, without_norms  # noqa: E402
-from numbabn.torch.conversion import Joined  # noqa: E402
-from tests.support.jit import needs_jit  # noqa: E402
+from benchmarks.torch_networks import CLASSES, NETWORKS, without_norms
+from numbabn.torch.conversion import Joined
+from tests.support.jit import needs_jit
 
 NOT_COMPILED = [mode for mode in MODES if mode not in THROUGH_COMPILE]
 TINY = (
@@ -174,11 +173,11 @@ def test_every_promise_is_met_at_its_bound_and_missed_beyond():
 @pytest.mark.parametrize(
     ("mode", "time", "missed"),
     [
-        ((CONVERTED, "NCHW"), 110.0, "MobileNetV2, NCHW: convert at least 1.25x PyTorch"),
-        ((CONVERTED, "channels_last"), 105.0, "MobileNetV2, channels_last: convert at least 1.35x PyTorch"),
+        ((CONVERTED, "NCHW"), 108.5, "MobileNetV2, NCHW: convert at least 1.25x PyTorch"),
+        ((CONVERTED, "channels_last"), 100.5, "MobileNetV2, channels_last: convert at least 1.35x PyTorch"),
         ((CONVERTED, "transformer, RMSNorm"), 136.0, "no row slower with convert than with PyTorch"),
         ((FUSED, "MobileNetV2"), 101.0, "MobileNetV2: convert(fuse=True) at least as fast as convert"),
-        ((CONVERTED, "ResNet-18"), 132.0, "ResNet-18: convert at least 1.03x PyTorch"),
+        ((CONVERTED, "ResNet-18"), 131.5, "ResNet-18: convert at least 1.03x PyTorch"),
         (
             (COMPILED_CONVERTED, "ResNet-18"),
             91.0,
