@@ -322,6 +322,7 @@ def test_kernel_without_huge_pages(monkeypatch):
     monkeypatch.setattr(memory, "_frees", memory._frees.__wrapped__)
     monkeypatch.setattr(memory, "_pool", memory._Pool(1 << 30))
     monkeypatch.setattr(memory, "SMALLEST_BLOCK", 0)
+    monkeypatch.setattr(memory, "LARGEST_RESIDENT", 0)
     x = np.zeros((2, 3), np.float32)
     x[1] = 2
     for _ in range(2):  # in a new block, and in one that was kept without being marked free

@@ -15,12 +15,13 @@ from tests.support.processes import run_python
 
 @pytest.fixture
 def kept(monkeypatch):
-    """Small blocks, none kept so far; return the number of blocks that are kept and in no array."""
+    """Small blocks, treated as large ones, none kept so far; count those that are kept and in no array."""
     if not memory._SUPPORTED:
         pytest.skip("this system has no MADV_FREE")
     pool = memory._Pool(limit=1 << 30)
     monkeypatch.setattr(memory, "_pool", pool)
     monkeypatch.setattr(memory, "SMALLEST_BLOCK", 1000)
+    monkeypatch.setattr(memory, "LARGEST_RESIDENT", 0)
     return lambda: sum(kept() is None for kept in pool._kept.values())
 
 
@@ -100,6 +101,24 @@ def test_a_limit_below_one_block_keeps_nothing(kept):
     assert kept() == 0
 
 
+def test_blocks_that_are_not_marked_free_go_at_the_next_result_beyond_a_limit(kept, monkeypatch):
+    monkeypatch.setattr(memory, "LARGEST_RESIDENT", 10 * memory._PAGE)
+    monkeypatch.setattr(memory, "RESIDENT_LIMIT", 2 * memory._PAGE)
+    x = np.ones((64, 32))
+    results = [infer(x) for _ in range(5)]
+    assert [record.__callback__ for record in memory._pool._kept.values()] == [None] * 5
+    oldest = address(results[0])
+    del results
+    gc.collect()
+    assert kept() == 5
+    y = infer(x)
+    assert address(y) == oldest
+    assert kept() == 2
+    z = infer(np.ones((memory._PAGE // 8, 11)))  # of 11 pages, which are marked free
+    assert memory._pool._kept.popitem()[1].__callback__ is not None
+    assert z[-1, -1] == y[-1, -1]
+
+
 def test_memory_that_cannot_be_marked_free_is_kept_all_the_same(kept, monkeypatch):
     """The system is older than the headers that Python was compiled with, and refuses the number."""
     monkeypatch.setattr(memory.mmap, "MADV_FREE", 12345)
@@ -119,7 +138,7 @@ def test_systems_that_cannot_mark_memory_free_keep_nothing(missing):
         import numbabn as nbn
         from numbabn.arrays import memory
 
-        memory.SMALLEST_BLOCK = 1000
+        memory.SMALLEST_BLOCK, memory.LARGEST_RESIDENT = 1000, 0
         for _ in range(2):
             y = nbn.batch_norm_inference(np.ones((64, 32)), np.zeros(32), np.ones(32), eps=0.0)
             assert (y == 1).all()
@@ -221,7 +240,7 @@ def test_a_signal_handler_may_make_results_too():
         import numpy as np
         from numbabn.arrays import memory
 
-        memory.SMALLEST_BLOCK = 1000
+        memory.SMALLEST_BLOCK, memory.LARGEST_RESIDENT = 1000, 0
         x = np.empty(3000)
         held = [memory.empty_like(np.empty(3000 + 300_000 * (i % 5))) for i in range(100)]
         made = []
@@ -248,7 +267,7 @@ def test_a_child_makes_results_whatever_other_threads_did_at_the_fork():
         import numpy as np
         from numbabn.arrays import memory
 
-        memory.SMALLEST_BLOCK = 1000
+        memory.SMALLEST_BLOCK, memory.LARGEST_RESIDENT = 1000, 0
         x, stop = np.empty(3000), threading.Event()
 
         def work():
