@@ -278,7 +278,7 @@ def test_dtypes_must_agree(dtype):
 
 
 def test_kept_memory_of_bfloat16():
-    """Results of 32 MiB and more lie in kept memory, which has the dtype of x."""
+    """Results of more than 4 MiB lie in kept memory, which has the dtype of x."""
     x = np.empty((17, 1 << 20), BF16)
     for array in (x, x.T):
         y = memory.empty_like(array)

@@ -98,7 +98,7 @@ def test_memory_order_of_x():
 
 
 def test_large():
-    """A result of 32 MiB or more is memory that is kept, of the size of the result."""
+    """A result of more than 4 MiB is memory that is kept, of the size of the result."""
     x = image((3, 40, 300, 300) if JIT else (3, 2, 30, 30), np.uint8)
     arguments = parameters(x.shape[1], 64)
     for _ in range(2):
