@@ -8,6 +8,7 @@ import atexit
 import importlib
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 
@@ -50,6 +51,14 @@ def pytest_collection_modifyitems(config, items):
         _skip(items, "slow", "takes seconds; run with -m slow")
     if SIMULATED:
         _skip(items, "compile", "compiled without NUMBA_ENABLE_CUDASIM=1")
+
+
+@pytest.fixture(autouse=True)
+def _recorded_gradients():
+    """Let PyTorch record gradients again after a test of a benchmark, which turns that off for its process."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_grad_enabled(True)
 
 
 @pytest.fixture

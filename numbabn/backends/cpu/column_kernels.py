@@ -94,21 +94,26 @@ def apply_tile(dy, x, rows, coefficients, gain, traffic, out):
     The coefficients of these vectors begin at cache lines: loads of two lines each made the pass from dy and
     x to dx of 32x14x14x512 take 1.5 times as long.
     """
-    base, count, copies, channels, inner = rows
     width, made = columns_of(rows), np.empty((5, aligned_length(columns_of(rows))), coefficients.dtype)
-    first = min(head(array_of(x), base, traffic.streaming, out), width)
+    first = min(head(array_of(x), rows.base, traffic.streaming, out), width)
     start = aligned_start(made[0], first)
     for i in range(4):
-        expand(coefficients[i], copies, inner, made[i][start:])
+        expand(coefficients[i], rows.copies, rows.inner, made[i][start:])
     if gain is not None:
-        expand(gain, copies, inner, made[4][start:])
-    columns = (
-        elements(made[0][start:]),
-        elements(made[1][start:]),
-        elements(made[2][start:]),
-        elements(made[3][start:]),
-        elements(made[4][start:]),
-    )
+        expand(gain, rows.copies, rows.inner, made[4][start:])
+    columns = made[0][start:], made[1][start:], made[2][start:], made[3][start:], made[4][start:]
+    apply_columns(dy, x, rows, first, columns, gain, traffic, out)
+
+
+@helper
+def apply_columns(dy, x, rows, first, arrays, gain, traffic, out):
+    """``apply_tile`` with coefficients for every column, in vectors that begin with column ``first``.
+
+    A function of its own, because its caller holds on to the arrays: of their elements nobody counts
+    references, and where they were made in here, Numba gave their memory away before the first loop.
+    """
+    base, count, copies, channels, inner = rows
+    width, columns = columns_of(rows), elements_of_all(arrays)
     last = first + (width - first) // LANES * LANES
     if first > 0:
         put_columns(dy, x, base, first, np.int64(0), columns, gain, out)
@@ -119,6 +124,13 @@ def apply_tile(dy, x, rows, coefficients, gain, traffic, out):
         base += n * width
     if last < width:
         put_columns(dy, x, base - width + last, width - last, last, columns, gain, out)
+
+
+@helper
+def elements_of_all(arrays):
+    """Return the ``elements`` of five arrays."""
+    a, b, c, d, e = arrays
+    return elements(a), elements(b), elements(c), elements(d), elements(e)
 
 
 @helper
