@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _recorded_gradients():
-    """Let PyTorch record gradients again after a test of a benchmark, which turns that off for its process."""
+    """Let PyTorch record gradients again after a test of a benchmark, which turns that off."""
     yield
     if torch := sys.modules.get("torch"):
         torch.set_grad_enabled(True)
