@@ -47,15 +47,19 @@ def empty_like(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
     MemoryError
         If there is no memory, even after all kept blocks were given back.
     """
-    nbytes = array.nbytes if dtype is None else array.size * dtype.itemsize
-    small = nbytes <= SMALLEST_BLOCK
+    kept = keeps(array.nbytes if dtype is None else array.size * dtype.itemsize)
     try:
-        return np.empty_like(array, dtype) if small else _large(array, dtype or array.dtype)
+        return _large(array, dtype or array.dtype) if kept else np.empty_like(array, dtype)
     except MemoryError:
         pass
     # After the except clause, because the error's traceback would hold on to some of the blocks.
     _pool.clear()
-    return np.empty_like(array, dtype) if small else _large(array, dtype or array.dtype)
+    return _large(array, dtype or array.dtype) if kept else np.empty_like(array, dtype)
+
+
+def keeps(nbytes: int) -> bool:
+    """Whether the memory of a result of so many bytes is kept."""
+    return nbytes > SMALLEST_BLOCK and _SUPPORTED and _pool.limit > 0
 
 
 def set_pool_limit(nbytes: int) -> None:
@@ -95,8 +99,6 @@ def set_pool_limit(nbytes: int) -> None:
 
 
 def _large(array: Array, dtype: np.dtype[Any]) -> Array:
-    if not _SUPPORTED or not _pool.limit:
-        return np.empty_like(array, dtype)
     owner = _pool.take(-(-array.size * dtype.itemsize // _PAGE) * _PAGE)
     result = np.asarray(owner.of(array, dtype))
     return result if result.dtype == dtype else result.view(dtype)  # bfloat16 has no name in the interface

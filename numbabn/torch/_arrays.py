@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from numbabn.arrays import AnyArray, native, of
-from numbabn.arrays.memory import SMALLEST_BLOCK, empty_like
+from numbabn.arrays.memory import empty_like, keeps
 
 
 def array_of(tensor: Tensor) -> Any:
@@ -47,10 +47,10 @@ def result_like(x: Tensor) -> Tensor:
 
     A large one lies in memory of numbabn, which keeps its pages: see `numbabn.arrays.memory`. PyTorch gives
     such memory back to the system whenever a tensor dies. The result is no view, which PyTorch would not let
-    one change in place.
+    one change in place. Its storage cannot be resized, as no other that has been shared with NumPy.
     """
     y = torch.empty_like(x)
-    if not y.is_cpu or y.nbytes <= SMALLEST_BLOCK:
+    if not y.is_cpu or not keeps(y.nbytes):
         return y
     return tensor_of(empty_like(array_of(y)))
 

@@ -49,5 +49,12 @@ class _Direct(torch.autograd.Function):
         left = Left(ctx.task, x, weight, bias, statistics, bits, ctx.known)
         needs = ctx.needs_input_grad[1:4]
         # Gradients are recorded where they are to be differentiated again (create_graph=True).
-        gradients = left.gradients if torch.is_grad_enabled() else partial(_kernels.backward, left)
+        by_formula = torch.is_grad_enabled() or _is_batched(dy)
+        gradients = left.gradients if by_formula else partial(_kernels.backward, left)
         return None, *gradients(dy, needs), None, None
+
+
+def _is_batched(dy: Tensor) -> bool:
+    """Whether dy stands for many gradients (is_grads_batched=True, torch.func.vmap)."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(dy) or functorch.is_functorch_wrapped_tensor(dy))

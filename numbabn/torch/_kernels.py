@@ -56,7 +56,7 @@ def forward(task: Task, x: Tensor, parameters: Parameters) -> Result:
 
 def backward(left: Left, dy: Tensor, needs: _call.Needs) -> tuple[Tensor | None, ...]:
     """Return the gradients of x, weight and bias, of which what is not needed is None."""
-    return on_threads(_backward, left, dy, needs)
+    return on_threads(_backward, left, dy.resolve_neg(), needs)
 
 
 def _forward(task: Task, x: Tensor, parameters: Parameters) -> Result:

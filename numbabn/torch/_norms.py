@@ -67,13 +67,14 @@ class Task(NamedTuple):
     def gradients(
         self, dy: Tensor, x: Tensor, parameters: "Parameters", needs: Needs
     ) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, weight and bias by the formula, as functions of all tensors."""
+        """Return the gradients of x, weight and bias by the formula; they are recorded if gradients are."""
+        recorded = torch.is_grad_enabled()
         with torch.enable_grad():
             # Aliases, because one of them may be a function of another, to which autograd would go on.
             x, weight, bias = (each if each is None else each.view_as(each) for each in (x, *parameters[:2]))
             y = self.formula(x, parameters._replace(weight=weight, bias=bias))
             wanted = [each for each, need in zip((x, weight, bias), needs, strict=True) if need]
-            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=recorded))
         return tuple(next(found) if need else None for need in needs)
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from numbabn.torch import modules
 from numbabn.torch._norms import Activation
@@ -55,8 +55,13 @@ def convert(model: M, fuse: bool = False) -> M:
 
     Notes
     -----
-    Convert before ``torch.compile``, and revert before an export to ONNX, before quantization, and before
-    tools that compare the types of modules with ``type`` and not with ``isinstance``.
+    Convert before ``torch.compile``, and revert before an export to ONNX, before quantization, before tools
+    that compare the types of modules with ``type`` and not with ``isinstance``, and where an activation was
+    joined before tools that fold a norm into another module, such as ``fuse_conv_bn_eval``. Where a tool puts
+    another norm in the place of a joined one, such as ``convert_sync_batchnorm``, the activation runs again.
+
+    PyTorch does not resize storages that are shared with NumPy: code that frees activations by
+    ``storage.resize_(0)`` cannot free the input, parameters and result of these norms on the CPU.
 
     Examples
     --------
@@ -75,7 +80,7 @@ def convert(model: M, fuse: bool = False) -> M:
             for norm, name, follower in _followed_norms(sequence):
                 if all(places[id(module)] == 1 and not _has_hooks(module) for module in (norm, follower)):
                     norm.following = _activation(follower)
-                    setattr(sequence, name, Joined(follower))
+                    setattr(sequence, name, Joined(follower, norm, sequence))
     return model
 
 
@@ -122,10 +127,13 @@ def revert(model: M) -> M:
 class Joined(nn.Identity):
     """What stands in a model where an activation was that the norm before it now does.
 
+    It does nothing while that norm is in its ``Sequential``, and what the activation did if it is no more.
+
     Attributes
     ----------
-    activation : torch.nn.Module
-        The one that stood here, for `revert`; it is no child of this module.
+    activation, norm, sequence : torch.nn.Module
+        What stood here, for `revert`, the norm that does it now, and where both are. None is a child of this
+        module.
 
     Examples
     --------
@@ -135,11 +143,20 @@ class Joined(nn.Identity):
     """
 
     activation: nn.Module
+    norm: Normalization
+    sequence: nn.Sequential
 
-    def __init__(self, activation: nn.Module) -> None:
+    def __init__(self, activation: nn.Module, norm: Normalization, sequence: nn.Sequential) -> None:
         super().__init__()
         self.training = activation.training
-        self.__dict__["activation"] = activation
+        self.__dict__ |= {"activation": activation, "norm": norm, "sequence": sequence}
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Return the input, or its activation if the norm has left the ``Sequential``."""
+        if any(module is self.norm for module in self.sequence._modules.values()):
+            return input
+        activated: Tensor = self.activation(input)
+        return activated
 
     def extra_repr(self) -> str:
         """Return what stood here."""

@@ -144,3 +144,16 @@ def test_errors():
     model = nt.convert(nn.Sequential(nn.LayerNorm(4), nn.ReLU()), fuse=True)
     with pytest.raises(TypeError, match=r"numbabn\.torch\.revert"):
         torch.jit.script(model)
+
+
+def test_an_activation_runs_again_where_its_norm_was_replaced():
+    """As PyTorch's tools do, which take our norms for theirs."""
+    model = nt.convert(nn.Sequential(nn.BatchNorm2d(3), nn.LeakyReLU(0.1)), fuse=True).eval()
+    x = torch.randn(X)
+    expected = nn.functional.leaky_relu(x / (1 + 1e-5) ** 0.5, 0.1)
+    assert_close((model(x),), (expected,))
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert type(synchronised[0]) is nn.SyncBatchNorm
+    assert_close((synchronised(x),), (expected,))
+    assert_close((model(x),), (expected,))
+    assert type(nt.revert(synchronised)[1]) is nn.LeakyReLU

@@ -312,6 +312,34 @@ def test_checkpoint_recomputes(case):
     assert_close(found, results(lambda *t: function(F, *t), *given))
 
 
+@CASES
+def test_gradients_of_y_may_be_batched(case):
+    """Many gradients at once, as for Jacobians, by PyTorch's formula; none of them is recorded."""
+    function = CALLS[case][0]
+    given = tensors(case, torch.float64)
+    pairs = []
+    for module in (ours, F):
+        leaves = [None if each is None else leaf(each) for each in given]
+        y = function(module, *leaves)
+        wanted = [each for each in leaves if each is not None]
+        dy = torch.linspace(-1, 1, 3 * y.numel(), dtype=y.dtype).reshape(3, *y.shape)
+        pairs.append(torch.autograd.grad(y, wanted, dy, is_grads_batched=True))
+    assert_close(*pairs)
+    assert not any(each.requires_grad for each in pairs[0])
+
+
+@CASES
+def test_a_gradient_of_y_may_have_the_negative_bit(case):
+    function = CALLS[case][0]
+    x, w, b = tensors(case, torch.float64)
+
+    def call(module):
+        y = function(module, x, w, b)
+        return torch.autograd.grad(torch.complex(torch.zeros_like(y), y).conj().imag.square().sum(), x)
+
+    assert_close(call(ours), call(F))
+
+
 class Marked(torch.Tensor):
     """A subclass of Tensor, which PyTorch's functions return, too."""
 
