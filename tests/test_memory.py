@@ -107,12 +107,12 @@ def test_blocks_that_are_not_marked_free_go_at_the_next_result_beyond_a_limit(ke
     x = np.ones((64, 32))
     results = [infer(x) for _ in range(5)]
     assert [record.__callback__ for record in memory._pool._kept.values()] == [None] * 5
-    oldest = address(results[0])
+    newest = address(results[-1])
     del results
     gc.collect()
     assert kept() == 5
     y = infer(x)
-    assert address(y) == oldest
+    assert address(y) == newest
     assert kept() == 2
     z = infer(np.ones((memory._PAGE // 8, 11)))  # of 11 pages, which are marked free
     assert memory._pool._kept.popitem()[1].__callback__ is not None
