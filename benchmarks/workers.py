@@ -50,11 +50,13 @@ def environment(threads: int) -> dict[str, str]:
 def bind_threads(module: str) -> None:
     """Start a program again with its threads bound to cores, unless the user has said where they are.
 
-    OpenMP reads this when a process starts.
+    OpenMP reads this when a process starts. Numba is told how many cores there are: it counts those that the
+    thread may run on that imports it, and where PyTorch was imported before, that thread is bound to one.
     """
     if "OMP_PROC_BIND" not in os.environ:
         arguments = [sys.executable, "-m", module, *sys.argv[1:]]
-        os.execve(sys.executable, arguments, {**os.environ, "OMP_PROC_BIND": "true"})
+        cores = {"NUMBA_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
+        os.execve(sys.executable, arguments, {**cores, **os.environ, "OMP_PROC_BIND": "true"})
 
 
 def warm_up(function: Callable[[], object]) -> None:
