@@ -24,6 +24,7 @@ from benchmarks.libraries import (
     ONEDNN_BLOCKED,
     OUT,
     Operations,
+    onednn_training,
     steps,
     tensor,
     touched,
@@ -199,23 +200,18 @@ def _inputs(data: Data) -> list[np.ndarray]:
 
 def onednn(case: EpilogueCase, data: Data) -> Operations:
     """Return oneDNN's operations in the layout of the case; with an addition it has none."""
-    from benchmarks.onednn_batch_norm import BatchNorm, Options, Plain
+    from benchmarks.onednn_batch_norm import Plain
 
-    if case.residual:
-        return {}
-    norm = BatchNorm(data.x, data.dy, data.gamma, data.beta, Options(Plain(case.axis), EPS, relu=True))
-    return steps(norm.forward, lambda y: norm.backward())
+    return {} if case.residual else onednn_training(data, Plain(case.axis), relu=True)
 
 
 def onednn_blocked(case: EpilogueCase, data: Data) -> Operations:
     """Return oneDNN's operations in its own blocked layout, for the cases of NCHW."""
-    from benchmarks.onednn_batch_norm import BatchNorm, Blocked, Options
+    from benchmarks.onednn_batch_norm import Blocked
 
     if case.residual or case.layout != "NCHW":
         return {}
-    layout = Blocked.of_machine()
-    norm = BatchNorm(data.x, data.dy, data.gamma, data.beta, Options(layout, EPS, relu=True))
-    return steps(norm.forward, lambda y: norm.backward())
+    return onednn_training(data, Blocked.of_machine(), relu=True)
 
 
 def copy(case: EpilogueCase, data: Data) -> Operations:

@@ -226,7 +226,7 @@ def onednn(case: Case, data: Data) -> Operations:
     """Return oneDNN's operations in the layout of the case."""
     from benchmarks.onednn_batch_norm import Plain
 
-    return _onednn(data, Plain(case.axis))
+    return onednn_training(data, Plain(case.axis))
 
 
 def onednn_blocked(case: Case, data: Data) -> Operations:
@@ -236,14 +236,17 @@ def onednn_blocked(case: Case, data: Data) -> Operations:
     layout = Blocked.of_machine()
     if case.layout != "NCHW" or case.channels % layout.block:
         return {}
-    return _onednn(data, layout)
+    return onednn_training(data, layout)
 
 
-def _onednn(data: Data, layout: Layout) -> Operations:
-    """Return the operations of training in a layout; they write into the same memory at every call."""
+def onednn_training(data: Any, layout: Layout, relu: bool = False) -> Operations:
+    """Return oneDNN's operations of training in a layout; they write into the same memory at every call.
+
+    ``data`` has x, dy, gamma and beta.
+    """
     from benchmarks.onednn_batch_norm import BatchNorm, Options
 
-    norm = BatchNorm(data.x, data.dy, data.gamma, data.beta, Options(layout, EPS))
+    norm = BatchNorm(data.x, data.dy, data.gamma, data.beta, Options(layout, EPS, relu))
     return steps(norm.forward, lambda y: norm.backward())
 
 
