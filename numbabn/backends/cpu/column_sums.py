@@ -24,6 +24,7 @@ from numbabn.backends.cpu.simd import (
     prefetch,
     splat,
     store,
+    total,
     unaligned,
     widen,
     zeros,
@@ -127,11 +128,13 @@ def collapse(columns, copies, channels, inner):
         for j in range(channels * inner):
             columns[j] += part[j]
     if inner > 1:
+        left = inner % LANES
         for c in range(channels):
-            s = 0.0
-            for j in range(c * inner, (c + 1) * inner):
-                s += columns[j]
-            columns[c] = s
+            last = (c + 1) * inner - left
+            s = load_part(columns, last, left, zeros(0.0))
+            for j in range(c * inner, last, LANES):
+                s = add(s, load(columns, j, 0.0))
+            columns[c] = total(s)
 
 
 @helper

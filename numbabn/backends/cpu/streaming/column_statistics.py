@@ -14,11 +14,27 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from numbabn.backends.cpu.column_sums import collapse
+from numbabn.backends.cpu.column_sums import PAIR, Group, collapse
 from numbabn.backends.cpu.jit import Kernel, helper
-from numbabn.backends.cpu.simd import LANES, add, load, maximum, minimum, prefetch, store, widen, zeros
+from numbabn.backends.cpu.simd import (
+    LANES,
+    add,
+    convert,
+    elements,
+    highest,
+    load,
+    load_part,
+    lowest,
+    maximum,
+    minimum,
+    prefetch,
+    splat,
+    store,
+    widen,
+    zeros,
+)
 from numbabn.backends.cpu.streaming.doubled import Folded, first_shift, fold_sums, unfold
-from numbabn.backends.cpu.streaming.lanes import Summation, add_sums, add_values, no_sums
+from numbabn.backends.cpu.streaming.lanes import Summation, add_values, no_sums
 
 MERGE = 2048  # rows summed about one shift
 GROWTH = 8  # factor by which the blocks of rows grow: the first shift is not yet near the mean
@@ -73,33 +89,60 @@ def vector_columns(rows):
 
 
 @helper
-def add_panel(x, w, rows, shift, summation, sums, extremes):
-    """Add a few rows to the sums of every column."""
+def add_pairs(x, w, group, shift, summation, sums, extremes):
+    """Add a few rows to the sums of every column, but for the last vector of columns where it has no pair.
+
+    The next rows are prefetched in the order of memory, while these are read from top to bottom: float32 of
+    200000x256 takes 0.72 of the bandwidth with prefetches 16 rows below what is read, and 0.87 so.
+    """
+    first, rows, stride, _, width = group
     value, like = summation.value, summation.like
-    wide, width = np.float64(0), len(extremes) // 2
-    stride, ahead = rows.stride, rows.group * rows.stride
-    k = zeros(like)
-    for j in range(0, width, LANES):
+    k0 = k1 = zeros(like)
+    ahead = first + rows * stride
+    end = ahead + width
+    for j in range(0, width - PAIR + 1, PAIR):
         if shift is not None:
-            k = load(shift, j, like)
+            k0, k1 = load(shift, j, like), load(shift, j + LANES, like)
         a = b = no_sums(value, like)
-        i = rows.base + j
-        last = i + (rows.rows - 1) * stride
-        while i < last:  # two rows at once hide the latency of add and fma
-            prefetch(x, i + ahead, LANES)
-            prefetch(x, i + stride + ahead, LANES)
-            a = add_values(x, w, i, shift, k, summation, a)
-            b = add_values(x, w, i + stride, shift, k, summation, b)
-            i += 2 * stride
-        if i == last:
-            a = add_values(x, w, i, shift, k, summation, a)
-        weight, s, q, low, high = add_sums(a, b, value, like)
-        if summation.masked is not None:
-            store(sums, j, add(load(sums, j, wide), widen(weight)))
-        store(sums, width + j, add(load(sums, width + j, wide), widen(s)))
-        store(sums, 2 * width + j, add(load(sums, 2 * width + j, wide), widen(q)))
-        store(extremes, j, minimum(low, load(extremes, j, value)))
-        store(extremes, width + j, maximum(high, load(extremes, width + j, value)))
+        i = first + j
+        for _ in range(rows):
+            prefetch(x, ahead, PAIR)
+            ahead += PAIR
+            if ahead >= end:
+                ahead, end = ahead - width + stride, end + stride
+            a = add_values(x, w, i, shift, k0, summation, a)
+            b = add_values(x, w, i + LANES, shift, k1, summation, b)
+            i += stride
+        add_to_columns(j, width, a, summation, sums, extremes)
+        add_to_columns(j + LANES, width, b, summation, sums, extremes)
+
+
+@helper
+def add_last(x, w, group, shift, summation, sums, extremes):
+    """Add the vector of columns that ``add_pairs`` leaves out."""
+    first, rows, stride, _, width = group
+    k, a = zeros(summation.like), no_sums(summation.value, summation.like)
+    j = width - LANES
+    if shift is not None:
+        k = load(shift, j, summation.like)
+    i = first + j
+    for _ in range(rows):
+        a = add_values(x, w, i, shift, k, summation, a)
+        i += stride
+    add_to_columns(j, width, a, summation, sums, extremes)
+
+
+@helper
+def add_to_columns(j, width, added, summation, sums, extremes):
+    """Add sums to those of the sixteen columns from j on."""
+    wide, value = np.float64(0), summation.value
+    weight, s, q, low, high = added
+    if summation.masked is not None:
+        store(sums, j, add(load(sums, j, wide), widen(weight)))
+    store(sums, width + j, add(load(sums, width + j, wide), widen(s)))
+    store(sums, 2 * width + j, add(load(sums, 2 * width + j, wide), widen(q)))
+    store(extremes, j, minimum(low, load(extremes, j, value)))
+    store(extremes, width + j, maximum(high, load(extremes, width + j, value)))
 
 
 @helper
@@ -111,11 +154,17 @@ def collapse_range(rows, low, high):
         for j in range(size):
             low[j] = min(low[j], low[copy * size + j])
             high[j] = max(high[j], high[copy * size + j])
+    if inner == 1:
+        return
+    like, left = low[0], inner % LANES
     for c in range(rows.channels):
-        least, most = low[c * inner], high[c * inner]
-        for j in range(c * inner + 1, (c + 1) * inner):
-            least, most = min(least, low[j]), max(most, high[j])
-        low[c], high[c] = least, most
+        least, most = splat(convert(np.inf, like)), splat(convert(-np.inf, like))
+        last = (c + 1) * inner - left
+        for j in range(c * inner, last, LANES):
+            least, most = minimum(load(low, j, like), least), maximum(load(high, j, like), most)
+        least = minimum(load_part(low, last, left, least), least)
+        most = maximum(load_part(high, last, left, most), most)
+        low[c], high[c] = lowest(least), highest(most)
 
 
 @helper
@@ -130,8 +179,10 @@ def column_sums(x, w, rows, shift, summation, sums, extremes):
         extremes[j] = np.inf
         extremes[width + j] = -np.inf
     for r in range(0, rows.rows, rows.group):
-        panel = some_rows(rows, r, min(rows.group, rows.rows - r))
-        add_panel(x, w, panel, shift, summation, sums, extremes)
+        group = Group(rows.base + r * rows.stride, min(rows.group, rows.rows - r), rows.stride, 0, width)
+        add_pairs(x, w, group, shift, summation, elements(sums), elements(extremes))
+        if width % PAIR:
+            add_last(x, w, group, shift, summation, elements(sums), elements(extremes))
     for part in range(3):
         collapse(sums[part * width : (part + 1) * width], rows.copies, rows.channels, rows.inner)
     collapse_range(rows, extremes[:width], extremes[width:])

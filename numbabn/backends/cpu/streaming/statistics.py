@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numbabn.backends.cpu import plan
+from numbabn.backends.cpu.column_sums import GROUP
 from numbabn.backends.cpu.half import bits
 from numbabn.backends.cpu.jit import Kernel
 from numbabn.backends.cpu.simd import LANES
@@ -152,7 +153,7 @@ def _chunks(kernels: _Kernels, x: Array, weight: Array | None, view: View, summa
         return out
     copies, rows, block, chunks = _columns_plan(view, x.nbytes)
     stride, left = copies * channels * inner, pixels - rows * copies
-    group = _group(stride * x.itemsize)
+    group = _group(min(stride, block * inner) * x.itemsize)
     out = np.empty((chunks + 1, kernels.parts, channels))
     if rows:
         cut = rows, stride, group, copies, inner
@@ -182,8 +183,8 @@ def _columns_plan(view: View, nbytes: int) -> tuple[int, int, int, int]:
 
 
 def _group(row_bytes: int) -> int:
-    """Return how many rows to sum at once: they and as many prefetched ones fit in the first-level cache."""
-    return max(4, min(64, _GROUP_BYTES // row_bytes))
+    """Return how many rows to sum at once: they fit in the first-level cache beside the sums."""
+    return max(GROUP, min(64, _GROUP_BYTES // row_bytes))
 
 
 def _padded(x: Array) -> Array:
