@@ -49,10 +49,10 @@ def result_like(x: Tensor) -> Tensor:
     such memory back to the system whenever a tensor dies. The result is no view, which PyTorch would not let
     one change in place. Its storage cannot be resized, as no other that has been shared with NumPy.
     """
-    y = torch.empty_like(x)
-    if not y.is_cpu or not keeps(y.nbytes):
-        return y
-    return tensor_of(empty_like(array_of(y)))
+    if not x.is_cpu or not keeps(x.nbytes):
+        return torch.empty_like(x)
+    dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    return tensor_of(empty_like(array_of(x if dense else torch.empty_like(x))))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from numbabn.torch._norms import Parameters, Task
 
 def normalize(task: Task, x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """Return y and the statistics [2, n] that x was normalised with, in float64."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_traced():
         y, statistics, _ = _operators.forward(task, x, parameters)
         return y, statistics
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, *parameters)):
@@ -28,11 +28,16 @@ def normalize(task: Task, x: Tensor, parameters: Parameters) -> tuple[Tensor, Te
     return result.y, result.statistics
 
 
+def is_traced() -> bool:
+    """Whether a compiler, or a mode such as that of fake tensors, has to see operators of PyTorch."""
+    return torch.compiler.is_compiling() or bool(torch._C._len_torch_dispatch_stack())
+
+
 class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, task: Task, x: Tensor, *parameters: Tensor | None) -> tuple[Tensor, Tensor]:
         given = Parameters(*parameters)
-        y, statistics, bits = _kernels.forward(task, x, given)
+        y, statistics, bits, ctx.reading = _kernels.forward(task, x, given)
         memory, ctx.phase = (None, 0) if bits is None else bits
         ctx.task, ctx.known = task, given.known
         ctx.save_for_backward(x, given.weight, given.bias, statistics, memory)
@@ -46,7 +51,7 @@ class _Direct(torch.autograd.Function):
             return None, None, None, None, None, None
         x, weight, bias, statistics, memory = ctx.saved_tensors
         bits = None if memory is None else _kernels.Bits(memory, ctx.phase)
-        left = Left(ctx.task, x, weight, bias, statistics, bits, ctx.known)
+        left = Left(ctx.task, x, weight, bias, statistics, bits, ctx.known, ctx.reading)
         needs = ctx.needs_input_grad[1:4]
         # Gradients are recorded where they are to be differentiated again (create_graph=True).
         by_formula = torch.is_grad_enabled() or _is_batched(dy)

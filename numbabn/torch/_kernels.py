@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from numbabn.arrays import library_of
-from numbabn.backends.verbs import Kept
+from numbabn.arrays.layout import Layout
+from numbabn.backends.verbs import Affine, Kept
 from numbabn.norms import _call
 from numbabn.norms._epilogue import Passed, activation_of
+from numbabn.norms._saved import Origin, Saved
 from numbabn.torch._arrays import array_of, optional_array, recognised, result_like, tensor_of
 from numbabn.torch._norms import Activation, Parameters, Task
 from numbabn.torch._threads import on_threads
@@ -24,12 +26,24 @@ class Bits(NamedTuple):
     phase: int
 
 
+class Reading(NamedTuple):
+    """How a forward pass read its arrays; to find it out again is a third of a small backward pass.
+
+    It holds no memory of x, so that hooks of saved tensors may move that elsewhere.
+    """
+
+    layout: Layout
+    affine: Affine
+    values: int  # of each statistic
+
+
 class Result(NamedTuple):
     """The results of a forward pass."""
 
     y: Tensor
     statistics: Tensor  # [2, n]: means and biased variances, in float64
     bits: Bits | None
+    reading: Reading
 
 
 class Left(NamedTuple):
@@ -42,6 +56,7 @@ class Left(NamedTuple):
     statistics: Tensor
     bits: Bits | None
     known: bool  # whether the statistics are constants
+    reading: Reading | None = None
 
     def gradients(self, dy: Tensor, needs: _call.Needs) -> tuple[Tensor | None, ...]:
         """Return what `backward` does by PyTorch's formula, as a function that can be differentiated."""
@@ -61,7 +76,8 @@ def backward(left: Left, dy: Tensor, needs: _call.Needs) -> tuple[Tensor | None,
 
 def _forward(task: Task, x: Tensor, parameters: Parameters) -> Result:
     y = result_like(x)
-    call = task.norm.open(array_of(x), task.size, array_of(y))
+    call = task.norm.open(array_of(x), task.size)
+    call.write_to(recognised(y))
     if task.activation is not None:
         call.follow(*task.activation, None)
     affine = call.affine(optional_array(parameters.weight), optional_array(parameters.bias), task.eps)
@@ -74,18 +90,30 @@ def _forward(task: Task, x: Tensor, parameters: Parameters) -> Result:
     if statistics is None:
         statistics = _joined(saved._statistics)
     kept = None if saved._passed is None else saved._passed.kept
-    return Result(y, statistics, None if kept is None else Bits(tensor_of(kept.memory), kept.phase))
+    bits = None if kept is None else Bits(tensor_of(kept.memory), kept.phase)
+    return Result(y, statistics, bits, Reading(saved._layout, affine, saved._count))
 
 
 def _backward(left: Left, dy: Tensor, needs: _call.Needs) -> tuple[Tensor | None, ...]:
-    task = left.task
-    call = task.norm.open(array_of(left.x), task.size, None)
-    affine = call.affine(optional_array(left.weight), optional_array(left.bias), task.eps)
-    passed = None if left.bits is None else _passed(left.bits, task.activation)
-    saved = call.recalled(affine, _pair(left.statistics), left.known, passed)
+    saved = _saved(left)
     dx = result_like(left.x) if needs[0] else None
     _, dweight, dbias = _call.backward(array_of(dy), saved, optional_array(dx), None, needs, None)
     return dx, *(None if array is None else tensor_of(array) for array in (dweight, dbias))
+
+
+def _saved(left: Left) -> Saved:
+    """Return what numbabn's forward pass left."""
+    task, reading, x = left.task, left.reading, array_of(left.x)
+    passed = None if left.bits is None else _passed(left.bits, task.activation)
+    statistics = _pair(left.statistics)
+    if reading is not None and reading.layout.matches(x):
+        origin: Origin = "given" if left.known else "x"
+        return Saved(
+            task.norm.name, x, reading.layout, reading.affine, statistics, reading.values, origin, passed
+        )
+    call = task.norm.open(x, task.size)
+    affine = call.affine(optional_array(left.weight), optional_array(left.bias), task.eps)
+    return call.recalled(affine, statistics, left.known, passed)
 
 
 def _passed(bits: Bits, activation: Activation | None) -> Passed:

@@ -21,7 +21,7 @@ class Norm(NamedTuple):
     """
 
     name: str
-    open: Callable[[Any, int, Any], Call]  # of x, size and out
+    open: Callable[[Any, int], Call]  # of x and size
     statistics: Callable[[Sequence[int], int], int]  # how many there are for x of a shape, and a size
     formula: Callable[["Task", Tensor, "Parameters"], Tensor]  # PyTorch's
 
@@ -126,10 +126,10 @@ def _samples(shape: Sequence[int], size: int) -> int:
     return math.prod(shape[: len(shape) - size])
 
 
-BATCH = Norm("batch_norm", lambda x, _, out: Call(x, 1, out), lambda shape, _: shape[1], _batch)
+BATCH = Norm("batch_norm", lambda x, _: Call(x, 1), lambda shape, _: shape[1], _batch)
 GROUP = Norm(
-    "group_norm", lambda x, size, out: GroupCall(x, 1, size, out), lambda shape, size: shape[0] * size, _group
+    "group_norm", lambda x, size: GroupCall(x, 1, size, None), lambda shape, size: shape[0] * size, _group
 )
-LAYER = Norm("layer_norm", lambda x, size, out: LayerCall(x, _last(x, size), out), _samples, _layer)
-RMS = Norm("rms_norm", lambda x, size, out: RMSCall(x, _last(x, size), out), _samples, _rms)
+LAYER = Norm("layer_norm", lambda x, size: LayerCall(x, _last(x, size), None), _samples, _layer)
+RMS = Norm("rms_norm", lambda x, size: RMSCall(x, _last(x, size), None), _samples, _rms)
 NORMS = (BATCH, GROUP, LAYER, RMS)

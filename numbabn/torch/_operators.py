@@ -55,7 +55,8 @@ def _task(norm: Norm, size: int, eps: float, activation: str, slope: float) -> T
 def _forward(
     norm: Norm, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *numbers: Any
 ) -> tuple[Tensor, ...]:
-    y, statistics, bits = _kernels.forward(_task(norm, *numbers), x, Parameters(weight, bias, mean, var))
+    parameters = Parameters(weight, bias, mean, var)
+    y, statistics, bits, _ = _kernels.forward(_task(norm, *numbers), x, parameters)
     return y, statistics, _packed(bits, _bits_like(norm, x, numbers))
 
 

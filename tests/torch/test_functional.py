@@ -313,6 +313,29 @@ def test_checkpoint_recomputes(case):
 
 
 @CASES
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_saved_tensors_may_come_back_elsewhere(case, layout):
+    """Hooks move what is kept, and bring it back in another order of memory; what was x is overwritten."""
+    function = CALLS[case][0]
+    x, w, b = tensors(case, torch.float64, layout=layout)
+    given, moved = x.detach().clone(memory_format=torch.preserve_format), []
+
+    def pack(tensor):
+        moved.append(tensor.dim())
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+    inputs = [each for each in (x, w, b) if each is not None]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+        y = function(ours, x, w, b)
+    x.data.fill_(torch.nan)
+    dy = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    found = torch.autograd.grad(y, inputs, dy)
+    assert x.dim() in moved
+    x.data.copy_(given)
+    assert_close(found, torch.autograd.grad(function(F, x, w, b), inputs, dy))
+
+
+@CASES
 def test_gradients_of_y_may_be_batched(case):
     """Many gradients at once, as for Jacobians, by PyTorch's formula; none of them is recorded."""
     function = CALLS[case][0]

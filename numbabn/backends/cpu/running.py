@@ -1,4 +1,6 @@
-"""What a batch does to running statistics: new arrays, so that other threads see the old ones or the new.
+"""What a batch does to running statistics.
+
+There are new arrays, so that other threads see the old ones or the new; but for those of PyTorch's modules.
 
 Statistics that overflow are infinite. A warning turned into an error would leave y without its update.
 """
@@ -6,6 +8,7 @@ Statistics that overflow are infinite. A warning turned into an error would leav
 import numpy as np
 
 from numbabn.backends.arithmetic import merge_means
+from numbabn.backends.cpu.jit import small_kernel
 from numbabn.backends.cpu.quiet import quiet
 from numbabn.backends.verbs import Pair, Population
 
@@ -47,3 +50,12 @@ def _pool(running: Pair, population: Population, batch: Pair, count: int) -> tup
     m2 = m2 + batch_var * count + between
     statistics = mean.astype(running[0].dtype), (m2 / (total - 1)).astype(running[1].dtype)
     return statistics, Population(total, (mean, m2))
+
+
+@small_kernel
+def move(mean, var, batch, momentum, correction):
+    """Do in place what `average` does, to floats of 32 or 64 bits; batch [2, channels] is float64."""
+    keep, unbiased = 1.0 - momentum, momentum * correction
+    for c in range(len(mean)):
+        mean[c] = mean[c] * keep + batch[0, c] * momentum
+        var[c] = var[c] * keep + batch[1, c] * unbiased
