@@ -37,9 +37,9 @@ GROUP = 8  # rows summed at once: a pair of sums is loaded and stored for every 
 PANEL = 512  # columns whose sums or coefficients stay in the first-level cache beside the rows
 AHEAD = 256  # columns: how far ahead in the same rows to prefetch, and then in the next ones
 # Of the next eight rows instead, those that are 4 KB apart share their place in the cache: sums of dy and x
-# of 32x14x14x1024 take 1.08 ms with that and 0.80 so, those of 8192x512 0.53 and 0.43. In the order of memory,
-# as `streaming.column_statistics` does, 50 MB and more in rows of up to 512 columns take 0.95 times as long, and
-# rows of 1024 columns 1.05 times.
+# of 32x14x14x1024 take 1.08 ms with that and 0.80 so, those of 8192x512 0.53 and 0.43. In the order of
+# memory, as `streaming.column_statistics` does it, 50 MB and more in rows of up to 512 columns take 0.95
+# times as long, and rows of 1024 columns 1.05 times.
 # Bytes that a pass reads up to which nothing is prefetched. What comes too early takes the place of sums in
 # the first cache. Sums of dy and x, on two cores with AVX-512 that share 32 MB: 13 MB (32x14x14x256) take
 # 0.14 ms with prefetching and 0.10 without, 26 MB (32x28x28x128) 0.24 and 0.35.
