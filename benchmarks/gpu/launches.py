@@ -124,7 +124,7 @@ def epilogue(y: Array, dy: Array, view: View) -> tuple[Result, Gradient]:
     """Return what is passed in place of y and dy where a ReLU and the addition of a residual follow."""
     kept, phase = backend.keep(y, view)
     residual, dresidual = Array(y.shape, y.dtype), Array(y.shape, y.dtype)
-    return Result(y, residual, kept, phase, floor=0.0), Gradient(dy, dresidual, kept, phase, 0.0)
+    return Result(y, residual, kept, phase, None, None), Gradient(dy, dresidual, kept, phase, 0.0)
 
 
 def followed(shape: Shape, dtype: Any, resident: int) -> list[Launch]:

@@ -126,8 +126,9 @@ def tile_sums(x, tile, geometry, factor, like, wide):
     tree(columns, step, wide)
     s, q = np.float64(0), np.float64(0)
     if t < tile.across:
-        s = channel_sum(SCRATCH, t, tile, geometry, wide) / np.float64(factor)
-        q = channel_sum(SCRATCH + ROW, t, tile, geometry, wide) / np.float64(factor) ** 2
+        unit = np.float64(factor)
+        s = channel_sum(SCRATCH, t, tile, geometry, wide) / unit
+        q = channel_sum(SCRATCH + ROW, t, tile, geometry, wide) / (unit * unit)  # ** 2 would be a call
     return s, q
 
 

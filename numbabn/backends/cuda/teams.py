@@ -107,7 +107,8 @@ def piece_moments(tile, rows, like):
                 if attempt == 0:
                     center, due = convert(np.float64(center) + some / n, like), 1
                 else:
-                    s, q, due = some / np.float64(factor), squares / np.float64(factor) ** 2, 4
+                    unit = np.float64(factor)
+                    s, q, due = some / unit, squares / (unit * unit), 4  # ** 2 would be a call
                     if attempt == 1:
                         due = 2 if q < TINY else 4 if q < HUGE else 3
     m2 = q - s * (s / n)

@@ -199,7 +199,10 @@ def _examine(code: bytes, options: list[str], name: str, lines: bool) -> dict[st
     handle = nvjitlink.create(len(options), options)
     try:
         nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, code, len(code), name)
-        nvjitlink.complete(handle)
+        try:
+            nvjitlink.complete(handle)
+        except nvjitlink.nvJitLinkError as error:
+            raise RuntimeError(f"{name} with {options}: {_error_log(handle)}") from error
         cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
         nvjitlink.get_linked_cubin(handle, cubin)
         log = bytearray(nvjitlink.get_info_log_size(handle))
@@ -208,6 +211,12 @@ def _examine(code: bytes, options: list[str], name: str, lines: bool) -> dict[st
         nvjitlink.destroy(handle)
     listing = sass.disassemble(bytes(cubin), lines)
     return _of_loops(listing) if lines else _of_log(log.decode(), options) | _of_listing(listing)
+
+
+def _error_log(handle: Any) -> str:
+    log = bytearray(nvjitlink.get_error_log_size(handle))
+    nvjitlink.get_error_log(handle, log)
+    return log.decode()
 
 
 def _of_log(log: str, options: list[str]) -> dict[str, int]:
