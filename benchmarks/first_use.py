@@ -51,8 +51,8 @@ def main() -> None:
     rows = [["`import numbabn` beyond `import numba`", "", f"{import_seconds():.3f}", "<= 0.15"]]
     for case in CASES:
         empty, filled = step_seconds(case)
-        rows.append([f"first training step, {case.name}", "empty", f"{empty:.2f}", "<= 4"])
-        rows.append([f"first training step, {case.name}", "filled", f"{filled:.3f}", "<= 0.5"])
+        rows.append([f"first training step, {case.name}", "empty", f"{empty:.2f}", "<= 3"])
+        rows.append([f"first training step, {case.name}", "filled", f"{filled:.3f}", "<= 0.3"])
     print(table(["", "cache", "seconds", "promised"], rows, text_columns=2))
 
 

@@ -30,6 +30,9 @@ WIDEST = ("kernels.shared_gradient (samples)", "float64")  # with a gamma beside
 # them 16. No tile is loaded ahead here: loads of a thread are many, and need no more than 2 blocks.
 SUMS = ("strips._products", "float64")
 HALVES = ("float16", "bfloat16")
+# Some registers more than 64, with which 3 blocks fit: the mask of an activation beside four halves, and the
+# float32 sums, whose 2 blocks for float64 are said above.
+A_FEW_MORE = {("along_kernels.backward (gradient)", half) for half in HALVES} | {(SUMS[0], "float32")}
 # What an activation needs beside four float64 values and their operands is up to 18 registers more.
 WIDE_FOLLOWED = "float64"
 STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
@@ -166,7 +169,10 @@ def test_registers(reports):
     sums = [r for r in reports if r["kernel"].startswith(SUMS[0]) and r["dtype"] == SUMS[1]]
     others = [r for r in reports if r not in wide + sums]
     assert not wrong(sums, lambda r: r["blocks"], lambda n: n >= 2)
+    more = [r for r in others if (r["kernel"], r["dtype"]) in A_FEW_MORE]
+    others = [r for r in others if r not in more]
     assert not wrong(others, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS)
+    assert not wrong(more, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS + 8)
     assert not wrong(wide, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 20)
 
 
@@ -188,6 +194,7 @@ def test_no_local_memory(reports):
 def test_shared_memory_and_blocks(reports):
     assert not wrong(reports, lambda r: r["shared_bytes"], lambda n: n <= STATIC_SHARED)
     others = [r for r in of_tiles(reports) if not is_wide(r) and not of_samples(r)]
+    others = [r for r in others if (r["kernel"], r["dtype"]) not in A_FEW_MORE]
     assert not wrong(others, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS)
     widest = [r for r in of_tiles(reports) if (r["kernel"], r["dtype"]) == WIDEST]
     others = [r for r in of_tiles(reports) if r not in widest]
@@ -234,15 +241,20 @@ def test_sums_over_samples_are_read_four_at_a_time(reports):
 @pytest.mark.slow
 @pytest.mark.compile
 def test_residuals_are_read_16_bytes_at_a_time(reports):
+    """And those of halves 8 bytes at a time, which are four, too."""
     chosen = [r for r in reports if r["kernel"].endswith("(result)")]
-    assert {r["dtype"] for r in chosen} == {"float32", "float64"}
-    assert not wrong(chosen, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
+    halves = [r for r in chosen if r["dtype"] in HALVES]
+    others = [r for r in chosen if r not in halves]
+    assert {r["dtype"] for r in others} == {"float32", "float64"}
+    assert {r["dtype"] for r in halves} == set(HALVES)
+    assert not wrong(others, lambda r: count(r, "LDG.E.128"), lambda n: n > 0)
+    assert not wrong(halves, lambda r: count(r, "LDG.E.64"), lambda n: n > 0)
 
 
 @pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
-    kinds = re.compile(r"_of_samples|_limited| \(samples\)$")
+    kinds = re.compile(r"_of_samples|_limited| \(samples\)")
     found = {(kinds.sub("", r["kernel"]), *r["element_loops"]) for r in reports if r["element_loops"]}
     assert found == {(kernel, *loops) for kernel, loops in ELEMENT_LOOPS.items()}
     assert not wrong(reports, lambda r: r["slow_in_loops"], lambda leaks: not leaks)
