@@ -103,12 +103,13 @@ def test_known_statistics(norm, activation):
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("norm", [slow_where_compiled(norm) for norm in NORMS[:2]], ids=str)
-def test_half_precision_is_rounded_once(norm, dtype):
+@pytest.mark.parametrize("activation", ACTIVATIONS[:3])
+def test_half_precision_is_rounded_once(norm, activation, dtype):
     """With known statistics results are those of float32, rounded: v is not, before the residual is added."""
     x, z, dy = norm.arrays(dtype)
     given = {"mean": np.linspace(-1, 1, norm.shape[1]), "var": np.linspace(1, 3, norm.shape[1])}
-    wide = fused(norm, *(array.astype(np.float32) for array in (x, z, dy)), "relu", **given)
-    actual = fused(norm, x, z, dy, "relu", **given)
+    wide = fused(norm, *(array.astype(np.float32) for array in (x, z, dy)), activation, **given)
+    actual = fused(norm, x, z, dy, activation, **given)
     assert_same_bits(actual.y, wide.y.astype(dtype), "y")
     assert_same_bits(actual.gradients[0], wide.gradients[0].astype(dtype), "dx")
     assert_same_bits(actual.dresidual, wide.dresidual.astype(dtype), "dresidual")

@@ -125,6 +125,22 @@ def test_modes_agree_on_one_batch():
         np.testing.assert_allclose(a.running_var, b.running_var, rtol=1e-3)
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_layers_that_an_addition_and_a_relu_follow(sequential):
+    """The statistics are those of what comes into a layer, and all that follows one comes into the next."""
+    net, data = Net(2, activation="relu", dtype=np.float64), batches([6, 4, 5])
+    one, other = net.layers
+    nbn.recalibrate(net.layers, lambda x: other(one(x, residual=x), residual=x), data, sequential=sequential)
+    _, mean, var = population(data)
+    assert_statistics(one, mean, var, 1e-11, "the first layer")
+    inputs = []
+    for x in data:
+        known = (mean, var) if sequential else (x.mean(axis=(0, 2)), x.var(axis=(0, 2)))
+        inputs.append(np.maximum(normalised(x, one, *known) + x, 0.0))
+    _, mean, var = population(inputs)
+    assert_statistics(other, mean, var, 1e-11, "the second layer")
+
+
 def test_sequential_does_not_depend_on_the_batches():
     whole = batches([16])[0]
     results = []
