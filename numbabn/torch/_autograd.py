@@ -1,4 +1,4 @@
-"""A norm as PyTorch's autograd sees it: the operator where a graph is recorded, a direct call where not.
+"""A norm as PyTorch's autograd sees it: operators where a graph is recorded, a direct call where not.
 
 A direct call does the same in less time. On a batch norm of (4, 8, 5, 5) an operator takes 10 us more without
 gradients, 34 us more with them, and forward and backward together 158 us in place of 82, where PyTorch's own
@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numbabn.torch import _kernels, _operators
+from numbabn.torch import _compiled, _kernels, _operators
 from numbabn.torch._kernels import Left
-from numbabn.torch._norms import Parameters, Task
+from numbabn.torch._norms import BATCH, Parameters, Task
 
 
 def normalize(task: Task, x: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
     """Return y and the statistics [2, n] that x was normalised with, in float64."""
+    if task.norm is BATCH and torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+        return _compiled.normalize(task, x, parameters)
     if is_traced():
         y, statistics, _ = _operators.forward(task, x, parameters)
         return y, statistics

@@ -85,10 +85,10 @@ def _forward(task: Task, x: Tensor, parameters: Parameters) -> Result:
     if parameters.mean is not None and parameters.var is not None:
         # A copy, because the running statistics may change before the backward pass.
         statistics = torch.stack((parameters.mean, parameters.var)).to(torch.float64)
-        known = _pair(statistics)
+        known = pair(statistics)
     _, saved = call.normalize(affine, known, None)
     if statistics is None:
-        statistics = _joined(saved._statistics)
+        statistics = joined(saved._statistics)
     kept = None if saved._passed is None else saved._passed.kept
     bits = None if kept is None else Bits(tensor_of(kept.memory), kept.phase)
     return Result(y, statistics, bits, Reading(saved._layout, affine, saved._count))
@@ -105,7 +105,7 @@ def _saved(left: Left) -> Saved:
     """Return what numbabn's forward pass left."""
     task, reading, x = left.task, left.reading, array_of(left.x)
     passed = None if left.bits is None else _passed(left.bits, task.activation)
-    statistics = _pair(left.statistics)
+    statistics = pair(left.statistics)
     if reading is not None and reading.layout.matches(x):
         origin: Origin = "given" if left.known else "x"
         return Saved(
@@ -121,15 +121,16 @@ def _passed(bits: Bits, activation: Activation | None) -> Passed:
     return Passed(Kept(recognised(bits.memory), bits.phase), derivative, False)
 
 
-def _pair(statistics: Tensor) -> Any:
+def pair(statistics: Tensor) -> Any:
     """Return statistics as backends take them: one array on the CPU, a tuple of two on a GPU."""
     if statistics.is_cpu:
         return statistics.numpy()
     return recognised(statistics[0]), recognised(statistics[1])
 
 
-def _joined(pair: Any) -> Tensor:
+def joined(statistics: Any) -> Tensor:
     """Return statistics of a backend as one tensor [2, n], over their memory where they are one array."""
-    if library_of(pair[0]).on_host:
-        return tensor_of(pair)
-    return torch.stack((tensor_of(pair[0]), tensor_of(pair[1])))
+    first, second = statistics
+    if library_of(first).on_host:
+        return tensor_of(statistics)
+    return torch.stack((tensor_of(first), tensor_of(second)))

@@ -1,12 +1,16 @@
 """What PyTorch's compilers make of the norms: operators, without graph breaks."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
 import numbabn.torch as nt
+from numbabn.torch._compiled import _statistics
 from numbabn.torch._operators import _OPERATORS
-from tests.torch.tensors import assert_close, results
+from tests.support.jit import needs_jit
+from tests.torch.tensors import assert_close, formatted, leaf, results
 
 SHAPE = (4, 6, 5, 3)
 SIZES = {"batch_norm": 0, "group_norm": 3, "layer_norm": 1, "rms_norm": 1}
@@ -70,6 +74,11 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
+# The compiler makes an object of an autograd function itself, and warns of it.
+compiles = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@compiles
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compile_without_graph_breaks(models, backend):
     converted, original = models
@@ -83,7 +92,9 @@ def test_compile_without_graph_breaks(models, backend):
     assert_close(*pairs, tolerance=1e-9)
 
 
+@compiles
 def test_graphs_have_the_operators(models):
+    """Of batch norm its statistics; in evaluation nothing."""
     graphs = []
 
     def backend(graph, _):
@@ -91,8 +102,42 @@ def test_graphs_have_the_operators(models):
         return graph.forward
 
     torch.compile(models[0], fullgraph=True, backend=backend)(torch.randn(4, 3, 8, 8, dtype=torch.float64))
-    called = [str(node.target) for node in graphs[0].graph.nodes if "numbabn" in str(node.target)]
-    assert len(called) == 6
+    inner = [module for module in graphs[0].modules() if isinstance(module, torch.fx.GraphModule)]
+    called = [str(node.target) for module in inner for node in module.graph.nodes]
+    names = sorted(name.split(".")[1] for name in called if name.startswith("numbabn."))
+    assert names == ["batch_norm_statistics", "group_norm", "group_norm", "layer_norm", "rms_norm"]
+
+
+DTYPES = [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float32)]
+
+
+@compiles
+@needs_jit
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_compiled_batch_norm_is_that_of_eager_mode(dtypes, layout):
+    """Statistics, results and gradients; the offset would cost float32 digits if the mean had one part."""
+    kind, of_parameters = dtypes
+    x = formatted(torch.randn(SHAPE, dtype=torch.float64) + (0 if kind is torch.bfloat16 else 1000), layout)
+    weight, bias = torch.randn(2, 6, dtype=of_parameters)
+    pairs = []
+    for compiler in (lambda f: f, functools.partial(torch.compile, fullgraph=True, backend="aot_eager")):
+        running = torch.zeros(6, dtype=of_parameters), torch.ones(6, dtype=of_parameters)
+
+        def norm(x, weight, bias, running=running):
+            return nt.functional.batch_norm(x, *running, weight, bias, True, activation="leaky_relu")
+
+        given = leaf(x.to(kind)), leaf(weight), leaf(bias)
+        pairs.append((*results(compiler(norm), *given), *running))
+    assert [each.dtype for each in pairs[0]] == [each.dtype for each in pairs[1]]
+    # An element at 0 may be on the other side of the kink; gradients of bias are sums of 60 roundings.
+    assert_close(pairs[1], pairs[0], tolerance={torch.float32: 1e-5, torch.bfloat16: 2e-2}.get(kind))
+    assert pairs[0][0].stride() == pairs[1][0].stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_opcheck_of_statistics(dtype):
+    torch.library.opcheck(_statistics, (torch.randn(SHAPE, dtype=dtype), 1e-5))
 
 
 def test_export(models):
