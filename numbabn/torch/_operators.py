@@ -1,5 +1,7 @@
 """The norms as operators of PyTorch, ``torch.ops.numbabn``, which torch.compile and torch.export keep whole.
 
+But torch.compile has another way for batch norm: see `_compiled`.
+
 An operator takes and returns tensors and numbers alone, and the number of elements of what it returns is
 known from shapes. So an activation is a name, empty where there is none, and its bits are copied to a tensor
 that is large enough for them wherever they begin.
