@@ -103,7 +103,7 @@ def _backward(left: Left, dy: Tensor, needs: _call.Needs) -> tuple[Tensor | None
 
 def _saved(left: Left) -> Saved:
     """Return what numbabn's forward pass left."""
-    task, reading, x = left.task, left.reading, array_of(left.x)
+    task, reading, x = left.task, left.reading, recognised(left.x)
     passed = None if left.bits is None else _passed(left.bits, task.activation)
     statistics = pair(left.statistics)
     if reading is not None and reading.layout.matches(x):

@@ -88,7 +88,10 @@ def _load_lanes(context, builder, array_type, arguments):
 
 
 def _load_first_lanes(context, builder, array_type, arguments):
-    """Lanes of array[index : index + count], as they are stored, and 0 in the others; 0 < count < 16."""
+    """Lanes of array[index : index + count], as they are stored, and 0 in the others; count < 16.
+
+    count may be 0, but for dtypes of 16 bits.
+    """
     array, index, count = arguments[:3]
     if array_type.dtype.bitwidth == 16:
         return _load_pairs(builder, _element(context, builder, array_type, array, index), count)
