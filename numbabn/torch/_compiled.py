@@ -4,8 +4,8 @@ The compiler fuses what is done to every element with what comes before and afte
 the backward pass, rather than keep the results or masks of activations. One operator for the whole norm kept
 it from that: a step of MobileNetV2, 32x3x96x96, took 2.7 times as long as without numbabn, because masks of
 the activations behind such an operator were kept in another order of memory than all else. So it takes 1.03
-times as long (`python -m benchmarks.torch_models`). The sums of the backward pass are no operator, because the
-compiler would lay out dy in NCHW for it.
+times as long (`python -m benchmarks.torch_models`). The sums of the backward pass are no operator, for which
+the compiler would lay out dy in NCHW.
 """
 
 from typing import Any
