@@ -15,9 +15,10 @@ def has_kernels(
     x: Tensor, shape: tuple[int, ...], parameters: tuple[Tensor | None, ...], eps: float | None
 ) -> bool:
     """Whether there are kernels for x and its parameters, which are None or of this shape."""
-    if not (torch.compiler.is_compiling() or _is_followed_by_autograd_alone()):
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or _is_followed_by_autograd_alone()):
         return False
-    if not (_is_memory(x) and x.dtype in _DTYPES and x.numel()):
+    if not (_is_memory(x, compiling) and x.dtype in _DTYPES and x.numel()):
         return False
     if not (x.is_cpu or (x.is_cuda and not torch.is_autocast_enabled("cuda"))):
         return False
@@ -31,7 +32,7 @@ def has_kernels(
             dtype = each.dtype
             if not (dtype is x.dtype or (dtype is torch.float32 and x.dtype in _HALVES)):
                 return False
-        if not (each.dtype is dtype and _is_memory(each) and each.shape == shape):
+        if not (each.dtype is dtype and _is_memory(each, compiling) and each.shape == shape):
             return False
         if each.device != x.device:
             return False
@@ -48,9 +49,8 @@ def _is_followed_by_autograd_alone() -> bool:
     return not transforms and torch._C._get_tracing_state() is None and forward_ad._current_level < 0
 
 
-def _is_memory(tensor: Tensor) -> bool:
-    """Whether a tensor is memory and nothing more; to torch.compile any is."""
-    if torch.compiler.is_compiling():
-        return tensor.layout is torch.strided
-    plain = type(tensor) in _TYPES and tensor.layout is torch.strided
-    return plain and not tensor.is_neg() and not tensor.is_nested
+def _is_memory(tensor: Tensor, compiling: bool) -> bool:
+    """Whether a tensor is memory and nothing more; to torch.compile any strided one is."""
+    if tensor.layout is not torch.strided:
+        return False
+    return compiling or (type(tensor) in _TYPES and not tensor.is_neg() and not tensor.is_nested)
