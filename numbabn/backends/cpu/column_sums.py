@@ -209,22 +209,26 @@ def all_in_range(q, lo, hi):
 def sum_again(x, rows, shift, s, q):
     """Sum those columns again in float64 whose squares leave the range of float32, or are all 0.
 
-    A few columns at a time, so that a constant channel does not make all others take as long as it does. They
-    keep their bits, whatever is in this channel.
+    Sixteen columns at a time, so that a constant channel does not make all others take as long as it does.
+    They keep their bits, whatever is in this channel. Every kernel of columns is compiled with this loop;
+    with ``panel_sums`` in float64 in its place the first training step took 0.3 of 6 s longer.
     """
-    width = columns_of(rows)
+    width, wide = columns_of(rows), np.float64(0)
     if all_in_range(q, 0, width):
         return
-    wide, wide_s, wide_q = np.empty(len(s)), np.empty(len(s)), np.empty(len(s))
-    for j in range(len(s)):
-        wide[j] = shift[j]
-    for lo in range(0, width, PAIR):
-        hi = min(lo + PAIR, width)
-        if not all_in_range(q, lo, hi):
-            panel_sums(None, x, False, rows, lo, hi, wide, wide_s, wide_q)
-            for j in range(lo, hi):
-                if not TINY < q[j] < np.inf:
-                    s[j], q[j] = wide_s[j], wide_q[j]
+    wide_s, wide_q = np.empty(LANES), np.empty(LANES)
+    for lo in range(0, width, LANES):
+        n = min(LANES, width - lo)
+        if not all_in_range(q, lo, lo + n):
+            i, k, sums, squares = rows.base + lo, load(shift, lo, wide), zeros(wide), zeros(wide)
+            for _ in range(rows.rows):
+                sums, squares = add_part(None, x, i, None, 0, n, k, wide, sums, squares)
+                i += width
+            store(wide_s, 0, sums)
+            store(wide_q, 0, squares)
+            for j in range(n):
+                if not TINY < q[lo + j] < np.inf:
+                    s[lo + j], q[lo + j] = wide_s[j], wide_q[j]
 
 
 @helper
