@@ -8,8 +8,9 @@ import functools
 import math
 
 from numbabn.backends.cpu.jit import PARALLEL_BYTES, thread_count
-from numbabn.backends.cpu.row_kernels import SEGMENT, TASK
+from numbabn.backends.cpu.row_kernels import TASK
 from numbabn.backends.cpu.simd import LANES
+from numbabn.backends.cpu.slab_sums import SEGMENT
 from numbabn.backends.verbs import Array, View
 
 # Total bytes of all arrays from which results are written past the caches. Below, a plain store leaves

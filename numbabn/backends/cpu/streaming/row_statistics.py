@@ -1,14 +1,14 @@
 """Moments and range of channels whose values lie in long contiguous rows: x is flat, as `Rows` describes it.
 
-The rows are read in the order of `row_kernels`; what is done to every vector is in `lanes`.
+The rows are read in the order of `slab_sums`; what is done to every vector is in `lanes`.
 """
 
 import numpy as np
 from numba import prange
 
 from numbabn.backends.cpu.jit import Kernel, helper
-from numbabn.backends.cpu.row_kernels import Rows
 from numbabn.backends.cpu.simd import LANES, convert, highest, lowest, prefetch, splat, total, zeros
+from numbabn.backends.cpu.slab_sums import Rows
 from numbabn.backends.cpu.streaming.doubled import first_shift, fold_sums, nothing_folded, unfold
 from numbabn.backends.cpu.streaming.lanes import (
     Summation,
