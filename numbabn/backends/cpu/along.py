@@ -10,6 +10,7 @@ from numbabn.backends.cpu import plan
 from numbabn.backends.cpu.epilogue import array_of
 from numbabn.backends.cpu.half import computed
 from numbabn.backends.cpu.quiet import quiet
+from numbabn.backends.cpu.simd import LANES
 from numbabn.backends.cpu.simd_memory import LINE
 from numbabn.backends.verbs import Affine, Array, View
 
@@ -40,7 +41,7 @@ def backward(dy: Array, x: Array, view: View, statistics: Array, affine: Affine,
     samples = max(LEAST_ROWS, min(MOST_ROWS, view.batch // TASKS), TASK_BYTES // sample)
     streaming = 0 if dx is None else _streams(plan.touched(dy, x, dx), row, dx)
     tasks = -(-view.batch // samples)
-    sums, few = np.empty((tasks, 2, width)), np.empty((tasks, 2, width), computed(x.dtype))
+    sums, few = np.empty((tasks, 2, width)), np.empty((tasks, 2, width + LANES), computed(x.dtype))
     gamma = _in_places(affine.parameters[0], view, x)
     cut = width, view.groups, samples, int(affine.centered), streaming
     kernels.backward(2 * x.nbytes, dy, x, cut, gamma, statistics, affine.eps, few, sums, dx)
