@@ -48,6 +48,21 @@ def test_one_for_each_stream_and_device():
     assert workspaces.streams(1) == 1
 
 
+def test_streams_are_counted_under_the_lock(monkeypatch):
+    """Another thread that adds its stream meanwhile would end the iteration with an error."""
+    held = []
+
+    class Watched(dict):
+        def __iter__(self):
+            held.append(workspaces._lock.locked())
+            return super().__iter__()
+
+    monkeypatch.setattr(workspaces, "_memory", Watched())
+    of(SMALL)
+    assert workspaces.streams(0) == 1
+    assert held == [True]
+
+
 def test_the_default_stream_of_every_thread_is_its_own():
     found = [of(SMALL, stream=2)]
     thread = threading.Thread(target=lambda: found.append(of(SMALL, stream=2)))

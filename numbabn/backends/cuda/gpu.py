@@ -125,7 +125,7 @@ class Kernel:
             return
         with cuda.gpus[array.device]:
             function = self._compile(array.device, arguments)._codelibrary.get_cufunc().kernel
-            core.launch(_stream(array.stream), _config(blocks), function, *_flat(arguments))
+            core.launch(_stream(array.device, array.stream), _config(blocks), function, *_flat(arguments))
 
     def resident(self, array: Any, *arguments: Any) -> int:
         """Return how many blocks run at once on the device of ``array``."""
@@ -204,9 +204,12 @@ def _config(blocks: int) -> Any:
 
 
 @functools.lru_cache(64)
-def _stream(handle: int) -> Any:
-    """Return Numba's object for a stream of another library."""
-    return cuda.external_stream(handle)
+def _stream(number: int, handle: int) -> Any:
+    """Return cuda.core's object for a stream of another library on a device, which takes 4 us to make.
+
+    Of any other object, such as Numba's stream, cuda.core warns at every launch.
+    """
+    return core.Stream.from_handle(handle)
 
 
 class Memory:

@@ -65,4 +65,5 @@ def _grown(device: int, memory: _Memory | None, counters: int, samples: int) -> 
 
 def streams(device: int) -> int:
     """Return on how many streams of a device launches with a workspace may run at once."""
-    return sum(key[0] == device for key in _memory)
+    with _lock:  # another thread may add its stream
+        return sum(key[0] == device for key in _memory)
