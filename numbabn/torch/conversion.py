@@ -55,6 +55,10 @@ def convert(model: M, fuse: bool = False) -> M:
 
     Notes
     -----
+    On the CPU, tensors for which PyTorch takes less time are left to it: those of few elements, as the
+    documentation of `numbabn.torch.functional` says. After ``torch.use_deterministic_algorithms(True)``
+    numbabn computes all norms, and results are the same bits for any number of threads.
+
     Convert before ``torch.compile``, and revert before an export to ONNX, before quantization, before tools
     that compare the types of modules with ``type`` and not with ``isinstance``, and where an activation was
     joined before tools that fold a norm into another module, such as ``fuse_conv_bn_eval``. Where a tool puts
