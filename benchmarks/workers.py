@@ -18,6 +18,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import perf_counter_ns
@@ -57,6 +58,13 @@ def bind_threads(module: str) -> None:
         arguments = [sys.executable, "-m", module, *sys.argv[1:]]
         cores = {"NUMBA_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
         os.execve(sys.executable, arguments, {**cores, **os.environ, "OMP_PROC_BIND": "true"})
+
+
+def in_new_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what a function returns in a process of its own, which has the `environment`."""
+    os.environ.update(environment(threads))  # the child inherits these, and its framework reads them
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def warm_up(function: Callable[[], object]) -> None:

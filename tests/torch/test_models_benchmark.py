@@ -1,8 +1,9 @@
 """The benchmark of PyTorch's models: its networks, its modes, its promises, and a whole run of tiny ones."""
 
 import json
+import os
 import sys
-from itertools import product
+from itertools import chain, product
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from benchmarks.torch_models import (
     Trained,
 )
 from benchmarks.torch_networks import CLASSES, NETWORKS, without_norms
+from benchmarks.workers import environment, in_new_process
 from numbabn.torch.conversion import Joined
 from tests.support.jit import needs_jit
 
@@ -39,7 +41,7 @@ TINY = (
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Put tiny networks in the place of the real ones, in turns of two steps; put threads back at the end."""
+    """Put tiny networks in the place of the real ones, in turns of two steps in this process."""
 
     def network():
         layers = *torch_networks.convolution(3, 4), nn.ReLU(inplace=True), torch_networks.BasicBlock(4, 8, 2)
@@ -51,11 +53,7 @@ def tiny(monkeypatch):
     )
     monkeypatch.setattr(torch_models, "ROWS", TINY)
     monkeypatch.setattr(torch_models, "SECONDS", 0.0)
-    monkeypatch.setenv("OMP_PROC_BIND", "false")  # so that the program does not start again
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+    monkeypatch.setattr(torch_models, "in_new_process", lambda threads, function, *given: function(*given))
 
 
 # The networks -----------------------------------------------------------------------------------------------
@@ -110,10 +108,10 @@ def test_rows_are_all_networks_in_their_layouts():
 
 
 def test_channels_last_is_not_compiled():
-    assert TINY[0].modes(through_compile=True) == list(MODES)
+    assert TINY[0].modes(through_compile=True) == [NOT_COMPILED, list(THROUGH_COMPILE)]
     for row in TINY:
-        assert row.modes(through_compile=False) == NOT_COMPILED
-    assert TINY[1].modes(through_compile=True) == NOT_COMPILED
+        assert row.modes(through_compile=False) == [NOT_COMPILED]
+    assert TINY[1].modes(through_compile=True) == [NOT_COMPILED]
 
 
 @needs_jit
@@ -150,7 +148,7 @@ def records(times):
     return [
         Record(STEP, row, mode, each, each, 1)
         for row in ROWS
-        for mode in row.modes(through_compile=True)
+        for mode in chain(*row.modes(through_compile=True))
         if (each := times.get((mode, row.layout), times.get((mode, row.network), times.get(mode))))
         is not None
     ]
@@ -213,7 +211,6 @@ def test_a_run_without_compiling_leaves_its_files(monkeypatch, tmp_path, capsys)
     assert {path.name for path in tmp_path.iterdir()} == {"torch_models.md", "torch_models.json"}
     page = (tmp_path / "torch_models.md").read_text()
     assert page in capsys.readouterr().out
-    assert torch.get_num_threads() == 1
     headers = [line for line in page.splitlines() if line.startswith(("| times", "| part", "| ms"))]
     modes = " | ".join(NOT_COMPILED)
     assert headers == [
@@ -235,9 +232,17 @@ def test_a_run_without_compiling_leaves_its_files(monkeypatch, tmp_path, capsys)
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.filterwarnings("ignore")  # torch.compile uses what PyTorch itself has deprecated
-def test_compiled_modes_are_timed():
-    found = torch_models.measure(TINY[0], list(MODES), rounds=1)
-    assert [record.library for record in found] == list(MODES)
+def test_compiled_modes_are_timed(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    found = torch_models.measure(TINY[0], list(THROUGH_COMPILE), rounds=1)
+    assert [record.library for record in found] == list(THROUGH_COMPILE)
+
+
+def test_a_new_process_has_the_environment(monkeypatch):
+    for name in environment(3):
+        monkeypatch.setenv(name, "")  # and put it back afterwards
+    assert in_new_process(3, os.getenv, "OMP_NUM_THREADS") == "3"
+    assert in_new_process(3, os.getpid) != os.getpid()
 
 
 @pytest.mark.parametrize(
