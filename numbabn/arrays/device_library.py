@@ -98,6 +98,9 @@ class DeviceLibrary(Library, Owner, Protocol):
             raise TypeError(f"dtype is {host.dtype}; on a GPU parameters can be float16, float32 and float64")
         return self.upload(host, device)
 
+    def follow(self, array: DeviceArray, other: DeviceArray) -> None:
+        cuda_module("gpu").follow(array, other)
+
     def dense(self, array: DeviceArray) -> DeviceArray:
         flags = array.flags
         if flags.c_contiguous or flags.f_contiguous:

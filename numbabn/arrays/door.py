@@ -68,6 +68,8 @@ def native(array: AnyArray) -> Any:
 def beside(array: object, name: str, x: AnyArray) -> AnyArray:
     """Return an array as `of` does, if it lies in the same memory as x.
 
+    Where it is of another library than x, work on x will come after earlier work on it.
+
     Raises
     ------
     TypeError
@@ -86,6 +88,8 @@ def beside(array: object, name: str, x: AnyArray) -> AnyArray:
         raise ValueError(
             f"{name} is {location_text(found)}, but x is {location_text(x)}; pass arrays on one device"
         )
+    if here is not there:
+        there.follow(x, found)
     return found
 
 

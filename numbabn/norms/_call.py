@@ -260,6 +260,9 @@ def backward(
         verbs.backward(gradient, flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta))
     else:
         _partial_backward(gradient, saved, dx, (dgamma, dbeta))
+    for parameter_gradient in (dgamma, dbeta):
+        if parameter_gradient is not None and library_of(parameter_gradient) is not library:
+            library_of(parameter_gradient).follow(parameter_gradient, x)
     gradients = (
         None if not need_dx else native(dx) if target is None else _deliver(dx, target, out),
         None if dgamma is None else native(dgamma),

@@ -69,13 +69,17 @@ class Running(NamedTuple):
         That is the exponential average with weight ``momentum`` of the batch, its variance made unbiased; or
         without a momentum the statistics of all values of all batches.
         """
-        running, verbs = (self.mean, self.var), library_of(self.mean).backend.running
-        population = self.population
+        running, library, batch_library = (self.mean, self.var), library_of(self.mean), library_of(batch[0])
+        population, verbs = self.population, library.backend.running
+        if library is not batch_library:
+            batch_library.follow(batch[0], self.mean)
         if momentum is None:
             running, population = verbs.pool(running, population, batch, count)
         else:
             running = verbs.average(running, batch, momentum, count / (count - 1))
         mean, var = running
+        if library is not batch_library:
+            library.follow(mean, batch[0])
         return type(self)(mean, var, self.batches + 1, population)
 
     def loaded(self, other: Self) -> Self:

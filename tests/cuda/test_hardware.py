@@ -103,6 +103,25 @@ def test_a_library_with_a_fault(check, fault, message, small):
         check(HostStreams(**fault))
 
 
+def test_a_replay_that_writes_to_other_memory_is_found(small, monkeypatch):
+    class Sharing(HostStreams):
+        """Its graph writes to all memory that was allocated last."""
+
+        def put(self, values):
+            self.last = np.array(values)
+            return self.last
+
+        def captured(self, stream, function):
+            def replay():
+                function()
+                self.last[...] = 0.0
+
+            return replay, None
+
+    with pytest.raises(AssertionError, match="another array's"):
+        hardware.graph(Sharing())
+
+
 def test_results_that_differ_are_found(small, monkeypatch):
     values = iter(range(1000))
     monkeypatch.setattr(hardware, "step", lambda *_: [np.full(3, next(values))] * 4)

@@ -10,6 +10,7 @@ import pytest
 import numbabn as nbn
 from numbabn import arrays
 from numbabn.arrays import door
+from numbabn.backends import cuda_module
 from numbabn.backends.verbs import View
 from tests.support import half, reference, views
 from tests.support.checks import assert_close, assert_same_bits, check_moments
@@ -318,3 +319,37 @@ def test_folding_needs_weight_and_bias_together(kind):
     for other in (bias, kind.array(bias, device=1)):
         with pytest.raises(TypeError, match=r"bias is a .*, but weight is a .* on cuda:0; pass both"):
             nbn.fold_into_conv(kind.array(weight), other, bn)
+
+
+@pytest.fixture
+def followed(monkeypatch):
+    """Return the list of (library that waits, library that it waits for)."""
+    found = []
+
+    def follow(array, other):
+        found.append((array.library.name, other.library.name))
+
+    monkeypatch.setattr(cuda_module("gpu"), "follow", follow)
+    return found
+
+
+def test_streams_of_libraries_wait_for_each_other(cupy, torch, followed):
+    """What is launched on the stream of x reads what was launched on that of gamma, and the other way."""
+    x, gamma = torch.array(normal(4, 2)), cupy.array(np.ones(2, F32))
+    y, saved = nbn.batch_norm_forward(x, gamma)
+    assert followed == [("torch", "cupy")]
+    followed.clear()
+    nbn.batch_norm_backward(y, saved)
+    assert followed == [("cupy", "torch")]  # which reads dgamma
+
+
+def test_streams_of_a_layer_and_a_batch_wait_for_each_other(cupy, torch, followed):
+    layer = nbn.BatchNorm(2, device=cupy.array(normal(1)), scale=False, center=False)
+    layer(torch.array(normal(4, 2)))
+    assert followed == [("torch", "cupy"), ("cupy", "torch")]  # around the running statistics
+
+
+def test_nothing_waits_where_all_arrays_are_of_one_library(kind, followed):
+    layer = nbn.BatchNorm(2, device=kind.array(normal(1)))
+    layer.backward(layer(kind.array(normal(4, 2))))
+    assert not followed

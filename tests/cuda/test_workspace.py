@@ -10,7 +10,11 @@ from numba import config
 if not config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
+import numpy as np
+
+import numbabn as nbn
 from benchmarks.gpu.launches import view_of
+from numbabn.arrays.device import DeviceArray
 from numbabn.backends.cuda import plan, workspaces
 
 SMALL, LARGE = (40, 8, 1), (400, 80, 1)
@@ -19,6 +23,7 @@ SMALL, LARGE = (40, 8, 1), (400, 80, 1)
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch):
     monkeypatch.setattr(workspaces, "_memory", {})
+    monkeypatch.setattr(workspaces, "_scratch", {})
     monkeypatch.setattr(workspaces, "_outgrown", [])
 
 
@@ -83,3 +88,60 @@ def test_fewer_blocks_wait_where_more_streams_are_busy(monkeypatch):
         assert groups_are_resident(kernel, x, geometry, ())
     of(SMALL, 99)
     assert not groups_are_resident(kernel, x, geometry, ())
+
+
+def scratch(count, stream=0, purpose="sums"):
+    return workspaces.scratch(SimpleNamespace(device=0, stream=stream), purpose, (2, count))
+
+
+def test_scratch_memory_is_the_same_while_it_is_large_enough():
+    first = scratch(10)
+    assert scratch(5).address == scratch(10).address == first.address
+    assert (first.size, first.itemsize, first.strides) == (20, 8, (80, 8))
+
+
+def test_scratch_memory_is_of_a_stream_a_purpose_and_a_thread():
+    """Between two launches of a call, another thread may launch those of its own on the same stream."""
+    found = [scratch(10), scratch(10, stream=7), scratch(10, purpose="totals")]
+    thread = threading.Thread(target=lambda: found.append(scratch(10)))
+    thread.start()
+    thread.join()
+    assert len({each.address for each in found}) == 4
+
+
+def test_a_captured_graph_keeps_its_scratch_memory():
+    scratch(10)
+    (small,) = workspaces._scratch.values()
+    kept = weakref.ref(small.memory)
+    del small
+    large = scratch(11)
+    assert kept() is not None
+    assert scratch(20).address == large.address  # twice as large as before
+
+
+CALLS = {
+    "batch": lambda x, gamma: nbn.batch_norm_forward(x, gamma, gamma),
+    "group": lambda x, gamma: nbn.group_norm_forward(x, 2, gamma, gamma),
+    "instance": lambda x, gamma: nbn.instance_norm_forward(x, gamma, gamma),
+    "layer": lambda x, gamma: nbn.layer_norm_forward(x, gamma, gamma, axis=1),
+    "rms": lambda x, gamma: nbn.rms_norm_forward(x, gamma, axis=1),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_backward_call_allocates_its_results_alone(name, numba_arrays, monkeypatch):
+    """Else a captured graph would write to memory that was given to others when the call returned."""
+    shape = (2, 4, 3, 3) if name in ("batch", "group", "instance") else (3, 4)
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    # Layer and RMS norm convert parameters of another dtype.
+    gamma = np.ones(4, np.float32 if x.ndim == 4 else np.float64)
+    y, saved = CALLS[name](numba_arrays.array(x), numba_arrays.array(gamma))
+    made, empty = [], DeviceArray.empty
+
+    def noted(self, shape, dtype, strides=None):
+        made.append((*shape, dtype))
+        return empty(self, shape, dtype, strides)
+
+    monkeypatch.setattr(DeviceArray, "empty", noted)
+    results = getattr(nbn, f"{name}_norm_backward")(y, saved)
+    assert made == [(*gamma.shape, gamma.dtype)] * (len(results) - 1) + [(*shape, x.dtype)]

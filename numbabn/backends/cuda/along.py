@@ -11,6 +11,7 @@ import numpy as np
 from numbabn.backends.cuda import along_kernels, arguments, copies, plan
 from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.plan import Rows
+from numbabn.backends.cuda.workspaces import scratch
 from numbabn.backends.verbs import Affine, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
@@ -19,7 +20,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 def forward(x: Device, view: View, affine: Affine, y: Device, statistics: Pair) -> None:
     """Write y and the statistics (mean, biased variance), of RMS norm (0, mean square)."""
-    gamma, beta = (_computed(x, parameter) for parameter in affine.parameters)
+    gamma, beta = (_computed(x, *named) for named in zip(("gamma", "beta"), affine.parameters, strict=True))
     rows = _rows(view, 1, arrays_of(x, y), (gamma, beta))
     along_kernels.forward.launch(
         x, -(-rows.number // rows.height),
@@ -31,7 +32,7 @@ def forward(x: Device, view: View, affine: Affine, y: Device, statistics: Pair) 
 
 def backward(dy: Device, x: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:
     """Write dx."""
-    gamma = _computed(x, affine.parameters[0])
+    gamma = _computed(x, "gamma", affine.parameters[0])
     rows = _rows(view, 2, arrays_of(x, dy, dx), (gamma,))
     along_kernels.backward.launch(
         x, -(-rows.number // rows.height),
@@ -50,11 +51,11 @@ def _rows(view: View, loaded: int, arrays: tuple[Device, ...], parameters: tuple
     return rows if vector == rows.vector else rows._replace(vector=vector)
 
 
-def _computed(x: Device, parameter: Device | None) -> Device | None:
+def _computed(x: Device, name: str, parameter: Device | None) -> Device | None:
     """Return a parameter, or None, in the dtype that kernels compute in for x: itself, or a copy."""
     dtype = _FLOAT32 if x.itemsize == arguments.HALF_BYTES else x.dtype
     if parameter is None or parameter.dtype == dtype:
         return parameter
-    converted = x.empty((parameter.size,), dtype)
+    converted: Device = scratch(x, name, (parameter.size,), dtype)
     copies.copy(converted, parameter)
     return converted

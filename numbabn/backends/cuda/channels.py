@@ -16,7 +16,7 @@ from numbabn.backends.cuda import arguments, kernels, plan
 from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
-from numbabn.backends.cuda.workspaces import streams, workspace
+from numbabn.backends.cuda.workspaces import scratch, streams, workspace
 from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
@@ -115,7 +115,8 @@ def backward(
     gradients: Pair,
 ) -> None:
     """Write dx and the gradients of the training forward."""
-    backward_with_sums(dy, x, view, statistics, affine, dx, gradients, float64(x, 2, view.groups))
+    sums = scratch(x, "sums", (2, view.groups))
+    backward_with_sums(dy, x, view, statistics, affine, dx, gradients, sums)
 
 
 def backward_known(dy: Device, view: View, statistics: Pair, affine: Affine, dx: Device) -> None:

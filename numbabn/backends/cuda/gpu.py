@@ -212,6 +212,18 @@ def _stream(number: int, handle: int) -> Any:
     return core.Stream.from_handle(handle)
 
 
+def follow(array: Any, other: Any) -> None:
+    """Let what is launched for ``array`` from now on wait for what was launched for ``other``.
+
+    The two are of different libraries on one device, each with a current stream of its own. The host does not
+    wait. Where the streams are the same nothing is to be done.
+    """
+    mine, others = array.stream, other.stream
+    if mine != others and not SIMULATED:
+        with cuda.gpus[array.device]:
+            _stream(array.device, mine).wait(_stream(other.device, others))
+
+
 class Memory:
     """Memory on a device, which is freed with this object."""
 

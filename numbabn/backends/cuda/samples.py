@@ -13,6 +13,7 @@ from numbabn.backends.cuda.channels import (
 )
 from numbabn.backends.cuda.channels import forward as forward_of_channels
 from numbabn.backends.cuda.channels import keep as keep_of_channels
+from numbabn.backends.cuda.workspaces import Scratch, scratch
 from numbabn.backends.verbs import Affine, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
@@ -40,12 +41,16 @@ def backward_reduce(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
 ) -> Device:
     """Return (sum of dy, sum of dy * xhat) as an array [2, channels], and write it to (dgamma, dbeta)."""
+    sums = float64(x, 2, view.groups * view.members)
     if plan.runs_along(view):
-        return strips.add_products(dy, x, view, statistics, eps, gradients)
-    written = gradients if view.batch == 1 else (None, None)
-    sums = float64(x, 2, view.batch * view.groups * view.members)
-    write_products(dy, x, view, statistics, eps, written, sums)
-    return sums if view.batch == 1 else strips.add_samples(sums, view, gradients)
+        strips.add_products(dy, x, view, statistics, eps, gradients, sums)
+    elif view.batch == 1:
+        write_products(dy, x, view, statistics, eps, gradients, sums)
+    else:
+        several = _sums_of_samples(x, view)
+        write_products(dy, x, view, statistics, eps, (None, None), several)
+        strips.add_samples(several, view, gradients, sums)
+    return sums
 
 
 def backward(
@@ -59,12 +64,13 @@ def backward(
 ) -> None:
     """Write dx and the gradients of the training forward."""
     wanted = any(gradient is not None for gradient in gradients)
+    added = scratch(x, "added", (2, view.groups * view.members))
     if plan.runs_along(view):
         if wanted:  # first, since dx may be written over dy
-            strips.add_products(dy, x, view, statistics, affine.eps, gradients)
+            strips.add_products(dy, x, view, statistics, affine.eps, gradients, added)
         along.backward(dy, x, view, statistics, affine, dx)
         return
-    sums = float64(x, 2, view.batch * view.groups * view.members)
+    sums = _sums_of_samples(x, view)
     written = gradients if view.batch == 1 else (None, None)
     if view.members > 1:
         write_products(dy, x, view, statistics, affine.eps, written, sums)
@@ -72,7 +78,12 @@ def backward(
     else:
         backward_with_sums(dy, x, view, statistics, affine, dx, written, sums)
     if wanted and view.batch > 1:
-        strips.add_samples(sums, view, gradients)
+        strips.add_samples(sums, view, gradients, added)
+
+
+def _sums_of_samples(x: Device, view: View) -> Scratch:
+    """Return scratch memory for the sums of every channel of every sample."""
+    return scratch(x, "sums", (2, view.batch * view.groups * view.members))
 
 
 def _shared_gradient(
@@ -80,7 +91,7 @@ def _shared_gradient(
 ) -> None:
     """Write dx where several channels share statistics, from the ``sums`` of `write_products`."""
     geometry, scaling = geometry_of(view, 2, x, dy, dx), arguments.scaling(affine)
-    totals = float64(x, 2, view.batch * view.groups)
+    totals = scratch(x, "totals", (2, view.batch * view.groups))
     kernels.weigh.launch(
         x, view.batch * view.groups, sums.address, view.groups, view.members, scaling, totals.address
     )

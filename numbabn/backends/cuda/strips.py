@@ -31,42 +31,42 @@ from numbabn.backends.cuda.gpu import (
 from numbabn.backends.cuda.parameters import load_parameter, store_parameter
 from numbabn.backends.cuda.sums import add_value, tree
 from numbabn.backends.cuda.tiles import CENTER, ROW, SCRATCH
+from numbabn.backends.cuda.workspaces import scratch
 from numbabn.backends.verbs import Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
-_FLOAT64 = np.dtype(np.float64)
 
 
-def add_products(dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair) -> Device:
-    """Return (sum of dy, sum of dy * xhat) of all samples as [2, channels]; write it to the gradients, too.
+def add_products(
+    dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair, sums: Device
+) -> None:
+    """Write (sum of dy, sum of dy * xhat) of all samples to ``sums`` [2, channels], and to the gradients.
 
     For views with outer = 1, whose samples are read as they lie side by side.
     """
     addresses = [array.address for array in arrays_of(x, dy)]
     cut = plan.strips(view, plan.aligned(plan.VECTOR, x.itemsize, *addresses) > 0)
-    chunks = x.empty((2, cut.chunks, cut.groups * cut.length), _FLOAT64)
+    chunks = scratch(x, "chunks", (2, cut.chunks, cut.groups * cut.length))
     _products.launch(
         x, cut.chunks * cut.groups * cut.strips,
         arguments.inputs(dy, x, view), cut, arguments.zero(x.dtype),
         arguments.statistics(statistics), float(eps), chunks.address,
     )  # fmt: skip
-    return _added(chunks, cut.chunks, view.inner, view, gradients)
+    _add(chunks, cut.chunks, view.inner, view, gradients, sums)
 
 
-def add_samples(sums: Device, view: View, gradients: Pair) -> Device:
-    """Return [2, samples, channels] added up over the samples, and write the gradients."""
-    return _added(sums, view.batch, 1, view, gradients)
+def add_samples(several: Device, view: View, gradients: Pair, sums: Device) -> None:
+    """Add up [2, samples, channels] over the samples; write ``sums`` [2, channels] and the gradients."""
+    _add(several, view.batch, 1, view, gradients, sums)
 
 
-def _added(several: Device, count: int, inner: int, view: View, gradients: Pair) -> Device:
-    """Return the sums over count and inner of [2, count, channels, inner], and write the gradients."""
+def _add(several: Device, count: int, inner: int, view: View, gradients: Pair, sums: Device) -> None:
+    """Add up [2, count, channels, inner] over count and inner; write ``sums`` and the gradients."""
     columns = view.groups * view.members
-    sums = several.empty((2, columns), _FLOAT64)
     _collect.launch(
         several, -(-columns // plan.LINE),
         several.address, count, columns, inner, arguments.results(sums, gradients),
     )  # fmt: skip
-    return sums
 
 
 @Kernel
