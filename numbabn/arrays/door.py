@@ -68,8 +68,6 @@ def native(array: AnyArray) -> Any:
 def beside(array: object, name: str, x: AnyArray) -> AnyArray:
     """Return an array as `of` does, if it lies in the same memory as x.
 
-    Where it is of another library than x, work on x will come after earlier work on it.
-
     Raises
     ------
     TypeError
@@ -88,19 +86,23 @@ def beside(array: object, name: str, x: AnyArray) -> AnyArray:
         raise ValueError(
             f"{name} is {location_text(found)}, but x is {location_text(x)}; pass arrays on one device"
         )
-    if here is not there:
-        there.follow(x, found)
     return found
 
 
 def values_beside(values: object, name: str, x: AnyArray) -> AnyArray:
-    """Return an array as `beside` does; a list or tuple of numbers becomes one of float64, where x is."""
+    """Return an array as `beside` does; a list or tuple of numbers becomes one of float64, where x is.
+
+    Where it is of another library than x, work on x will come after earlier work on it.
+    """
     if isinstance(values, Number):
         raise TypeError(
             f"{name} is {values!r}, a single number; pass a NumPy array or a list with all of its values"
         )
     if not isinstance(values, (list, tuple)):
-        return beside(values, name, x)
+        found = beside(values, name, x)
+        if library_of(found) is not library_of(x):
+            library_of(x).follow(x, found)
+        return found
     library = library_of(x)
     return of(library.put(sequence(values, name), library.place(x).device), name)
 
