@@ -90,7 +90,7 @@ def step_seconds(case: Case) -> tuple[float, float]:
 
 
 def everything_seconds() -> tuple[float, float]:
-    """Return the seconds of all that a first use may compile, with an empty cache and with a filled one."""
+    """Return the seconds of `EVERYTHING`, all of batch norm, with an empty cache and with a filled one."""
     with tempfile.TemporaryDirectory() as cache:
         return _run(EVERYTHING, cache), _run(EVERYTHING, cache)
 

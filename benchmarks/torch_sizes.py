@@ -2,8 +2,8 @@
 
 Prints, for tensors of several sizes, the time of a forward and a backward call of PyTorch's module over that
 of numbabn's, and the same where a ReLU6 follows, which numbabn computes in the same pass. Before every call
-the caches are emptied, and then the input is written; a step of a network comes close to that where its
-convolutions are large. numbabn takes all sizes here: `numbabn.torch` leaves small ones to PyTorch.
+the caches are emptied, and then the input is written: a step of a network leaves more in them. numbabn takes
+all sizes here; `numbabn.torch` leaves small ones to PyTorch.
 """
 
 from __future__ import annotations

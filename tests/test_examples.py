@@ -82,14 +82,14 @@ def test_torch_resnet(tmp_path):
     found = {}
     for options in ((), ("--numbabn",), ("--no-numbabn",)):
         output = run_example("torch_resnet.py", "--quick", *options, cwd=tmp_path)
-        (epoch,) = (line for line in output.splitlines() if line.startswith("epoch"))
+        *_, epoch = (line for line in output.splitlines() if line.startswith("epoch"))
         rows = [line.split() for line in output.splitlines() if line.endswith("of the test images")]
         assert all(float(seconds) > 0 for _, _, seconds, *_ in rows)
         losses = map(float, re.findall(r"([\d.]+) with", epoch))
         found[options] = {row[0]: (loss, row[4]) for row, loss in zip(rows, losses, strict=True)}
     pytorch, numbabn = found[()]["PyTorch's"], found[()]["numbabn's"]
     assert float(pytorch[1].rstrip("%")) > 80
-    assert numbabn[0] == pytest.approx(pytorch[0], rel=1e-2)
+    assert numbabn[0] == pytest.approx(pytorch[0], rel=5e-2)
     assert found["--numbabn",] == {"numbabn's": numbabn}  # bit for bit the same training
     assert list(found["--no-numbabn",]) == ["PyTorch's"]
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """What every call does, in this order: recognise, check, view, allocate, run, deliver."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -160,6 +161,8 @@ class Call:
         else:
             statistics = known
             verbs.normalize(layout.flat(source), layout.view, known, affine, result)
+        if not library.on_host:
+            _after(y, (*affine.given, *(statistics if origin == "given" else ())))
         x = None if self.overwrites else source
         saved = Saved(self.norm, x, layout, affine, statistics, count, origin, passed)
         return native(y) if target is None else _deliver(y, target, self.out), saved
@@ -238,6 +241,8 @@ def backward(
         second = _second(dresidual_out, array, saved, target)
     source, library = arranged(array, x, layout), library_of(x)
     gamma, beta = saved._affine.given
+    if not library.on_host:
+        _before(x, (gamma, beta))
     dgamma = dbeta = dx = dresidual = None
     if need_dgamma and gamma is not None:
         dgamma = library_of(gamma).empty_vector(gamma)
@@ -260,9 +265,8 @@ def backward(
         verbs.backward(gradient, flat(x), layout.view, saved._statistics, affine, flat(dx), (dgamma, dbeta))
     else:
         _partial_backward(gradient, saved, dx, (dgamma, dbeta))
-    for parameter_gradient in (dgamma, dbeta):
-        if parameter_gradient is not None and library_of(parameter_gradient) is not library:
-            library_of(parameter_gradient).follow(parameter_gradient, x)
+    if not library.on_host:
+        _after(x, (gamma, beta))
     gradients = (
         None if not need_dx else native(dx) if target is None else _deliver(dx, target, out),
         None if dgamma is None else native(dgamma),
@@ -290,6 +294,20 @@ def _gradient(dy: AnyArray, passed: Passed, dresidual: AnyArray | None) -> AnyAr
         return dy
     memory, phase = (None, 0) if passed.kept is None else passed.kept
     return Gradient(dy, dresidual, memory, phase, passed.derivative)
+
+
+def _before(x: AnyArray, parameters: Iterable[AnyArray | None]) -> None:
+    """Let work on x come after work on parameters of another library, and on memory of its pool."""
+    for parameter in parameters:
+        if parameter is not None and library_of(parameter) is not library_of(x):
+            library_of(x).follow(x, parameter)
+
+
+def _after(x: AnyArray, parameters: Iterable[AnyArray | None]) -> None:
+    """Let what is done to parameters of another library, or to their memory, come after work on x."""
+    for parameter in parameters:
+        if parameter is not None and library_of(parameter) is not library_of(x):
+            library_of(parameter).follow(parameter, x)
 
 
 def _partial_backward(dy: AnyArray | Gradient, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:

@@ -14,11 +14,11 @@ from numbabn.torch._autograd import is_traced
 from numbabn.torch._norms import Activation
 
 # Elements for each thread from which numbabn is faster, forward and backward together, for tensors that are
-# contiguous and for others, which are channels_last. On two cores of AMD Zen 5 with AVX-512 both take as long
-# at 2 to 4 times as many if every cache is emptied before every call (`python -m benchmarks.torch_sizes`), as
-# no step does. Training steps of MobileNetV2 on 32x3x96x96 in channels_last are 1.08 and 1.12 times as fast
-# as PyTorch's in two runs with all sizes done by numbabn, 1.16 and 1.22 with about these numbers, 1.16 and
-# 1.19 with three times as many.
+# contiguous and for others, which are channels_last. They are a third of those at which both take as long in
+# float32 where every cache is emptied before every call (`python -m benchmarks.torch_sizes`, on two cores of
+# AMD Zen 5 with AVX-512), since a step empties them less. With that third, training steps of MobileNetV2 on
+# 32x3x96x96 in channels_last are 1.16 and 1.22 times as fast as PyTorch's in two runs; 1.08 and 1.12 times
+# with all sizes done by numbabn, and 1.16 and 1.19 times with the numbers themselves.
 LEAST = {
     "batch_norm": (100_000, 1_000_000),
     "instance_norm": (150_000, 60_000),

@@ -7,8 +7,9 @@ PyTorch refuses, with its own error.
 
 On the CPU numbabn computes batch norm of 100 000 elements or more for each thread, in channels_last of a
 million; instance norm of 150 000 and 60 000, group norm of a million and 250 000, layer norm of 1.5 million,
-RMS norm of 60 000, and each of 100 000 where an activation follows. After
-``torch.use_deterministic_algorithms(True)`` and in an export it computes all of them.
+RMS norm of 60 000, and each of 100 000 or fewer where an activation follows. So the bits of a sample can
+change with the size of its batch and the number of threads. After
+``torch.use_deterministic_algorithms(True)``, in ``torch.compile`` and in an export it computes all of them.
 """
 
 from collections.abc import Sequence
@@ -90,8 +91,8 @@ def batch_norm(
     Notes
     -----
     Ioffe and Szegedy (2015), "Batch normalization: accelerating deep network training by reducing internal
-    covariate shift". What numbabn computes is the result of `numbabn.batch_norm_forward`: the same bits in
-    every run and for any number of threads.
+    covariate shift". Where numbabn computes it, as the documentation of the module says, the result is that
+    of `numbabn.batch_norm_forward`: the same bits in every run and for any number of threads.
 
     Examples
     --------
@@ -110,8 +111,8 @@ def batch_norm(
     if not (
         (running_mean is None) == (running_var is None)
         and input.dim() > 1
-        and is_faster("batch_norm", input, follows)
         and has_kernels(input, (input.shape[1],), tensors[1:], eps)
+        and is_faster("batch_norm", input, follows)
         and (input.numel() > input.shape[1] if training else running_mean is not None)
     ):
         y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -194,8 +195,8 @@ def instance_norm(
     if not (
         (running_mean is None) == (running_var is None)
         and input.dim() > 2
-        and is_faster("instance_norm", input, follows)
         and has_kernels(input, (input.shape[1],), tensors[1:], eps)
+        and is_faster("instance_norm", input, follows)
         and (input.numel() > input.shape[0] * input.shape[1] if use_input_stats else running_mean is not None)
     ):
         y = F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
@@ -268,8 +269,8 @@ def group_norm(
     follows = activation_named(activation, negative_slope)
     if not (
         input.dim() > 1
-        and is_faster("group_norm", input, follows)
         and has_kernels(input, (input.shape[1],), tensors[1:], eps)
+        and is_faster("group_norm", input, follows)
         and 0 < num_groups < input.numel()
         and input.shape[1] % num_groups == 0
     ):
@@ -337,8 +338,8 @@ def layer_norm(
     shape = tuple(normalized_shape)
     if not (
         shape
-        and is_faster("layer_norm", input, follows)
         and has_kernels(input, shape, tensors[1:], eps)
+        and is_faster("layer_norm", input, follows)
         and input.shape[-len(shape) :] == shape
     ):
         return followed(F.layer_norm(input, shape, weight, bias, eps), follows)
@@ -403,8 +404,8 @@ def rms_norm(
     shape = tuple(normalized_shape)
     if not (
         shape
-        and is_faster("rms_norm", input, follows)
         and has_kernels(input, shape, tensors[1:], eps)
+        and is_faster("rms_norm", input, follows)
         and input.shape[-len(shape) :] == shape
     ):
         return followed(F.rms_norm(input, shape, weight, eps), follows)

@@ -336,11 +336,15 @@ def followed(monkeypatch):
 def test_streams_of_libraries_wait_for_each_other(cupy, torch, followed):
     """What is launched on the stream of x reads what was launched on that of gamma, and the other way."""
     x, gamma = torch.array(normal(4, 2)), cupy.array(np.ones(2, F32))
+    both = [("torch", "cupy"), ("cupy", "torch")]
     y, saved = nbn.batch_norm_forward(x, gamma)
-    assert followed == [("torch", "cupy")]
+    assert followed == both
     followed.clear()
     nbn.batch_norm_backward(y, saved)
-    assert followed == [("cupy", "torch")]  # which reads dgamma
+    assert followed == both
+    followed.clear()
+    nbn.batch_norm_inference(x, cupy.array(np.zeros(2, F32)), cupy.array(np.ones(2, F32)))
+    assert followed == [both[0], both[0], both[1], both[1]]
 
 
 def test_streams_of_a_layer_and_a_batch_wait_for_each_other(cupy, torch, followed):

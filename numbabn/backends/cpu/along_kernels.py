@@ -231,7 +231,7 @@ def aligned(array):
     """Return the elements of an array from its first cache line on.
 
     Vectors that are loaded, added to and stored at every sample lie in one line each then: the backward pass
-    of 4096x1024 takes 0.94 of the time.
+    of 4096x1024 takes 0.94 of the time. The memory, that of an argument of the kernel, outlives the view.
     """
     return elements(array[unaligned(array, 0) :])
 

@@ -99,8 +99,8 @@ def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
     of 14x14 images doubled the time. Needs inner >= 16, lo and hi at ends of rows or inside long ones. What
     lies ``traffic.ahead`` elements further on is prefetched.
     """
-    c, members = lo // inner % coefficients.shape[1], 1 if gain is None else len(gain)
-    p, end = c % members, (lo // inner + 1) * inner
+    c, places = lo // inner % coefficients.shape[1], 1 if gain is None else len(gain)
+    p, end = c % places, (lo // inner + 1) * inner
     vectors = splat_coefficients(coefficients, gain, c, p)
     streaming, ahead, like = traffic.streaming, traffic.ahead, array_of(out)[0]
     i = min(lo + head(array_of(x), lo, streaming, out), hi)
@@ -117,7 +117,7 @@ def apply_range(dy, x, lo, hi, inner, coefficients, gain, traffic, out):
         if end >= hi:
             break
         c = c + 1 if c + 1 < coefficients.shape[1] else 0
-        p = p + 1 if p + 1 < members else 0
+        p = p + 1 if p + 1 < places else 0
         others = splat_coefficients(coefficients, gain, c, p)
         if i < end:
             put(affine(dy, x, i, like, blended(vectors, others, end - i), gain), i, streaming, out)
@@ -269,11 +269,11 @@ def backward_task(t, dy, x, cut, norm, gain, sums, coefficients, dx):
     if gain is None:
         fill_gradients(first, std, norm, count, sums, coefficients)
     else:
-        added = sums[0], sums[1]
+        sum_dy, sum_dy_xhat = sums[0], sums[1]
         for i in range(len(std)):
-            lo, g = (first + i) * members, first + i
+            lo, g, added = (first + i) * members, first + i, (sum_dy, sum_dy_xhat)
             for c in range(lo, lo + members):
-                added[1][c] /= std[i]
+                sum_dy_xhat[c] /= std[i]
             fill_group_gradient(lo, members, mean[g], std[i], gain, count, added, coefficients)
     apply_block(dy, x, first * members, last * members, rows, streaming, coefficients, gain, dx)
 

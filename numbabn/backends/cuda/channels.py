@@ -16,7 +16,7 @@ from numbabn.backends.cuda import arguments, kernels, plan
 from numbabn.backends.cuda.arguments import arrays_of
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
-from numbabn.backends.cuda.workspaces import scratch, streams, workspace
+from numbabn.backends.cuda.workspaces import Scratch, scratch, streams, workspace
 from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
@@ -76,9 +76,12 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
 
 def backward_reduce(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
-) -> Device:
-    """Return (sum of dy, sum of dy * xhat) as an array [2, channels], and write it to (dgamma, dbeta)."""
-    sums = float64(x, 2, view.groups)
+) -> Scratch:
+    """Return (sum of dy, sum of dy * xhat) as [2, channels], and write it to (dgamma, dbeta).
+
+    What is returned is scratch memory, which the next call overwrites.
+    """
+    sums = scratch(x, "sums", (2, view.groups))
     write_products(dy, x, view, statistics, eps, gradients, sums)
     return sums
 

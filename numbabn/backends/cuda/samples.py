@@ -39,9 +39,9 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
 
 def backward_reduce(
     dy: Device, x: Device, view: View, statistics: Pair, eps: float, gradients: Pair
-) -> Device:
-    """Return (sum of dy, sum of dy * xhat) as an array [2, channels], and write it to (dgamma, dbeta)."""
-    sums = float64(x, 2, view.groups * view.members)
+) -> Scratch:
+    """Return (sum of dy, sum of dy * xhat) as `channels.backward_reduce` does."""
+    sums = _added(x, view)
     if plan.runs_along(view):
         strips.add_products(dy, x, view, statistics, eps, gradients, sums)
     elif view.batch == 1:
@@ -64,10 +64,9 @@ def backward(
 ) -> None:
     """Write dx and the gradients of the training forward."""
     wanted = any(gradient is not None for gradient in gradients)
-    added = scratch(x, "added", (2, view.groups * view.members))
     if plan.runs_along(view):
         if wanted:  # first, since dx may be written over dy
-            strips.add_products(dy, x, view, statistics, affine.eps, gradients, added)
+            strips.add_products(dy, x, view, statistics, affine.eps, gradients, _added(x, view))
         along.backward(dy, x, view, statistics, affine, dx)
         return
     sums = _sums_of_samples(x, view)
@@ -78,7 +77,12 @@ def backward(
     else:
         backward_with_sums(dy, x, view, statistics, affine, dx, written, sums)
     if wanted and view.batch > 1:
-        strips.add_samples(sums, view, gradients, added)
+        strips.add_samples(sums, view, gradients, _added(x, view))
+
+
+def _added(x: Device, view: View) -> Scratch:
+    """Return scratch memory for the sums of every channel over all samples."""
+    return scratch(x, "added", (2, view.groups * view.members))
 
 
 def _sums_of_samples(x: Device, view: View) -> Scratch:

@@ -83,7 +83,8 @@ class Scratch(NamedTuple):
 def scratch(array: DeviceMemory, purpose: str, shape: tuple[int, ...], dtype: Any = _FLOAT64) -> Scratch:
     """Return memory without values on the current stream of the library of ``array``.
 
-    The next call for this purpose, by this thread and on this stream, returns the same memory.
+    The next call for this purpose, by this thread and on this stream, returns the same memory. So does that
+    of a thread, or on a stream, which has the number of one that has ended, and which must have no work left.
     """
     device, stream, nbytes = array.device, array.stream, math.prod(shape) * dtype.itemsize
     key = device, stream, threading.get_ident(), purpose
