@@ -92,6 +92,7 @@ def recorded(resident: int) -> Iterator[list[Launch]]:
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
         mock.patch.object(workspaces, "device_zeros", return_value=memory),
         mock.patch.dict(workspaces._memory, clear=True),
+        mock.patch.dict(workspaces._scratch, clear=True),
     ):
         yield launches
 

@@ -4,10 +4,7 @@ Kernels compile on their first call, never at import.
 """
 
 import contextlib
-import functools
-import hashlib
 import os
-from pathlib import Path
 from time import perf_counter
 
 import numba
@@ -16,6 +13,7 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
 from numbabn.backends.compilation import LOGGER, Compilation
 from numbabn.backends.cpu.intermediate import HelperCompiler, KernelCompiler
+from numbabn.backends.stamp import package_stamp
 
 # contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
@@ -23,19 +21,6 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 # Below this many bytes of x one thread is faster: entering a parallel region costs 2 to 20 us.
 PARALLEL_BYTES = 512 * 1024
-
-
-@functools.cache
-def _package_stamp():
-    """Digest of every source file of the backends: what a cached kernel is valid for.
-
-    Numba stamps a cached function with the file that defines it alone, so after an upgrade that changes a
-    helper in another file it would go on serving the old machine code.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 class _PackageCache(FunctionCache):
@@ -49,7 +34,7 @@ class _PackageCache(FunctionCache):
 
     def __init__(self, function, parallel):
         super().__init__(function)
-        stamp = _package_stamp()
+        stamp = package_stamp()
         name = f"{self._impl.filename_base}-{'parallel' if parallel else 'serial'}-{stamp[:16]}"
         self._cache_file = IndexDataCacheFile(self.cache_path, name, stamp)
 

@@ -23,6 +23,7 @@ if not SIMULATED and getattr(numba_cuda, "implementation", None) != "NVIDIA":
     raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
 core: Any = None if SIMULATED else import_module("cuda.core")
 extending: Any = None if SIMULATED else import_module("numba.cuda.extending")
+caching: Any = None if SIMULATED else import_module("numbabn.backends.cuda.caching")
 simulated: Any = import_module("numbabn.backends.cuda.simulated") if SIMULATED else None
 memory: Any = import_module(
     "numbabn.backends.cuda.memory_simulated" if SIMULATED else "numbabn.backends.cuda.memory"
@@ -111,6 +112,8 @@ class Kernel:
 
     def __init__(self, function: Callable[..., None], max_registers: int | None = None) -> None:
         self.dispatcher = cuda.jit(function, **({} if SIMULATED else {"max_registers": max_registers}))
+        if not SIMULATED:
+            self.dispatcher._cache = caching.cache_of(function, max_registers)
         self._compiled: dict[Any, Any] = {}
         self._resident: dict[Any, int] = {}
 
