@@ -2,6 +2,7 @@
 
 from numbabn.arrays.door import (
     beside,
+    follow,
     host_copy,
     library_of,
     location_text,
@@ -15,6 +16,6 @@ from numbabn.arrays.door import (
 from numbabn.arrays.library import AnyArray, type_name
 
 __all__ = [
-    "AnyArray", "beside", "host_copy", "library_of", "location_text", "native", "of", "of_library", "on_host",
-    "to_numpy", "type_name", "values_beside",
+    "AnyArray", "beside", "follow", "host_copy", "library_of", "location_text", "native", "of", "of_library",
+    "on_host", "to_numpy", "type_name", "values_beside",
 ]  # fmt: skip

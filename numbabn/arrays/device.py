@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple, Protocol, final
 
 from numbabn.backends import cuda_module
+from numbabn.backends.strides import dense_strides
 
 
 class BFloat16:
@@ -149,13 +150,3 @@ def _are_packed(axes: list[tuple[int, int]], step: int) -> bool:
             return any(n == 0 for n, _ in axes)
         step *= n
     return True
-
-
-@functools.lru_cache(1024)
-def dense_strides(shape: tuple[int, ...], order: tuple[int, ...] | range, itemsize: int) -> tuple[int, ...]:
-    """Return the strides of an array without gaps whose axes lie in this order, the slowest first."""
-    steps = [0] * len(shape)
-    for axis in reversed(order):
-        steps[axis] = itemsize
-        itemsize *= shape[axis]
-    return tuple(steps)

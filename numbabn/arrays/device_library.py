@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from numba import config
 
-from numbabn.arrays.device import BFLOAT16, Description, DeviceArray, Owner, dense_strides
+from numbabn.arrays.device import BFLOAT16, Description, DeviceArray, Owner
 from numbabn.arrays.library import AnyArray, Library, Place, type_name
 from numbabn.backends import cuda_module
-from numbabn.backends.strides import memory_order
+from numbabn.backends.strides import dense_strides, memory_order
 from numbabn.backends.verbs import Array, Backend
 
 _FLOAT64 = np.dtype(np.float64)
@@ -97,9 +97,6 @@ class DeviceLibrary(Library, Owner, Protocol):
         if host.dtype not in _PUT_DTYPES:
             raise TypeError(f"dtype is {host.dtype}; on a GPU parameters can be float16, float32 and float64")
         return self.upload(host, device)
-
-    def follow(self, array: DeviceArray, other: DeviceArray) -> None:
-        cuda_module("gpu").follow(array, other)
 
     def dense(self, array: DeviceArray) -> DeviceArray:
         flags = array.flags

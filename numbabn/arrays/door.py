@@ -100,11 +100,16 @@ def values_beside(values: object, name: str, x: AnyArray) -> AnyArray:
         )
     if not isinstance(values, (list, tuple)):
         found = beside(values, name, x)
-        if library_of(found) is not library_of(x):
-            library_of(x).follow(x, found)
+        follow(x, found)
         return found
     library = library_of(x)
     return of(library.put(sequence(values, name), library.place(x).device), name)
+
+
+def follow(array: AnyArray, other: AnyArray) -> None:
+    """Let later work on an array come after earlier work on one in the same memory, if of another library."""
+    if library_of(array) is not library_of(other):
+        cuda_module("gpu").follow(array, other)
 
 
 def of_library(array: object, name: str, x: AnyArray) -> AnyArray:

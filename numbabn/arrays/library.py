@@ -45,9 +45,6 @@ class Library(Protocol):
     def put(self, host: Array, device: int) -> Any:
         """Return a copy of a NumPy array on a device, as an array of the library."""
 
-    def follow(self, array: AnyArray, other: AnyArray) -> None:
-        """Let later work on an array come after earlier work on one of another library on the same device."""
-
     def dense(self, array: AnyArray) -> AnyArray:
         """Return the array if it fills memory without gaps, in native byte order, else such a copy.
 

@@ -29,9 +29,6 @@ class NumPy(Library):
     def put(self, host: Array, device: int) -> Array:
         return host.copy()
 
-    def follow(self, array: Array, other: Array) -> None:
-        pass
-
     def dense(self, array: Array) -> Array:
         flags = array.flags
         if flags.carray and array.dtype.isnative:  # most arrays, found out at once

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from numbabn import arrays
-from numbabn.arrays import AnyArray, library_of, native
+from numbabn.arrays import AnyArray, follow, library_of, native
 from numbabn.arrays.dtypes import COMPUTED
 from numbabn.arrays.layout import Layout, arranged, axis_number, channels_layout
 from numbabn.arrays.overlap import output, overlap, refuse_overlap, same_memory
@@ -299,15 +299,15 @@ def _gradient(dy: AnyArray, passed: Passed, dresidual: AnyArray | None) -> AnyAr
 def _before(x: AnyArray, parameters: Iterable[AnyArray | None]) -> None:
     """Let work on x come after work on parameters of another library, and on memory of its pool."""
     for parameter in parameters:
-        if parameter is not None and library_of(parameter) is not library_of(x):
-            library_of(x).follow(x, parameter)
+        if parameter is not None:
+            follow(x, parameter)
 
 
 def _after(x: AnyArray, parameters: Iterable[AnyArray | None]) -> None:
     """Let what is done to parameters of another library, or to their memory, come after work on x."""
     for parameter in parameters:
-        if parameter is not None and library_of(parameter) is not library_of(x):
-            library_of(parameter).follow(parameter, x)
+        if parameter is not None:
+            follow(parameter, x)
 
 
 def _partial_backward(dy: AnyArray | Gradient, saved: Saved, dx: AnyArray | None, gradients: Pair) -> None:

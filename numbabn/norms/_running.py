@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from numbabn import arrays
-from numbabn.arrays import AnyArray, host_copy, library_of
+from numbabn.arrays import AnyArray, follow, host_copy, library_of
 from numbabn.arrays.library import Place
 from numbabn.arrays.place import put
 from numbabn.backends.verbs import Array, Pair, Population
@@ -69,17 +69,15 @@ class Running(NamedTuple):
         That is the exponential average with weight ``momentum`` of the batch, its variance made unbiased; or
         without a momentum the statistics of all values of all batches.
         """
-        running, library, batch_library = (self.mean, self.var), library_of(self.mean), library_of(batch[0])
-        population, verbs = self.population, library.backend.running
-        if library is not batch_library:
-            batch_library.follow(batch[0], self.mean)
+        running, verbs = (self.mean, self.var), library_of(self.mean).backend.running
+        population = self.population
+        follow(batch[0], self.mean)
         if momentum is None:
             running, population = verbs.pool(running, population, batch, count)
         else:
             running = verbs.average(running, batch, momentum, count / (count - 1))
         mean, var = running
-        if library is not batch_library:
-            library.follow(mean, batch[0])
+        follow(mean, batch[0])
         return type(self)(mean, var, self.batches + 1, population)
 
     def loaded(self, other: Self) -> Self:

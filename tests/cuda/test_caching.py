@@ -15,6 +15,7 @@ if config.ENABLE_CUDASIM or config.DISABLE_JIT:
 if reason := test_compile.missing():
     pytest.skip(reason, allow_module_level=True)
 
+from numbabn.backends import stamp
 from numbabn.backends.cuda import caching, copies
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def test_a_second_process_finds_the_kernel_of_the_first(tmp_path):
 def test_versions_and_limits_have_files_of_their_own(monkeypatch):
     function = copies._fill.dispatcher.py_func
     names = [caching.cache_of(function, limit)._cache_file._index_name for limit in (None, 64)]
-    monkeypatch.setattr(caching, "package_stamp", lambda: "another")
+    monkeypatch.setattr(stamp, "package_stamp", lambda: "another")
     names.append(caching.cache_of(function, None)._cache_file._index_name)
     assert len(set(names)) == 3
 

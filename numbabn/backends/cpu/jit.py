@@ -9,11 +9,11 @@ from time import perf_counter
 
 import numba
 from numba import config, njit, types
-from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.caching import FunctionCache, NullCache
 
 from numbabn.backends.compilation import LOGGER, Compilation
 from numbabn.backends.cpu.intermediate import HelperCompiler, KernelCompiler
-from numbabn.backends.stamp import package_stamp
+from numbabn.backends.stamp import StampedCache
 
 # contract: fused multiply-adds. Not reassoc, which would turn (x - hi) - lo into x - (hi + lo); not "fast",
 # which deletes isnan; not arcp, which makes 1 / sqrt(0) a NaN.
@@ -23,28 +23,8 @@ OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 PARALLEL_BYTES = 512 * 1024
 
 
-class _PackageCache(FunctionCache):
-    """Numba's on-disk cache, with files of its own for every version of the package and every variant.
-
-    Numba takes no notice of jit options: serial and parallel code of one function would share a file. The
-    version is in the name too, because Numba writes the index before the code: of a process killed in
-    between, a new index would be left that names old code. And whatever is wrong with the folder, a full disk
-    or a file cut short, a kernel can still be compiled.
-    """
-
-    def __init__(self, function, parallel):
-        super().__init__(function)
-        stamp = package_stamp()
-        name = f"{self._impl.filename_base}-{'parallel' if parallel else 'serial'}-{stamp[:16]}"
-        self._cache_file = IndexDataCacheFile(self.cache_path, name, stamp)
-
-    def load_overload(self, sig, target_context):
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception:  # unpickling a damaged file raises anything
-            with contextlib.suppress(OSError):
-                self.flush()  # a damaged index would refuse what is compiled now
-            return None
+class _PackageCache(StampedCache, FunctionCache):
+    """The files of kernels, serial or parallel."""
 
 
 class _LoggedCache(NullCache):
@@ -131,7 +111,7 @@ def _compiled(function, parallel):
         # Where no cache folder can be written to: compile in every process rather than fail the import.
         cache = NullCache()
         with contextlib.suppress(RuntimeError):
-            cache = _PackageCache(function, parallel)
+            cache = _PackageCache(function, "parallel" if parallel else "serial")
         dispatcher._cache = _LoggedCache(function, parallel, cache)
     return dispatcher
 

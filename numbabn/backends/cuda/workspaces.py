@@ -20,6 +20,7 @@ from numbabn.backends.cuda.gpu import device_zeros
 from numbabn.backends.cuda.merging import SAMPLE_BYTES
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.synchronization import ARRIVALS
+from numbabn.backends.strides import dense_strides
 from numbabn.backends.verbs import DeviceMemory
 
 _FLOAT64 = np.dtype(np.float64)
@@ -76,8 +77,7 @@ class Scratch(NamedTuple):
     @property
     def strides(self) -> tuple[int, ...]:
         """Bytes from one element to the next, along every axis."""
-        lengths = range(1, len(self.shape) + 1)
-        return tuple(math.prod(self.shape[i:]) * self.itemsize for i in lengths)
+        return dense_strides(self.shape, range(len(self.shape)), self.itemsize)
 
 
 def scratch(array: DeviceMemory, purpose: str, shape: tuple[int, ...], dtype: Any = _FLOAT64) -> Scratch:
