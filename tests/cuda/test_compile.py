@@ -1,4 +1,4 @@
-"""Every kernel that the library launches, compiled for two architectures as at a launch: what came out.
+"""Every kernel that the library launches, compiled for four architectures as at a launch: what came out.
 
 The kernels are compiled once, in a process of its own: the CUDA simulator and a disabled JIT leave nothing
 to compile, and the compiler is told of devices that are not there. The whole report is printed by
@@ -20,6 +20,7 @@ from numba import config
 from tests.support.cuda import sass
 
 ROOT = Path(__file__).parents[2]
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120a")
 MAX_REGISTERS = 64  # of a thread: with 256 threads a block, 4 blocks fit on a multiprocessor
 MIN_BLOCKS = 4
 # Four float64 values of five operands are 40 registers: with a limit of 64 ptxas spills, and 3 blocks, which
@@ -44,32 +45,49 @@ A_FEW_MORE |= {(SUMS[0], dtype) for dtype in (*HALVES, "float32")}
 WIDE_FOLLOWED = "float64"
 STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
 # The loops over elements of each kernel: what must be found in its machine code, or nothing has been checked.
+AFFINE, GRADIENT = ["write_affine", "write_affine_fours"], ["write_gradient", "write_gradient_fours"]
+FOLLOWED = ["derive_elements", "load_tile", "write_elements"]
 ELEMENT_LOOPS = {
     "kernels.moments (float32 sums)": ["deviations", "load_tile"],
-    "kernels.products": ["load_tile", "tile_products"],
-    "kernels.normalize": ["load_tile", "write_tile"],
-    "kernels.gradient": ["load_tile", "write_tile"],
-    "kernels.forward": ["deviations", "load_tile", "write_tile"],
-    "kernels.backward": ["load_tile", "tile_products", "write_tile"],
-    "kernels.shared_gradient": ["load_tile", "write_tile"],
+    "kernels.products": ["load_tile", "products"],
+    "kernels.normalize": ["load_tile", *AFFINE],
+    "kernels.gradient": ["load_tile", *GRADIENT],
+    "kernels.forward": ["deviations", "load_tile", *AFFINE],
+    "kernels.backward": ["load_tile", "products", *GRADIENT],
+    "kernels.shared_gradient": ["load_tile", *GRADIENT],
     "along_kernels.forward": ["deviations", "load_tile", "write_normalized"],
     "along_kernels.backward": ["load_tile", "piece_products", "write_gradient"],
     "strips._products": ["_products"],
-    "kernels.normalize (result)": ["load_tile", "write_tile"],
-    "kernels.normalize (gradient)": ["derive_elements", "load_tile", "write_elements", "write_tile"],
-    "kernels.forward (result)": ["deviations", "load_tile", "write_tile"],
-    "kernels.products (gradient)": ["derive_elements", "load_tile", "tile_products"],
-    "kernels.gradient (gradient)": ["derive_elements", "load_tile", "write_elements", "write_tile"],
-    "kernels.backward (gradient)": [
-        "derive_elements", "load_tile", "tile_products", "write_elements", "write_tile",
-    ],
-    "kernels.shared_gradient (gradient)": ["derive_elements", "load_tile", "write_elements", "write_tile"],
+    "kernels.normalize (result)": ["load_tile", *AFFINE],
+    "kernels.normalize (gradient)": [*FOLLOWED, *AFFINE],
+    "kernels.forward (result)": ["deviations", "load_tile", *AFFINE],
+    "kernels.products (gradient)": ["derive_elements", "load_tile", "products"],
+    "kernels.gradient (gradient)": [*FOLLOWED, *GRADIENT],
+    "kernels.backward (gradient)": [*FOLLOWED, "products", *GRADIENT],
+    "kernels.shared_gradient (gradient)": [*FOLLOWED, *GRADIENT],
     "along_kernels.forward (result)": ["deviations", "load_tile", "write_normalized"],
-    "along_kernels.backward (gradient)": [
-        "derive_elements", "load_tile", "piece_products", "write_elements", "write_gradient",
-    ],
+    "along_kernels.backward (gradient)": [*FOLLOWED, "piece_products", "write_gradient"],
     "strips._products (gradient)": ["_products"],
-}  # fmt: skip
+}
+# Instructions of the loops of plain float32 kernels for each access of 16 bytes, or for each element of sums
+# (38 and 54 of four elements), at most: a division of indices would take twenty of them. Three of `load_tile`
+# are loads of nothing that ptxas puts before every asynchronous copy for sm_90.
+PER_ACCESS = {
+    ("kernels.forward", "load_tile"): ("LDGSTS.E.BYPASS.128", 25),
+    ("kernels.forward", "deviations"): ("LDS", 13),
+    ("kernels.forward", "write_affine_fours"): ("STG.E.128", 31),
+    ("kernels.normalize", "load_tile"): ("LDGSTS.E.BYPASS.128", 25),
+    ("kernels.normalize", "write_affine_fours"): ("STG.E.128", 31),
+    ("kernels.backward", "load_tile"): ("LDGSTS.E.BYPASS.128", 25),
+    ("kernels.backward", "write_gradient_fours"): ("STG.E.128", 35),
+    ("kernels.gradient", "write_gradient_fours"): ("STG.E.128", 35),
+    ("along_kernels.forward", "load_tile"): ("LDGSTS.E.BYPASS.128", 17),
+    ("along_kernels.forward", "deviations"): ("LDS.128", 40),
+    ("along_kernels.forward", "write_normalized"): ("STG.E.128", 85),
+    ("along_kernels.backward", "write_gradient"): ("STG.E.128", 85),
+}
+# The same for sums of which the loop over four elements is meant, not the one over those that are left.
+PER_FOUR = {("kernels.forward", "deviations"): (4, 40), ("kernels.backward", "products"): (8, 56)}
 WRITERS = (
     "kernels.normalize", "kernels.gradient", "kernels.shared_gradient", "kernels.forward", "kernels.backward",
     "along_kernels.forward", "along_kernels.backward",
@@ -165,7 +183,7 @@ def of_tiles(reports):
 def test_every_kernel_is_compiled(everything, reports):
     compiled = {(r["kernel"].split(" ")[0], r["architecture"]) for r in reports}
     assert len(everything["kernels"]) >= 6
-    assert compiled == {(name, arch) for name in everything["kernels"] for arch in ("sm_80", "sm_90")}
+    assert compiled == {(name, arch) for name in everything["kernels"] for arch in ARCHITECTURES}
     dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)} - {("kernels.weigh", "any")}
     names = {kernel for kernel, _ in dtypes}
     limited = {"kernels.backward_limited"}
@@ -269,9 +287,36 @@ def test_residuals_are_read_16_bytes_at_a_time(reports):
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
     kinds = re.compile(r"_of_samples|_limited| \(samples\)")
-    found = {(kinds.sub("", r["kernel"]), *r["element_loops"]) for r in reports if r["element_loops"]}
-    assert found == {(kernel, *loops) for kernel, loops in ELEMENT_LOOPS.items()}
+    with_loops = [r for r in reports if r["element_loops"]]
+    found = {(kinds.sub("", r["kernel"]), *sorted(functions_of(r))) for r in with_loops}
+    assert found == {(kernel, *sorted(loops)) for kernel, loops in ELEMENT_LOOPS.items()}
     assert not wrong(reports, lambda r: r["slow_in_loops"], lambda leaks: not leaks)
+
+
+def functions_of(report):
+    """The functions whose loops over elements are among the innermost loops of a kernel."""
+    return {function for functions, *_ in report["element_loops"] for function in functions}
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_instructions_of_loops_over_elements(reports):
+    found = {}
+    for r in reports:
+        for (function,), instructions, accesses in r["element_loops"] if r["dtype"] == "float32" else ():
+            found.setdefault((r["kernel"], function), []).append((instructions, accesses))
+    counts = {
+        place: [n / accesses[opcode] for n, accesses in found[place] if opcode in accesses]
+        for place, (opcode, _) in PER_ACCESS.items()
+    }
+    assert all(counts.values()), "loops were not found"
+    assert not {k: n for k, n in counts.items() if max(n) > PER_ACCESS[k][1]}
+    fours = {
+        place: [n for n, accesses in found[place] if accesses.get("LDS") == loads]
+        for place, (loads, _) in PER_FOUR.items()
+    }
+    assert all(fours.values()), "loops were not found"
+    assert not {k: n for k, n in fours.items() if max(n) > PER_FOUR[k][1]}
 
 
 def test_loops_of_a_listing():

@@ -17,10 +17,13 @@ from numbabn.backends.cuda.gpu import (
     any_thread,
     array_store4,
     atomic_add,
+    atomic_add_release,
     copy_async,
     copy_wait,
     cuda,
+    exchange,
     load,
+    load_acquire,
     peek,
     shared_load,
     shared_store,
@@ -284,13 +287,14 @@ def _message(data, flags, out, release, wait, acquire):
         if atomic_add(flags, 0, np.int32(1)) == 0:
             store(data, 0, np.float32(5))
             if release:
-                cuda.threadfence()
-            store(flags, 1, np.int32(1))
+                atomic_add_release(flags, 1, np.int32(1))
+            else:
+                atomic_add(flags, 1, np.int32(1))
         else:
             while wait and peek(flags, 1, FLAG) == 0:
                 cuda.nanosleep(np.uint32(32))
             if acquire:
-                cuda.threadfence()
+                load_acquire(flags, 1, FLAG)
             store(out, int(cuda.blockIdx.x), peek(data, 0, ZERO))
 
 
@@ -309,6 +313,31 @@ def test_message_between_blocks(part):
             assert broken or not wrong
             caught += wrong
     assert caught >= 5
+
+
+@Kernel
+def _exchange(out):
+    """Threads write what the thread of their warp has whose number differs in a bit."""
+    t = int(cuda.threadIdx.x)
+    store(out, t, exchange(np.float32(t), 2))
+
+
+@Kernel
+def _exchange_without_one(out):
+    t = int(cuda.threadIdx.x)
+    if t != 3:
+        store(out, t, exchange(np.float32(t), 2))
+
+
+def test_exchange_in_a_warp():
+    for seed in SEEDS:
+        out = floats(THREADS)
+        assert outcome(_exchange, 1, out, seed=seed) is None
+        np.testing.assert_array_equal(out.values, np.arange(THREADS) ^ 2)
+
+
+def test_all_threads_of_a_warp_must_exchange():
+    assert finds(_exchange_without_one, 1, "wait for others of their warps", floats(THREADS)) == len(SEEDS)
 
 
 @Kernel

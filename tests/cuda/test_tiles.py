@@ -11,7 +11,7 @@ if not numba.config.ENABLE_CUDASIM:
     pytest.skip("needs NUMBA_ENABLE_CUDASIM=1", allow_module_level=True)
 
 from benchmarks.gpu.launches import view_of
-from numbabn.backends.cuda import plan, tiles
+from numbabn.backends.cuda import plan, tiles, walks
 from numbabn.backends.verbs import View
 from tests.support.processes import run_python
 
@@ -76,7 +76,7 @@ def test_every_element_once(shape, itemsize, arrays):
             if cut.span > 1:
                 assert 0 < tile.width <= plan.THREADS
             found = offsets(tile)
-            assert [tiles.array_index(e, tile) for e in (0, tile.size - 1)] == [found[0], found[-1]]
+            assert [walks.place_of(tile, e).i for e in (0, tile.size - 1)] == [found[0], found[-1]]
             assert set(np.unique(found // inner % channels)) == set(members)
             # Column j of a narrow tile belongs to channel j // inner % across.
             columns = np.arange(tile.size) % tile.width // inner % tile.across
@@ -106,11 +106,11 @@ def test_beyond_two_to_31(shape, itemsize):
     size = math.prod(shape)
     assert cut.groups * cut.tiles < 2**31
     last = tiles.tile_at(cut, cut.groups - 1, cut.tiles - 1)
-    assert tiles.array_index(last.size - 1, last) == size - 1
+    assert walks.place_of(last, last.size - 1).i == size - 1
     for g, t in itertools.product((0, cut.groups // 2, cut.groups - 1), (0, cut.tiles // 3, cut.tiles - 2)):
         if 0 <= t < cut.tiles - 1:
             tile, following = (tiles.tile_at(cut, g, k) for k in (t, t + 1))
-            end = tiles.array_index(tile.size - 1, tile)
+            end = walks.place_of(tile, tile.size - 1).i
             assert 0 <= tile.first <= end < following.first < size
             if cut.channels == 1:
                 assert following.first == end + 1

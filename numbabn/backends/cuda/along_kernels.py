@@ -11,7 +11,6 @@ import numpy as np
 
 from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.coefficients import gradient_coefficients, normalize_coefficients
-from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.epilogue import by_fours, load_beside, put, put_four
 from numbabn.backends.cuda.gpu import (
     Kernel,
@@ -36,6 +35,7 @@ from numbabn.backends.cuda.teams import (
     add_up,
     parameter_index,
     parameter_or,
+    parameters_of,
     piece_at,
     piece_moments,
     piece_products,
@@ -51,6 +51,7 @@ from numbabn.backends.cuda.tiles import (
     give_tile,
     load_tile,
 )
+from numbabn.backends.cuda.walks import first_place, following, step_of
 
 
 @limited
@@ -160,57 +161,63 @@ def fill_gradient(sums, rows, first, like, statistics, scaling):
 @device
 def write_normalized(tile, rows, first, start, like, affine_map, y):
     """Write y = ((x - center) * scale + shift) * gamma + beta for the piece that begins at ``start``."""
-    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     gamma, beta, one = affine_map.gamma, affine_map.beta, convert(1.0, like)
     whole = tile.size if by_fours(y, rows.vector) and rows.inner == 1 else 0
-    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-        row = quotient(e, tile.width)
-        place = parameter_index(rows, first + row, start + e - row * tile.width)
-        k, a = shared_load(CENTER, row, like), shared_load(CENTER + ROW, row, like)
-        b = shared_load(CENTER + 2 * ROW, row, like)
-        x0, x1, x2, x3 = tile_load4(TILE, e, like)
+    step = step_of(tile, plan.VECTOR)
+    place = first_place(tile, step, plan.VECTOR, 0)
+    while place.e < whole:
+        c = parameters_of(rows, first + place.row) + start + place.j
+        k, a = shared_load(CENTER, place.row, like), shared_load(CENTER + ROW, place.row, like)
+        b = shared_load(CENTER + 2 * ROW, place.row, like)
+        x0, x1, x2, x3 = tile_load4(TILE, place.e, like)
         y0, y1, y2, y3 = (x0 - k) * a + b, (x1 - k) * a + b, (x2 - k) * a + b, (x3 - k) * a + b
         if gamma != 0:
-            g0, g1, g2, g3 = load_beside(y, gamma, place, like)
+            g0, g1, g2, g3 = load_beside(y, gamma, c, like)
             y0, y1, y2, y3 = y0 * g0, y1 * g1, y2 * g2, y3 * g3
         if beta != 0:
-            b0, b1, b2, b3 = load_beside(y, beta, place, like)
+            b0, b1, b2, b3 = load_beside(y, beta, c, like)
             y0, y1, y2, y3 = y0 + b0, y1 + b1, y2 + b2, y3 + b3
-        put_four(y, tile.first + e, y0, y1, y2, y3, like)
-    for e in range(whole + t, tile.size, threads):
-        row = quotient(e, tile.width)
-        place = parameter_index(rows, first + row, start + e - row * tile.width)
-        d = tile_load(TILE, e, like) - shared_load(CENTER, row, like)
-        xhat = d * shared_load(CENTER + ROW, row, like) + shared_load(CENTER + 2 * ROW, row, like)
-        value = xhat * parameter_or(gamma, place, one)
+        put_four(y, place.i, y0, y1, y2, y3, like)
+        place = following(place, step, tile)
+    step = step_of(tile, 1)
+    place = first_place(tile, step, 1, whole)
+    while place.e < tile.size:
+        c = parameter_index(rows, parameters_of(rows, first + place.row), start + place.j)
+        d = tile_load(TILE, place.e, like) - shared_load(CENTER, place.row, like)
+        xhat = d * shared_load(CENTER + ROW, place.row, like) + shared_load(CENTER + 2 * ROW, place.row, like)
+        value = xhat * parameter_or(gamma, c, one)
         if beta != 0:  # as above: adding 0 would turn -0 into 0
-            value += load(beta, place, like)
-        put(y, tile.first + e, value, like)
+            value += load(beta, c, like)
+        put(y, place.i, value, like)
+        place = following(place, step, tile)
 
 
 @device
 def write_gradient(tile, rows, first, start, like, scaling, dx):
     """Write dx = ((x - center) * scale + dy * gamma) * weight + shift, as `write_normalized` writes y."""
-    t, threads = np.int64(cuda.threadIdx.x), np.int64(cuda.blockDim.x)
     gamma, one = scaling.gamma, convert(1.0, like)
     whole = tile.size if rows.vector and rows.inner == 1 else 0
-    for e in range(t * plan.VECTOR, whole, threads * plan.VECTOR):
-        row = quotient(e, tile.width)
-        place = parameter_index(rows, first + row, start + e - row * tile.width)
-        k, a = shared_load(CENTER, row, like), shared_load(CENTER + ROW, row, like)
-        b, w = shared_load(CENTER + 2 * ROW, row, like), shared_load(CENTER + 3 * ROW, row, like)
-        d0, d1, d2, d3 = tile_load4(HALF, e, like)
+    step = step_of(tile, plan.VECTOR)
+    place = first_place(tile, step, plan.VECTOR, 0)
+    while place.e < whole:
+        k, a = shared_load(CENTER, place.row, like), shared_load(CENTER + ROW, place.row, like)
+        b, w = shared_load(CENTER + 2 * ROW, place.row, like), shared_load(CENTER + 3 * ROW, place.row, like)
+        d0, d1, d2, d3 = tile_load4(HALF, place.e, like)
         if gamma != 0:
-            g0, g1, g2, g3 = load4(gamma, place, like)
+            c = parameters_of(rows, first + place.row) + start + place.j
+            g0, g1, g2, g3 = load4(gamma, c, like)
             d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
-        x0, x1, x2, x3 = tile_load4(TILE, e, like)
+        x0, x1, x2, x3 = tile_load4(TILE, place.e, like)
         d0, d1, d2, d3 = (x0 - k) * a + d0, (x1 - k) * a + d1, (x2 - k) * a + d2, (x3 - k) * a + d3
-        array_store4(dx, tile.first + e, d0 * w + b, d1 * w + b, d2 * w + b, d3 * w + b, like)
-    for e in range(whole + t, tile.size, threads):
-        row = quotient(e, tile.width)
-        place = parameter_index(rows, first + row, start + e - row * tile.width)
-        d = tile_load(TILE, e, like) - shared_load(CENTER, row, like)
-        d = d * shared_load(CENTER + ROW, row, like)
-        d += tile_load(HALF, e, like) * parameter_or(gamma, place, one)
-        d = d * shared_load(CENTER + 3 * ROW, row, like)
-        array_store(dx, tile.first + e, d + shared_load(CENTER + 2 * ROW, row, like), like)
+        array_store4(dx, place.i, d0 * w + b, d1 * w + b, d2 * w + b, d3 * w + b, like)
+        place = following(place, step, tile)
+    step = step_of(tile, 1)
+    place = first_place(tile, step, 1, whole)
+    while place.e < tile.size:
+        c = parameter_index(rows, parameters_of(rows, first + place.row), start + place.j)
+        d = tile_load(TILE, place.e, like) - shared_load(CENTER, place.row, like)
+        d = d * shared_load(CENTER + ROW, place.row, like)
+        d += tile_load(HALF, place.e, like) * parameter_or(gamma, c, one)
+        d = d * shared_load(CENTER + 3 * ROW, place.row, like)
+        array_store(dx, place.i, d + shared_load(CENTER + 2 * ROW, place.row, like), like)
+        place = following(place, step, tile)

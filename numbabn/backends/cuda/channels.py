@@ -145,8 +145,7 @@ def backward_with_sums(
         arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
-    followed = isinstance(dy, Gradient) and x.itemsize < _FLOAT64.itemsize
-    limited = type(geometry) is Geometry and (followed or x.itemsize == arguments.HALF_BYTES)
+    limited = type(geometry) is Geometry and x.itemsize < _FLOAT64.itemsize
     kernel = kernels.backward_limited if limited else kernels.backward
     if groups_are_resident(kernel, x, geometry, given):
         kernel.launch(x, geometry.groups * geometry.parts, *given)

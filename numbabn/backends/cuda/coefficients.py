@@ -1,10 +1,10 @@
 """The coefficients of the map of elements, out = (x - center) * scale + shift.
 
 With a dy it is out = ((x - center) * scale + dy) * weight + shift. Normalisation and the backward pass are
-these maps (`tiles.write_tile`). Thread c < across computes those of channel c of a group in float64, and
-writes them, rounded to the dtype of x, or to float32 where that is a half type, to all columns of that
-channel. The mean stays wide: center is the mean so rounded, and what the rounding lost is in the shift.
-Device functions for `kernels`.
+these maps, `tiles.write_affine` and `tiles.write_gradient`. Thread c < across computes those of channel c of
+a group in float64, and writes them, rounded to the dtype of x, or to float32 where that is a half type, to
+all columns of that channel. The mean stays wide: center is the mean so rounded, and what the rounding lost is
+in the shift. Device functions for `kernels`.
 """
 
 import numpy as np

@@ -33,6 +33,8 @@ memory: Any = import_module(
 cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
+atomic_add_acq_rel, atomic_add_release = memory.atomic_add_acq_rel, memory.atomic_add_release
+load_acquire = memory.load_acquire
 samples_of = memory.samples_of
 copy_async, copy_vector, copy_wait = memory.copy_async, memory.copy_vector, memory.copy_wait
 copy_lanes = memory.copy_lanes
@@ -78,6 +80,25 @@ def array_load_four(address, i, vector, like):
         return array_load4(address, i, like)
     a, b = array_load(address, i, like), array_load(address, i + 1, like)
     return a, b, array_load(address, i + 2, like), array_load(address, i + 3, like)
+
+
+@device
+def exchange(value, distance):
+    """Return the value of the thread of the warp whose number differs in the bit ``distance``.
+
+    All threads of the warp must call it.
+    """
+    return cuda.shfl_xor_sync(0xFFFFFFFF, value, distance)
+
+
+@device
+def warp_sum(value):
+    """Return the sum over the threads of the warp: the same bits in all of them."""
+    distance = plan.WARP >> 1
+    while distance > 0:
+        value += exchange(value, distance)
+        distance >>= 1
+    return value
 
 
 def adapted(index: int, **others: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

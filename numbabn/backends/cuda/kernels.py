@@ -14,11 +14,19 @@ from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.coefficients import fill_affine, fill_gradient, fill_shared_gradient
 from numbabn.backends.cuda.division import quotient, remainder
 from numbabn.backends.cuda.epilogue import address_of
-from numbabn.backends.cuda.gpu import Kernel, cuda, device, load, shared_load, shared_store, store
+from numbabn.backends.cuda.gpu import Kernel, cuda, device, load, store
+from numbabn.backends.cuda.merging import merge_group
 from numbabn.backends.cuda.parameters import load_parameter, load_statistics, peek_pair
-from numbabn.backends.cuda.reductions import finish_moments, finish_products, part_moments, part_products
-from numbabn.backends.cuda.sums import tree
-from numbabn.backends.cuda.synchronization import reset, reset_arrivals, take_part, wait_for_results
+from numbabn.backends.cuda.reductions import (
+    agree_on_moments,
+    agree_on_products,
+    part_moments,
+    part_products,
+    store_moments,
+    store_products,
+)
+from numbabn.backends.cuda.sums import add_warps, leave_warp_sums
+from numbabn.backends.cuda.synchronization import leave, reset, reset_arrivals, take_part
 from numbabn.backends.cuda.tiles import (
     GAMMA,
     HALF,
@@ -32,7 +40,8 @@ from numbabn.backends.cuda.tiles import (
     load_tile,
     sum_places,
     tile_at,
-    write_tile,
+    write_affine,
+    write_gradient,
 )
 
 limited = functools.partial(Kernel, max_registers=plan.REGISTERS)
@@ -53,7 +62,9 @@ def moments(x, geometry, workspace, like, wide, divide, results):
     """Mean and m2 of every channel, or mean and variance if ``divide``; a tile is summed in wide's dtype."""
     g, part = split(np.int64(cuda.blockIdx.x), geometry)
     sample = part_moments(x, geometry, g, part, like, wide)
-    last = finish_moments(sample, geometry, workspace, g, part, divide, results)
+    last, sample = merge_group(sample, geometry, workspace, g, part, False, True)
+    if last:
+        store_moments(sample, geometry, g, divide, results)
     reset_arrivals(geometry, workspace, g, last)
 
 
@@ -63,7 +74,9 @@ def products(inputs, geometry, workspace, like, statistics, eps, results):
     g, part = split(np.int64(cuda.blockIdx.x), geometry)
     mean, var = load_statistics(statistics, geometry, g)
     sample = part_products(inputs, geometry, g, part, like, mean)
-    last = finish_products(sample, geometry, workspace, g, part, var, eps, results)
+    last, sample = merge_group(sample, geometry, workspace, g, part, False, False)
+    if last:
+        store_products(sample, geometry, g, var, eps, results)
     reset_arrivals(geometry, workspace, g, last)
 
 
@@ -85,7 +98,7 @@ def normalize(x, geometry, like, statistics, affine_map, y):
     fill_affine(tile, geometry, g, like, load_statistics(statistics, geometry, g), affine_map)
     finish_loads()
     derive_tile(x, tile, geometry, like, TILE)
-    write_tile(NO_TILE, TILE, NO_TILE, tile, geometry, like, y)
+    write_affine(TILE, tile, geometry, like, y)
     give_tile(x, tile, geometry, like, TILE)
 
 
@@ -104,7 +117,7 @@ def gradient(inputs, geometry, like, statistics, scaling, sums, count, dx):
     fill_gradient(tile, geometry, g, like, values, scaling, totals, count)
     finish_loads()
     derive_tile(inputs, tile, geometry, like, HALF)
-    write_tile(HALF, TILE, NO_TILE, tile, geometry, like, dx)
+    write_gradient(HALF, TILE, NO_TILE, tile, geometry, like, dx)
     give_tile(inputs, tile, geometry, like, HALF)
 
 
@@ -126,12 +139,10 @@ def weigh(sums, groups, members, scaling, totals):
         gamma = load_parameter(scaling.gamma, scaling.gamma_kind, group * members + i, 1.0)
         s += load(sums, k * members + i, zero) * gamma
         q += load(sums, (blocks + k) * members + i, zero) * gamma
-    shared_store(SCRATCH, t, s)
-    shared_store(SCRATCH + ROW, t, q)
-    tree(np.int64(1), np.int64(cuda.blockDim.x), zero)
+    leave_warp_sums(s, q)
     if t == 0:
-        store(totals, k, shared_load(SCRATCH, 0, zero))
-        store(totals, blocks + k, shared_load(SCRATCH + ROW, 0, zero))
+        store(totals, k, add_warps(SCRATCH, zero))
+        store(totals, blocks + k, add_warps(SCRATCH + ROW, zero))
 
 
 @Kernel
@@ -147,7 +158,7 @@ def shared_gradient(inputs, geometry, like, statistics, scaling, totals, count, 
     fill_shared_gradient(tile, geometry, g, like, values, scaling, sums, count)
     finish_loads()
     derive_tile(inputs, tile, geometry, like, HALF)
-    write_tile(HALF, TILE, GAMMA, tile, geometry, like, dx)
+    write_gradient(HALF, TILE, GAMMA, tile, geometry, like, dx)
     give_tile(inputs, tile, geometry, like, HALF)
 
 
@@ -159,13 +170,12 @@ def forward(x, geometry, workspace, like, affine_map, results, y):
     """Training forward, which reads x once: a part is one tile, and all blocks of a group run at once."""
     g, part = take_part(geometry, workspace)
     sample = part_moments(x, geometry, g, part, like, like)
-    written = finish_moments(sample, geometry, workspace, g, part, True, results)
-    wait_for_results(geometry, workspace, g, written)
+    statistics = agree_on_moments(sample, geometry, workspace, g, part, results)
+    last = leave(geometry, workspace)
     tile = tile_at(geometry, g, part)
-    statistics = peek_pair(results.mean, results.var, geometry, g)
     fill_affine(tile, geometry, g, like, statistics, affine_map)
-    write_tile(NO_TILE, TILE, NO_TILE, tile, geometry, like, y)
-    reset(geometry, workspace)
+    write_affine(TILE, tile, geometry, like, y)
+    reset(geometry, workspace, last)
 
 
 @Kernel
@@ -174,19 +184,18 @@ def backward(inputs, geometry, workspace, like, statistics, scaling, dx, results
     g, part = take_part(geometry, workspace)
     mean, var = load_statistics(statistics, geometry, g)
     sample = part_products(inputs, geometry, g, part, like, mean)
-    written = finish_products(sample, geometry, workspace, g, part, var, scaling.eps, results)
-    wait_for_results(geometry, workspace, g, written)
+    sums = agree_on_products(sample, geometry, workspace, g, part, var, scaling.eps, results)
+    last = leave(geometry, workspace)
     tile = tile_at(geometry, g, part)
-    sums = peek_pair(results.sums, results.sums + 8 * sum_places(geometry), geometry, g)
     fill_gradient(tile, geometry, g, like, (mean, var), scaling, sums, geometry.outer * geometry.inner)
-    write_tile(HALF, TILE, NO_TILE, tile, geometry, like, dx)
+    write_gradient(HALF, TILE, NO_TILE, tile, geometry, like, dx)
     give_tile(inputs, tile, geometry, like, HALF)
-    reset(geometry, workspace)
+    reset(geometry, workspace, last)
 
 
 # The same for a `plan.SampleGeometry`, with which these two would spill.
 products_of_samples = limited_less(products.dispatcher.py_func)
 forward_of_samples = limited_less(forward.dispatcher.py_func)
-# The same for half types, with which it takes 72 registers without a limit and 60 with one, and for a
-# gradient of float32, which takes 68 and 56; without spills. In float64 it would spill.
+# The same with a limit, for all but float64: it takes 70 registers of float32 without one, and 64 with it,
+# and no spills. In float64 it would spill.
 backward_limited = limited(backward.dispatcher.py_func)

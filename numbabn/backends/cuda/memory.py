@@ -34,7 +34,7 @@ def _number(like):
 
 
 def _shared_memory(builder):
-    """Return the address of the block's shared memory: one variable for all functions of a kernel."""
+    """Return the block's shared memory: one variable for all functions of a kernel."""
     module, name = builder.module, "numbabn_shared_memory"
     if name not in module.globals:
         array = ir.ArrayType(ir.IntType(8), plan.SHARED_BYTES)
@@ -42,21 +42,33 @@ def _shared_memory(builder):
         memory.linkage = "linkonce_odr"
         memory.align = 16
         memory.initializer = ir.Constant(array, ir.Undefined)
-    return builder.ptrtoint(module.globals[name], _I32)
+    return module.globals[name]
 
 
 def _address(builder, base, index, dtype, space=GLOBAL):
     """Return the address of element ``index`` from ``base`` on: 32 bits wide in shared memory."""
     address = builder.add(base, builder.mul(index, ir.Constant(_I64, dtype.bitwidth // 8)))
     if space == SHARED:
-        return builder.add(_shared_memory(builder), builder.trunc(address, _I32))
+        return builder.ptrtoint(_shared_pointer(builder, address), _I32)
     return address
+
+
+def _shared_pointer(builder, offset):
+    """Return LLVM's pointer to a byte of shared memory.
+
+    Arithmetic of integers in place of this takes an instruction more at every access.
+    """
+    place = [ir.Constant(_I32, 0), builder.trunc(offset, _I32)]
+    return builder.gep(_shared_memory(builder), place, inbounds=True)
 
 
 def _pointer(builder, base, index, dtype, space=GLOBAL, lanes=0):
     """Return LLVM's pointer to element ``index`` from ``base`` on, or to ``lanes`` elements from there on."""
     scalar = _llvm_type(dtype)
     pointee = ir.VectorType(scalar, lanes) if lanes else scalar
+    if space == SHARED:
+        offset = builder.add(base, builder.mul(index, ir.Constant(_I64, dtype.bitwidth // 8)))
+        return builder.bitcast(_shared_pointer(builder, offset), pointee.as_pointer(space))
     return builder.inttoptr(_address(builder, base, index, dtype, space), pointee.as_pointer(space))
 
 
@@ -295,21 +307,26 @@ def copy_wait(typingctx):
     return types.void(), codegen
 
 
-@intrinsic
-def peek(typingctx, base, index, like):
-    """Read what another block may have written: from the L2 cache, not from the multiprocessor's own."""
-    suffix, constraint = {
-        types.float32: ("f32", "=f"),
-        types.float64: ("f64", "=d"),
-        types.int32: ("s32", "=r"),
-    }[like]
+def _loading(kind):
+    """Return the typing function of an intrinsic that reads by an instruction of PTX."""
+    names = {types.float32: ("f32", "=f"), types.float64: ("f64", "=d"), types.int32: ("s32", "=r")}
 
-    def codegen(context, builder, signature, arguments):
-        address = _address(builder, *arguments[:2], like)
-        text = f"ld.volatile.global.{suffix} $0, [$1];"
-        return _assembly(builder, text, _llvm_type(like), f"{constraint},l,~{{memory}}", [address])
+    def typed(typingctx, base, index, like):
+        def codegen(context, builder, signature, arguments):
+            suffix, constraint = names[like]
+            address = _address(builder, *arguments[:2], like)
+            text = f"ld.{kind}.global.{suffix} $0, [$1];"
+            return _assembly(builder, text, _llvm_type(like), f"{constraint},l,~{{memory}}", [address])
 
-    return like(types.int64, types.int64, like), codegen
+        return like(types.int64, types.int64, like), codegen
+
+    return typed
+
+
+# Read what another block may have written: from the L2 cache, not from the multiprocessor's own. The second
+# also acquires what was released before.
+peek = intrinsic(_loading("relaxed.gpu"))
+load_acquire = intrinsic(_loading("acquire.gpu"))
 
 
 @intrinsic
@@ -321,6 +338,27 @@ def atomic_add(typingctx, base, index, value):
         return builder.atomic_rmw("add", pointer, arguments[2], "monotonic")
 
     return types.int32(types.int64, types.int64, types.int32), codegen
+
+
+def _adding(text, result):
+    """Return the typing function of an intrinsic that adds to an int32 by an instruction of PTX."""
+
+    def typed(typingctx, base, index, value):
+        def codegen(context, builder, signature, arguments):
+            address = _address(builder, *arguments[:2], types.int32)
+            given, kind = [address, arguments[2]], _I32 if result == types.int32 else ir.VoidType()
+            constraints = "=r,l,r,~{memory}" if result == types.int32 else "l,r,~{memory}"
+            found = _assembly(builder, text, kind, constraints, given)
+            return found if result == types.int32 else context.get_dummy_value()
+
+        return result(types.int64, types.int64, types.int32), codegen
+
+    return typed
+
+
+# Release what was written before, and return nothing; or return the value before, and acquire and release.
+atomic_add_release = intrinsic(_adding("red.release.gpu.global.add.s32 [$0], $1;", types.void))
+atomic_add_acq_rel = intrinsic(_adding("atom.acq_rel.gpu.global.add.s32 $0, [$1], $2;", types.int32))
 
 
 @intrinsic

@@ -38,13 +38,13 @@ class Machine:
 
     def load(self, base, index, kind):
         """Read device memory."""
-        return kind(self._types[kind].from_address(int(base + index * kind().itemsize)).value)
+        return kind(self._types[kind].from_address(int(base) + int(index) * kind().itemsize).value)
 
     def store(self, base, index, value):
         """Write device memory."""
-        self._types[type(value)].from_address(int(base + index * value.itemsize)).value = value.item()
+        self._types[type(value)].from_address(int(base) + int(index) * value.itemsize).value = value.item()
 
-    peek = load
+    peek = load_acquire = load
 
     def atomic_add(self, base, index, value):
         """Add to an int32, and return its value before."""
@@ -52,6 +52,8 @@ class Machine:
             old = self.load(base, index, np.int32)
             self.store(base, index, np.int32(old + value))
         return old
+
+    atomic_add_acq_rel = atomic_add_release = atomic_add
 
     def shared_load(self, offset, index, kind):
         """Read the block's shared memory."""
@@ -73,7 +75,7 @@ machine: Any = Machine()
 
 
 def _aligned(base, index, like, lanes):
-    if (base + index * like.itemsize) % min(lanes * like.itemsize, plan.ALIGNMENT):
+    if (int(base) + int(index) * like.itemsize) % min(int(lanes) * like.itemsize, plan.ALIGNMENT):
         raise ValueError(f"misaligned address: element {index} of {int(base):#x}")
 
 
@@ -155,6 +157,21 @@ def peek(base, index, like):
 def atomic_add(base, index, value):
     """Add to an int32, and return its value before."""
     return machine.atomic_add(base, index, value)
+
+
+def atomic_add_acq_rel(base, index, value):
+    """Like `atomic_add`, and acquire what others have released, and release what was written before."""
+    return machine.atomic_add_acq_rel(base, index, value)
+
+
+def atomic_add_release(base, index, value):
+    """Add to an int32, and release what was written before."""
+    machine.atomic_add_release(base, index, value)
+
+
+def load_acquire(base, index, like):
+    """Return an element that another block may have written, and acquire what it has released."""
+    return machine.load_acquire(base, index, type(like))
 
 
 def shared_load(offset, index, like):

@@ -1,8 +1,9 @@
 """How the sums of the parts of a group become those of the group. Device functions.
 
 A sample is three float64 of one channel: (count, mean, m2), or (0, sum of dy, sum of dy * (x - mean)). Each
-block leaves the samples of its part in the workspace. The last block to arrive merges those of all parts, in
-an order that depends on the number of parts alone, so that the bits do not depend on which block that is.
+block leaves the samples of its part in the workspace. The last block to arrive merges those of all parts, or
+every block does, in an order that depends on the number of parts alone, so that the bits do not depend on
+which block that is.
 """
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from numbabn.backends import arithmetic
 from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import cuda, device, peek, shared_load, shared_store, store
-from numbabn.backends.cuda.tiles import ROW, SCRATCH
+from numbabn.backends.cuda.synchronization import arrive_in_group, meet_in_group
+from numbabn.backends.cuda.tiles import ROW, SCRATCH, channels_of
 
 SAMPLE_BYTES = 24  # three float64
 
@@ -61,11 +63,32 @@ def peek_sample(geometry, workspace, g, part, c):
 
 
 @device
+def merge_group(sample, geometry, workspace, g, part, waiting, as_moments):
+    """Return (whether this block has the sample of group g, that sample).
+
+    The last block to arrive has it, or all blocks if ``waiting``: these wait for each other.
+    """
+    if geometry.parts == 1:
+        return True, sample
+    _, _, across = channels_of(geometry, g)
+    store_sample(sample, geometry, workspace, g, part, across)
+    if waiting:
+        meet_in_group(geometry, workspace, g)
+        merges = True
+    else:
+        merges = arrive_in_group(geometry, workspace, g)
+    if merges:
+        sample = merge_parts(geometry, workspace, g, across, as_moments)
+    return merges, sample
+
+
+@device
 def merge_parts(geometry, workspace, g, across, as_moments):
     """Return the sample of channel c of group g, from those of all parts, in thread c < across.
 
     Thread p * across + c merges the parts p, p + height, p + 2 * height, ... of channel c, and the results
-    of the ``height`` threads of a channel are merged as a tree. See `combine` for ``as_moments``.
+    of the ``height`` threads of a channel are merged as a tree. See `combine` for ``as_moments``. The tree is
+    in shared memory, since every step of it is a division in float64, beside which a barrier is little.
     """
     t = np.int64(cuda.threadIdx.x)
     height = quotient(np.int64(cuda.blockDim.x), across)
@@ -74,7 +97,7 @@ def merge_parts(geometry, workspace, g, across, as_moments):
     if p < height:
         for part in range(p, geometry.parts, height):
             sample = combine(sample, peek_sample(geometry, workspace, g, part, t - p * across), as_moments)
-        put_scratch(t, sample)
+    put_scratch(t, sample)
     while height > 1:
         half = (height + 1) // 2
         cuda.syncthreads()
@@ -87,7 +110,7 @@ def merge_parts(geometry, workspace, g, across, as_moments):
 
 @device
 def put_scratch(t, sample):
-    """Leave the sample of thread t for another thread of the block."""
+    """Leave a sample for another thread of the block, at place t."""
     shared_store(SCRATCH, t, sample[0])
     shared_store(SCRATCH + ROW, t, sample[1])
     shared_store(SCRATCH + 2 * ROW, t, sample[2])
@@ -95,7 +118,7 @@ def put_scratch(t, sample):
 
 @device
 def get_scratch(t):
-    """Return the sample that thread t of the block has left."""
+    """Return the sample that a thread of the block has left at place t."""
     zero = np.float64(0)
     return (
         shared_load(SCRATCH, t, zero),

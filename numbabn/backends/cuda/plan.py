@@ -24,6 +24,8 @@ CAPABILITY = (8, 0)  # the lowest that has asynchronous copies to shared memory,
 
 # A simulated thread takes some 50 us: the simulator has smaller sizes, with which small arrays are cut up.
 THREADS = 32 if SIMULATED else 256  # of a block
+WARP = 8 if SIMULATED else 32  # threads that exchange values without shared memory
+WARPS = THREADS // WARP
 REGISTERS = 64  # of a thread, where ptxas takes up to 94 without a limit: 4 blocks on an SM, and no spills
 SAMPLE_REGISTERS = 80  # where samples have statistics of their own: 3 blocks, and none of 64 without spills
 TILE_BYTES = 512 if SIMULATED else 32768  # of a block's shared memory: 5 blocks fit in 227 KB

@@ -7,10 +7,10 @@ written in the end. Device functions for `kernels`.
 import numpy as np
 
 from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt, store
-from numbabn.backends.cuda.merging import merge, merge_parts, store_sample
-from numbabn.backends.cuda.parameters import store_parameter
+from numbabn.backends.cuda.merging import merge, merge_group
+from numbabn.backends.cuda.parameters import peek_pair, store_parameter
 from numbabn.backends.cuda.sums import tile_moments, tile_products
-from numbabn.backends.cuda.synchronization import arrive_in_group
+from numbabn.backends.cuda.synchronization import wait_for_results
 from numbabn.backends.cuda.tiles import (
     CENTER,
     HALF,
@@ -38,25 +38,37 @@ def part_moments(x, geometry, g, part, like, wide):
 
 
 @device
-def finish_moments(sample, geometry, workspace, g, part, divide, results):
-    """Write the mean, and m2 or m2 / count if ``divide``, of group g; return whether this block did.
-
-    ``sample`` is what `part_moments` returned; the last block of the group merges those of all parts.
-    ``results`` are `arguments.Moments`.
-    """
+def store_moments(sample, geometry, g, divide, results):
+    """Write the mean, and m2 or m2 / count if ``divide``, of group g; ``results`` are `arguments.Moments`."""
     t = np.int64(cuda.threadIdx.x)
     n, first, across = channels_of(geometry, g)
-    if geometry.parts > 1:
-        store_sample(sample, geometry, workspace, g, part, across)
-        if not arrive_in_group(geometry, workspace, g):
-            return False
-        sample = merge_parts(geometry, workspace, g, across, True)
     if t < across:
         count, mean, m2 = sample
         c = n * geometry.channels + first + t
         store(results.mean, c, mean)
         store(results.var, c, m2 / count if divide else m2)
-    return True
+
+
+@device
+def agree_on_moments(sample, geometry, workspace, g, part, results):
+    """Return (mean, variance) of this thread's channel of group g in all blocks of the group; write them.
+
+    ``sample`` is what `part_moments` has returned for one of them. A group that is one channel is merged by
+    all of its blocks, which know the result at once; one of many channels by the last block, since every
+    block would read the samples of all parts.
+    """
+    waiting = geometry.span == 1
+    merged, sample = merge_group(sample, geometry, workspace, g, part, waiting, True)
+    if merged and (part == 0 or not waiting):
+        store_moments(sample, geometry, g, True, results)
+    if geometry.parts > 1 and not waiting:
+        wait_for_results(geometry, workspace, g, merged)
+        return peek_pair(results.mean, results.var, geometry, g)
+    count, mean, m2 = sample
+    _, _, across = channels_of(geometry, g)
+    if np.int64(cuda.threadIdx.x) < across:
+        return mean, m2 / count
+    return np.float64(0), np.float64(1)
 
 
 @device
@@ -82,23 +94,32 @@ def part_products(inputs, geometry, g, part, like, mean):
 
 
 @device
-def finish_products(sample, geometry, workspace, g, part, var, eps, results):
-    """Write the sums of dy and of dy * xhat of group g; return whether this block did.
+def store_products(sample, geometry, g, var, eps, results):
+    """Write the sums of dy and of dy * xhat of group g.
 
-    ``sample`` is what `part_products` returned; the last block of the group adds up those of all parts.
     ``var`` is the variance of this thread's channel, ``results`` are `arguments.Results`.
     """
     t = np.int64(cuda.threadIdx.x)
     n, first, across = channels_of(geometry, g)
-    if geometry.parts > 1:
-        store_sample(sample, geometry, workspace, g, part, across)
-        if not arrive_in_group(geometry, workspace, g):
-            return False
-        sample = merge_parts(geometry, workspace, g, across, False)
     if t < across:
         c, sum_dy, sum_dy_xhat = n * geometry.channels + first + t, sample[1], sample[2] / sqrt(var + eps)
         store(results.sums, c, sum_dy)
         store(results.sums, sum_places(geometry) + c, sum_dy_xhat)
         store_parameter(results.dbeta, results.dbeta_kind, c, sum_dy)
         store_parameter(results.dgamma, results.dgamma_kind, c, sum_dy_xhat)
-    return True
+
+
+@device
+def agree_on_products(sample, geometry, workspace, g, part, var, eps, results):
+    """Return the sums of dy and of dy * xhat of this thread's channel in all blocks of group g; write them.
+
+    ``sample`` is what `part_products` has returned; who merges is as in `agree_on_moments`.
+    """
+    waiting = geometry.span == 1
+    merged, sample = merge_group(sample, geometry, workspace, g, part, waiting, False)
+    if merged and (part == 0 or not waiting):
+        store_products(sample, geometry, g, var, eps, results)
+    if geometry.parts > 1 and not waiting:
+        wait_for_results(geometry, workspace, g, merged)
+        return peek_pair(results.sums, results.sums + 8 * sum_places(geometry), geometry, g)
+    return sample[1], sample[2] / sqrt(var + eps)

@@ -38,6 +38,8 @@ class Block:
         self.blocks = blocks
         self.barrier = threading.Barrier(plan.THREADS)
         self.votes = [False] * plan.THREADS
+        self.warps = [threading.Barrier(plan.WARP) for _ in range(plan.WARPS)]
+        self.offers: list[Any] = [None] * plan.THREADS
 
     def run(self) -> None:
         """Run all blocks; raise what the first thread that fails has raised."""
@@ -48,7 +50,7 @@ class Block:
                 for ended in threads:
                     ended.result()
             finally:  # when interrupted, too: the pool waits for all threads before arrays can go
-                self.barrier.abort()
+                self.abort()
                 self._started.set()
 
     def _run_thread(self, number: int) -> None:
@@ -66,8 +68,13 @@ class Block:
         except threading.BrokenBarrierError:  # another thread has failed, or the caller was interrupted
             pass
         except BaseException:
-            self.barrier.abort()
+            self.abort()
             raise
+
+    def abort(self) -> None:
+        """Let no thread wait for others any more."""
+        for barrier in (self.barrier, *self.warps):
+            barrier.abort()
 
 
 class _Here(threading.local):
@@ -108,8 +115,15 @@ class Cuda:
         block.barrier.wait()  # nobody votes again before all have counted
         return int(found)
 
-    def threadfence(self) -> None:
-        """Do nothing: what a thread of Python writes all others see."""
+    def shfl_xor_sync(self, mask: int, value: Any, distance: Any) -> Any:
+        """Exchange values between the threads of a warp, all of which call it."""
+        block, t = _here.block, _here.thread_index.x
+        warp = block.warps[t // plan.WARP]
+        block.offers[t] = value
+        warp.wait()
+        found = block.offers[t ^ int(distance)]
+        warp.wait()  # nobody offers another value before all have taken theirs
+        return found
 
     def __getattr__(self, name: str) -> Any:
         return getattr(numba.cuda, name)

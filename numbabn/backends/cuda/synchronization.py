@@ -1,12 +1,16 @@
 """How the blocks of one group of channels wait for each other. Device functions.
 
 They use the counters of the workspace, which are int32 and zero between launches: the next ticket, the number
-of blocks that are done, for every group the number of its blocks that have arrived, and for every group a
-flag that is 1 when its results can be read.
+of blocks that need no counter any more, for every group the number of its blocks that have arrived, and for
+every group a flag that is 1 when its results can be read.
 
 Blocks take tickets, and tickets go to the groups in order. A block waits only for blocks of its own group,
 and those of them that have not begun have the next tickets: in whatever order the hardware starts blocks, a
-group of no more blocks than run at once (see `plan.CONCURRENT_LAUNCHES`) cannot wait for ever.
+group of no more blocks than run at once (see `residency`) cannot wait for ever.
+
+What a block has written is released by one thread, after a barrier, and acquired by one thread, before a
+barrier: both reach all threads of their blocks. A full fence (membar.gl) in place of each would also put all
+of them in one order, which nobody needs.
 
 A group that is one block's alone needs none of this, and gets no workspace.
 """
@@ -17,8 +21,11 @@ from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
     any_thread,
     atomic_add,
+    atomic_add_acq_rel,
+    atomic_add_release,
     cuda,
     device,
+    load_acquire,
     peek,
     shared_load,
     shared_store,
@@ -52,17 +59,14 @@ def take_ticket(counters):
 
 @device
 def arrive(counters, counter, expected):
-    """Add 1 to a counter, and return whether this block was the last of those that are expected.
+    """Add 1 to a counter, and return whether this block is the last of those that are expected.
 
     The last block can read what all others wrote before they arrived.
     """
     cuda.syncthreads()
     last = False
     if cuda.threadIdx.x == 0:
-        cuda.threadfence()
-        if atomic_add(counters, counter, np.int32(1)) == expected - 1:
-            last = True
-            cuda.threadfence()
+        last = atomic_add_acq_rel(counters, counter, np.int32(1)) == expected - 1
     return any_thread(last)
 
 
@@ -73,32 +77,40 @@ def arrive_in_group(geometry, workspace, g):
 
 
 @device
+def meet_in_group(geometry, workspace, g):
+    """Arrive, and wait until all blocks of group g have: each can read what all wrote before."""
+    release(workspace.counters, ARRIVALS + g)
+    wait(workspace.counters, ARRIVALS + g, geometry.parts)
+
+
+@device
 def wait_for_results(geometry, workspace, g, written):
     """Return when the results of group g can be read by this block, which has ``written`` them, or not."""
     flag = ARRIVALS + geometry.groups + g
-    if geometry.parts > 1:
-        if written:
-            set_flag(workspace.counters, flag)
-        else:
-            wait_for_flag(workspace.counters, flag)
+    if written:
+        release(workspace.counters, flag)
+    else:
+        wait(workspace.counters, flag, 1)
 
 
 @device
-def set_flag(counters, flag):
-    """Release the blocks that wait for a flag; they can read what this block wrote before."""
+def release(counters, counter):
+    """Add 1 to a counter; blocks that find it can read what this block wrote before."""
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
-        cuda.threadfence()
-        atomic_add(counters, flag, np.int32(1))
+        atomic_add_release(counters, counter, np.int32(1))
 
 
 @device
-def wait_for_flag(counters, flag):
-    """Wait until another block has set a flag."""
+def wait(counters, counter, expected):
+    """Wait until a counter has the number that is expected.
+
+    The waiting loads are relaxed: one that acquires throws away what is in the L1 cache.
+    """
     if cuda.threadIdx.x == 0:
-        while peek(counters, flag, np.int32(0)) == 0:
+        while peek(counters, counter, np.int32(0)) != expected:
             cuda.nanosleep(np.uint32(32))
-        cuda.threadfence()
+        load_acquire(counters, counter, np.int32(0))
     cuda.syncthreads()
 
 
@@ -110,9 +122,22 @@ def reset_arrivals(geometry, workspace, g, last):
 
 
 @device
-def reset(geometry, workspace):
-    """Set all counters to zero for the next launch: done by the last block of the launch."""
-    if geometry.parts > 1 and arrive(workspace.counters, DONE, np.int64(cuda.gridDim.x)):
+def leave(geometry, workspace):
+    """Say that this block waits for nobody any more; return, in thread 0, whether all others have said so.
+
+    That is before the block writes its results, which hides the time that the answer takes.
+    """
+    last = False
+    if geometry.parts > 1 and cuda.threadIdx.x == 0:
+        blocks = np.int64(cuda.gridDim.x)
+        last = atomic_add_acq_rel(workspace.counters, DONE, np.int32(1)) == blocks - 1
+    return last
+
+
+@device
+def reset(geometry, workspace, last):
+    """Set all counters to zero for the next launch: in the block that has a thread with ``last``."""
+    if geometry.parts > 1 and any_thread(last):
         count = ARRIVALS + 2 * geometry.groups
         for i in range(np.int64(cuda.threadIdx.x), count, np.int64(cuda.blockDim.x)):
             store(workspace.counters, i, np.int32(0))

@@ -1,26 +1,41 @@
 """Sums over rows that lie side by side in a tile, each of which is summed by a team of threads.
 
 Teams lie side by side, too: thread t belongs to row t // team of the tile, of which it sums every team-th
-element. So the sums of a row do not depend on how many rows the tile has, nor on which of them this is. A row
-that is longer than a tile is read in pieces, by a block that has this row alone. Device functions for
-`along_kernels`.
+element, or every team-th four where rows are whole vectors. So the sums of a row do not depend on how many
+rows the tile has, nor on which of them this is. A row that is longer than a tile is read in pieces, by a
+block that has this row alone. Device functions for `along_kernels`.
 """
 
 import numpy as np
 
+from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.division import quotient, remainder
 from numbabn.backends.cuda.gpu import (
     any_thread,
     convert,
     cuda,
     device,
+    exchange,
     load,
+    load_four,
     shared_load,
     shared_store,
     tile_load,
+    tile_load4,
 )
-from numbabn.backends.cuda.sums import DOWN, HUGE, TINY, UP, add_value
-from numbabn.backends.cuda.tiles import HALF, ROW, SCRATCH, TILE, Tile
+from numbabn.backends.cuda.sums import (
+    DOWN,
+    HUGE,
+    TINY,
+    UP,
+    add_product,
+    add_products,
+    add_square,
+    add_squares,
+    inverse,
+)
+from numbabn.backends.cuda.tiles import HALF, ROW, SCRATCH, TILE
+from numbabn.backends.cuda.walks import tile_of
 
 
 @device
@@ -36,15 +51,20 @@ def piece_at(rows, first, k):
     """Return piece k of the rows from ``first`` on, as a tile of as many rows as it is ``across``."""
     across = min(rows.height, rows.number - first)
     start = k * rows.piece
-    width = min(rows.piece, rows.length - start)
-    return Tile(first * rows.length + start, across * width, width, width, across)
+    width = np.int64(np.int32(min(rows.piece, rows.length - start)))  # as a tile has it
+    return tile_of(first * rows.length + start, across * width, width, width, across, 1)
 
 
 @device
-def parameter_index(rows, row, place):
-    """Return the index among gamma and beta of a place along a row of the array."""
-    index = place if rows.inner == 1 else quotient(place, rows.inner)
-    return index if rows.groups == 1 else index + remainder(row, rows.groups) * rows.members
+def parameters_of(rows, row):
+    """Return the index among gamma and beta of the first place of a row of the array."""
+    return np.int64(0) if rows.groups == 1 else remainder(row, rows.groups) * rows.members
+
+
+@device
+def parameter_index(rows, first, place):
+    """Return the index among gamma and beta of a place along a row, where ``first`` is that of place 0."""
+    return first + (place if rows.inner == 1 else quotient(place, rows.inner))
 
 
 @device
@@ -54,37 +74,65 @@ def parameter_or(address, index, otherwise):
 
 
 @device
+def four_parameters(address, rows, first, place, like):
+    """Return the values of four adjacent places along a row, the first of which is a multiple of four."""
+    if rows.inner == 1:
+        return load_four(address, first + place, rows.vector, like)
+    i, j = parameter_index(rows, first, place), parameter_index(rows, first, place + 1)
+    k, m = parameter_index(rows, first, place + 2), parameter_index(rows, first, place + 3)
+    return load(address, i, like), load(address, j, like), load(address, k, like), load(address, m, like)
+
+
+@device
 def add_up(s, q, rows):
     """Return the sums over a team of what its threads pass; all of its threads get them."""
-    t = np.int64(cuda.threadIdx.x)
-    _, lane = row_and_lane(rows)
-    shared_store(SCRATCH, t, s)
-    shared_store(SCRATCH + ROW, t, q)
-    half = rows.team >> 1
-    while half > 0:
+    distance = min(rows.team, plan.WARP) >> 1
+    while distance > 0:
+        s += exchange(s, distance)
+        q += exchange(q, distance)
+        distance >>= 1
+    if rows.team > plan.WARP:
+        t = np.int64(cuda.threadIdx.x)
+        row, lane = row_and_lane(rows)
+        if lane % plan.WARP == 0:
+            shared_store(SCRATCH, t // plan.WARP, s)
+            shared_store(SCRATCH + ROW, t // plan.WARP, q)
         cuda.syncthreads()
-        if lane < half:
-            for scratch in (SCRATCH, SCRATCH + ROW):
-                a, b = shared_load(scratch, t, s), shared_load(scratch, t + half, s)
-                shared_store(scratch, t, a + b)
-        half >>= 1
-    cuda.syncthreads()
-    s, q = shared_load(SCRATCH, t - lane, s), shared_load(SCRATCH + ROW, t - lane, q)
-    cuda.syncthreads()  # what follows may overwrite the scratch memory
+        first = row * (rows.team // plan.WARP)
+        s, q = shared_load(SCRATCH, first, s), shared_load(SCRATCH + ROW, first, q)
+        for k in range(first + 1, first + rows.team // plan.WARP):
+            s += shared_load(SCRATCH, k, s)
+            q += shared_load(SCRATCH + ROW, k, q)
+        cuda.syncthreads()  # what follows may overwrite the scratch memory
     return s, q
+
+
+@device
+def own_places(tile, rows):
+    """Return (e, end, step): this thread sums ``lanes`` adjacent elements from e on, then from e + step on.
+
+    There are four of them where rows are whole vectors, else one; none where the tile has not its row.
+    """
+    row, lane = row_and_lane(rows)
+    lanes = plan.VECTOR if tile.width % plan.VECTOR == 0 else 1
+    end = (row + 1) * tile.width if row < tile.across else np.int64(0)
+    return row * tile.width + lane * lanes, end, rows.team * lanes
 
 
 @device
 def deviations(tile, rows, center, factor, like):
     """Return this thread's sums of d and d * d in float64, with d = (x - center) * factor."""
-    row, lane = row_and_lane(rows)
-    s, q, low = convert(0.0, like), convert(0.0, like), convert(0.0, like)
-    if row < tile.across:
-        for e in range(row * tile.width + lane, (row + 1) * tile.width, rows.team):
-            d = (tile_load(TILE, e, like) - center) * factor
-            s += d
-            q, low = add_value(q, low, d * d)
-    return np.float64(s), np.float64(q)
+    sums = convert(0.0, like), convert(0.0, like), convert(0.0, like)
+    e, end, step = own_places(tile, rows)
+    if tile.width % plan.VECTOR == 0:
+        while e < end:
+            sums = add_squares(sums, tile_load4(TILE, e, like), center, factor, like)
+            e += step
+    else:
+        while e < end:
+            sums = add_square(sums, tile_load(TILE, e, like), center, factor, like)
+            e += step
+    return np.float64(sums[0]), np.float64(sums[1])
 
 
 @device
@@ -100,15 +148,15 @@ def piece_moments(tile, rows, like):
     s, q = np.float64(0), np.float64(0)
     for attempt in range(4):
         if any_thread(due == attempt):
-            factor = convert(1.0 if attempt < 2 else UP if attempt == 2 else DOWN, like)
-            some, squares = deviations(tile, rows, center, factor, like)
+            factor = 1.0 if attempt < 2 else UP if attempt == 2 else DOWN
+            some, squares = deviations(tile, rows, center, convert(factor, like), like)
             some, squares = add_up(some, squares, rows)
             if due == attempt:
                 if attempt == 0:
                     center, due = convert(np.float64(center) + some / n, like), 1
                 else:
-                    unit = np.float64(factor)
-                    s, q, due = some / unit, squares / (unit * unit), 4  # ** 2 would be a call
+                    unit = inverse(factor)
+                    s, q, due = some * unit, squares * (unit * unit), 4
                     if attempt == 1:
                         due = 2 if q < TINY else 4 if q < HUGE else 3
     m2 = q - s * (s / n)
@@ -123,13 +171,23 @@ def piece_products(tile, rows, first, start, gamma, center, like):
 
     ``first`` is the first row of the tile, ``start`` where its piece begins.
     """
-    row, lane = row_and_lane(rows)
-    s, q, low_s, low_q = convert(0.0, like), convert(0.0, like), convert(0.0, like), convert(0.0, like)
-    one, base = convert(1.0, like), row * tile.width
-    if row < tile.across:
-        for e in range(base + lane, base + tile.width, rows.team):
-            place = parameter_index(rows, first + row, start + e - base)
-            d = tile_load(HALF, e, like) * parameter_or(gamma, place, one)
-            s, low_s = add_value(s, low_s, d)
-            q, low_q = add_value(q, low_q, d * (tile_load(TILE, e, like) - center))
-    return np.float64(s), np.float64(q)
+    zero, one = convert(0.0, like), convert(1.0, like)
+    sums = zero, zero, zero, zero
+    row, _ = row_and_lane(rows)
+    places, base = parameters_of(rows, first + row), row * tile.width - start
+    e, end, step = own_places(tile, rows)
+    if tile.width % plan.VECTOR == 0:
+        while e < end:
+            d0, d1, d2, d3 = tile_load4(HALF, e, like)
+            if gamma != 0:
+                g0, g1, g2, g3 = four_parameters(gamma, rows, places, e - base, like)
+                d0, d1, d2, d3 = d0 * g0, d1 * g1, d2 * g2, d3 * g3
+            sums = add_products(sums, (d0, d1, d2, d3), tile_load4(TILE, e, like), center)
+            e += step
+    else:
+        while e < end:
+            d = tile_load(HALF, e, like)
+            d *= parameter_or(gamma, parameter_index(rows, places, e - base), one)
+            sums = add_product(sums, d, tile_load(TILE, e, like), center)
+            e += step
+    return np.float64(sums[0]), np.float64(sums[1])

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numba.cuda.dispatcher
@@ -43,15 +43,24 @@ FAMILY = (
     View(32, 1, 32, 8, 3136),
     View(32, 1, 64, 1, 3136),
 )  # layer, group, instance
-ARCHITECTURES = {"sm_80": (8, 0), "sm_90": (9, 0)}
+ARCHITECTURES = {"sm_80": (8, 0), "sm_90a": (9, 0, "a"), "sm_100a": (10, 0, "a"), "sm_120a": (12, 0, "a")}
 LOWEST = "sm_80"
 # Of a multiprocessor: registers, threads, bytes of shared memory, of which every block takes 1 KB more.
 REGISTERS, THREADS = 65536, 2048
 DTYPES = {type(zero): name for name, zero in arguments.ZEROS.items()}
-WITH_LINES = "sm_90"
+WITH_LINES = "sm_90a"
+ACCESS = re.compile("LD|ST[GSL]")
 SLOW = re.compile(sass.FP64.pattern + "|CALL")
-SHARED = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}
+SHARED = {"sm_80": 164 * 1024, "sm_90a": 228 * 1024, "sm_100a": 228 * 1024, "sm_120a": 100 * 1024}
 RESERVED = 1024
+
+
+class Loop(NamedTuple):
+    """An innermost loop over elements, in machine code."""
+
+    functions: list[str]  # whose loop it is
+    instructions: int
+    accesses: dict[str, int]  # to memory
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Report:
     blocks: int  # resident on a multiprocessor
     instructions: int
     counts: dict[str, int]  # of memory instructions and of float64 arithmetic
-    element_loops: list[str]  # functions whose loops over elements are among the innermost loops; WITH_LINES
+    element_loops: list[Loop]  # the innermost ones; WITH_LINES
     slow_in_loops: list[str]  # float64 arithmetic and calls (of 64-bit divisions) there, by file and line
 
 
@@ -188,7 +197,7 @@ def _prepare(architecture: str, lines: bool) -> None:
 
     What is kept of them is LLVM's code, the same for all architectures.
     """
-    device = SimpleNamespace(compute_capability=ARCHITECTURES[architecture])
+    device = SimpleNamespace(compute_capability=ARCHITECTURES[architecture][:2])
     numba.cuda.dispatcher.get_current_device = lambda: device
     for module in _modules():
         for value in vars(module).values():
@@ -263,25 +272,26 @@ def _of_listing(listing: str) -> dict[str, Any]:
     return {"instructions": len(opcodes), "counts": dict(sorted(counts.items()))}
 
 
-def _of_loops(listing: str) -> dict[str, list[str]]:
-    """Return the functions whose loops over elements are innermost loops, and the slow instructions of these.
+def _of_loops(listing: str) -> dict[str, Any]:
+    """Return the innermost loops over elements, and the slow instructions of these.
 
     An instruction is one of a loop if it lies there in the machine code, or comes from a line of the loop.
     """
     source = element_loops()
     graph = sass.blocks(listing)
-    functions, leaks = set(), set()
+    found, leaks = [], set()
     for body in sass.loops(graph):
         instructions = [i for k in body for i in graph[k].instructions]
         here = {source[line] for i in instructions for line in i.lines if line in source}
-        functions |= here
         if here:
+            accesses = Counter(i.opcode for i in instructions if ACCESS.match(i.opcode))
+            found.append(Loop(sorted(here), len(instructions), dict(accesses)))
             leaks |= {i for i in instructions if SLOW.match(i.opcode)}
     everywhere = (i for block in graph for i in block.instructions)
     leaks |= {i for i in everywhere if SLOW.match(i.opcode) and any(line in source for line in i.lines)}
     if not any(i.lines for block in graph for i in block.instructions):
         raise RuntimeError("the listing has no line numbers")
-    return {"element_loops": sorted(functions), "slow_in_loops": sorted({_described(leak) for leak in leaks})}
+    return {"element_loops": found, "slow_in_loops": sorted({_described(leak) for leak in leaks})}
 
 
 def _described(leak: sass.Instruction) -> str:
@@ -296,10 +306,17 @@ def element_loops() -> dict[sass.Line, str]:
         path = module.__file__
         for function in ast.walk(ast.parse(Path(path).read_text())):
             for loop in ast.walk(function) if isinstance(function, ast.FunctionDef) else ():
-                if isinstance(loop, ast.For) and isinstance(loop.target, ast.Name) and loop.target.id == "e":
+                if _is_over_elements(loop):
                     lines = range(loop.body[0].lineno, loop.end_lineno + 1)
                     found |= {sass.Line(path, number): function.name for number in lines}
     return found
+
+
+def _is_over_elements(loop: ast.AST) -> bool:
+    """Whether this is ``for e in ...`` or ``while place.e < ...``."""
+    if isinstance(loop, ast.For):
+        return isinstance(loop.target, ast.Name) and loop.target.id == "e"
+    return isinstance(loop, ast.While) and ast.unparse(loop.test).startswith(("e <", "place.e <"))
 
 
 def main() -> None:

@@ -2,12 +2,12 @@
 
 `numbabn.backends.cuda.simulated` runs one block after the other. Here all resident blocks run at once, every
 thread a greenlet, and who runs next is drawn from a seeded generator; blocks begin in any order, and some are
-much slower than others. Threads are interrupted at barriers, fences, atomics, flags and sleep. In any order,
+much slower than others. Threads are interrupted at barriers, atomics, flags and sleep. In any order,
 these are errors:
 
 - two threads of a block touch one address of shared memory without a barrier between, one of them writing;
 - shared memory is read that nobody has written, or an asynchronous copy that nobody has waited for;
-- a block reads or overwrites what another has written, and no flag, atomic or fence says that it may;
+- a block reads or overwrites what another has written, and no flag or counter says that it may;
 - an access leaves its array, by however little, or is misaligned;
 - a barrier is not reached by all threads of a block, or is not the same for all;
 - nobody can go on.
@@ -81,7 +81,8 @@ class Machine(Memory):
 
     def _where(self):
         blocks = [
-            f"of block {block.number}, {len(block.waiting)} threads are at a barrier and "
+            f"of block {block.number}, {len(block.waiting)} threads are at a barrier, "
+            f"{sum(map(len, block.warps))} wait for others of their warps and "
             f"{sum(thread.block is block for thread in self.sleeping)} wait for a flag"
             for block in self._resident
         ]
@@ -156,18 +157,25 @@ class Machine(Memory):
         block.ready, block.waiting = block.waiting, []
         block.epoch += 1
 
+    def shfl_xor_sync(self, mask, value, distance):
+        """Exchange values between the threads of a warp, none of which may be missing."""
+        thread = self.thread
+        warp = thread.block.warps[thread.number // plan.WARP]
+        thread.offer = value
+        warp.append(thread)
+        if len(warp) == plan.WARP:
+            offers = {each.number: each.offer for each in warp}
+            for each in warp:
+                each.offer = offers[each.number ^ int(distance)]
+            thread.block.ready += warp
+            warp.clear()
+        self._hub.switch()
+        return thread.offer
+
     def nanosleep(self, nanoseconds):
         """Wait until something is written that this thread may wait for."""
         self.sleeping.append(self.thread)
         self._hub.switch()
-
-    def threadfence(self):
-        """Publish what this thread has written or could read; acquire what flags it has read stand for."""
-        thread = self.thread
-        self._pause(thread)
-        self._write_out(thread.block, thread.block.stores)
-        self._write_out(thread.block, thread.stores)
-        thread.acquired = max(thread.acquired, thread.seen)
 
 
 class Simulator:

@@ -1,8 +1,8 @@
 """The memory that simulated threads see: what they may read, and when others see what they write.
 
-Memory is weak: what a thread writes is seen by its block after a barrier, and by other blocks after a fence,
-or perhaps at once, or only when the block has ended, as drawn. Values of type int32 are taken for flags and
-counters, by which blocks tell each other what they have done; everything else is data.
+Memory is weak: what a thread writes is seen by its block after a barrier, and by other blocks after it was
+released, or perhaps at once, or only when the block has ended, as drawn. Values of type int32 are taken for
+flags and counters, by which blocks tell each other what they have done; everything else is data.
 """
 
 import random
@@ -33,7 +33,7 @@ class Thread:
     """A thread, what it has written and nobody else has seen yet, and what it knows of others."""
 
     __slots__ = (
-        "acquired", "at", "block", "copies", "greenlet", "index", "number", "seen", "stores", "vote",
+        "acquired", "at", "block", "copies", "greenlet", "index", "number", "offer", "seen", "stores", "vote",
     )  # fmt: skip
 
     def __init__(self, block, number):
@@ -42,6 +42,7 @@ class Thread:
         self.index = Dim3(number, 0, 0)
         self.at = None  # the barrier where it waits
         self.vote = 0
+        self.offer = None  # what it exchanges with another thread of its warp
         self.stores = {}
         self.copies = []  # begun and not waited for
         self.seen = 0  # the time of the latest flag that it has read
@@ -57,6 +58,7 @@ class Block:
         self.threads = [Thread(self, t) for t in range(threads)]
         self.ready = list(self.threads)
         self.waiting = []
+        self.warps = [[] for _ in range(threads // plan.WARP)]  # threads that wait for an exchange
         self.ended = 0
         self.pace, self.clock = pace, 0.0
         self.stores = {}  # of all its threads, before the last barrier
@@ -104,7 +106,7 @@ class Memory:
         return view[position]
 
     def store(self, base, index, value):
-        """Write, for others to see now or after a fence."""
+        """Write, for others to see now or when it is released."""
         _, _, address = self._place(base, index, type(value))
         self._check(address, "overwrites")
         thread = self.thread
@@ -126,7 +128,28 @@ class Memory:
         self._wake()
         return old
 
+    def load_acquire(self, base, index, kind):
+        """Read a flag, and what was released before it was written."""
+        value = self.peek(base, index, kind)
+        self.thread.acquired = max(self.thread.acquired, self.thread.seen)
+        return value
+
+    def atomic_add_release(self, base, index, value):
+        """Add to a counter, after what this thread has written or could read."""
+        thread = self.thread
+        self._pause(thread)
+        self._write_out(thread.block, thread.block.stores)
+        self._write_out(thread.block, thread.stores)
+        return self.atomic_add(base, index, value)
+
+    def atomic_add_acq_rel(self, base, index, value):
+        """Do that, and acquire what the counter was added to for."""
+        old = self.atomic_add_release(base, index, value)
+        self.thread.acquired = max(self.thread.acquired, self.thread.seen)
+        return old
+
     def _place(self, base, index, kind):
+        base, index = int(base), int(index)  # NumPy's sum of an address and an int32 would be an int32
         found = self._views.get((base, kind))
         if found is None:
             found = self._views[base, kind] = *allocations.view(int(base), kind), kind().itemsize
