@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -90,6 +91,40 @@ def test_every_element_once(shape, itemsize, arrays):
     assert cut.vector in ((0, 4, 8) if itemsize == 2 else (0, 4))
     assert (cut.parts - 1) * cut.part_tiles < cut.tiles <= cut.parts * cut.part_tiles
     assert cut.parts <= plan.MAX_PARTS
+
+
+def walked(tile, lanes, start, monkeypatch):
+    """Places of all threads, one list for each, from element ``start`` of a tile on."""
+    found = []
+    for t in range(plan.THREADS):
+        index = SimpleNamespace(threadIdx=SimpleNamespace(x=t), blockDim=SimpleNamespace(x=plan.THREADS))
+        monkeypatch.setattr(walks, "cuda", index)
+        step = walks.step_of(tile, lanes)
+        place, places = walks.first_place(tile, step, lanes, start), []
+        while place.e < tile.size:
+            places.append(place)
+            place = walks.following(place, step, tile)
+        found.append(places)
+    return found
+
+
+@pytest.mark.usefixtures("_constants")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_threads_go_through_a_tile(shape, monkeypatch):
+    """Each element once, at its index in the array; and in one column where these are kept apart."""
+    cut = plan.geometry(view_of(shape), 4, 1)
+    for g, t in {(0, 0), (cut.groups - 1, cut.tiles - 1)}:
+        tile = tiles.tile_at(cut, g, t)
+        for lanes, start in ((plan.VECTOR, 0),) * bool(cut.vector) + ((1, 0), (1, tile.size - 1)):
+            threads = walked(tile, lanes, start, monkeypatch)
+            places = sorted(place for places in threads for place in places)
+            e = np.array([place.e for place in places])
+            np.testing.assert_array_equal(e, np.arange(start, tile.size, lanes))
+            np.testing.assert_array_equal([place.i for place in places], offsets(tile)[e])
+            np.testing.assert_array_equal([place.row for place in places], e // tile.width)
+            np.testing.assert_array_equal([place.j for place in places], e % tile.width)
+            if cut.span > 1:
+                assert all(len({place.j for place in places}) <= 1 for places in threads)
 
 
 @pytest.mark.usefixtures("_real")
