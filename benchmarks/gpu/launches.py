@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from numbabn.backends import cuda as backend
-from numbabn.backends.cuda import gpu, workspaces
+from numbabn.backends.cuda import gpu, residency, workspaces
 from numbabn.backends.verbs import Affine, Gradient, Result, View
 
 Shape = tuple[int, int, int]  # outer, channels, inner
@@ -90,9 +90,11 @@ def recorded(resident: int) -> Iterator[list[Launch]]:
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
-        mock.patch.object(workspaces, "device_zeros", return_value=memory),
-        mock.patch.dict(workspaces._memory, clear=True),
-        mock.patch.dict(workspaces._scratch, clear=True),
+        mock.patch.object(gpu, "device_zeros", return_value=memory),
+        mock.patch.object(gpu, "stream_state", return_value=gpu.StreamState(False, False)),
+        mock.patch.object(residency, "permit", return_value=residency.Permit(next(_addresses), 1)),
+        mock.patch.dict(workspaces._pieces, clear=True),
+        mock.patch.dict(workspaces._slabs, clear=True),
     ):
         yield launches
 

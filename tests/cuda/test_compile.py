@@ -286,7 +286,7 @@ def test_residuals_are_read_16_bytes_at_a_time(reports):
 @pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
-    kinds = re.compile(r"_of_samples|_limited| \(samples\)")
+    kinds = re.compile(r"_wide|_limited| \(samples\)")
     with_loops = [r for r in reports if r["element_loops"]]
     found = {(kinds.sub("", r["kernel"]), *sorted(functions_of(r))) for r in with_loops}
     assert found == {(kernel, *sorted(loops)) for kernel, loops in ELEMENT_LOOPS.items()}

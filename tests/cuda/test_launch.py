@@ -32,7 +32,7 @@ def waits(monkeypatch):
         return SimpleNamespace(which=which, wait=lambda other: found.append((which, other.which)))
 
     monkeypatch.setattr(gpu, "_stream", stream)
-    monkeypatch.setattr(gpu, "cuda", SimpleNamespace(gpus=[nullcontext(), nullcontext()]))
+    monkeypatch.setattr(gpu, "_current", lambda number: nullcontext())
     return found
 
 
@@ -45,3 +45,50 @@ def test_work_on_one_stream_follows_that_on_another(waits):
 def test_nothing_waits_where_streams_are_the_same(waits):
     gpu.follow(SimpleNamespace(device=1, stream=7), SimpleNamespace(device=1, stream=7))
     assert not waits
+
+
+OK, BAD = gpu.driver.CUresult.CUDA_SUCCESS, gpu.driver.CUresult.CUDA_ERROR_INVALID_HANDLE
+STATUS = gpu.driver.CUstreamCaptureStatus
+IDLE, ACTIVE = STATUS.CU_STREAM_CAPTURE_STATUS_NONE, STATUS.CU_STREAM_CAPTURE_STATUS_ACTIVE
+WHOLE, PART = gpu.driver.CUgreenCtx(0), gpu.driver.CUgreenCtx(64)
+
+
+def function(answer):
+    """A function of the driver that gives an answer for stream 7 alone, or raises it."""
+
+    def asked(stream):
+        assert stream == 7
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("capturing", "context", "expected"),
+    [
+        ((OK, IDLE), (OK, WHOLE), (False, False)),
+        ((OK, ACTIVE), (OK, WHOLE), (True, False)),
+        ((BAD, None), (OK, WHOLE), (True, False)),
+        ((OK, IDLE), (OK, PART), (False, True)),
+        ((OK, IDLE), (BAD, None), (False, True)),
+        ((OK, IDLE), RuntimeError("Function not found"), (False, True)),
+    ],
+)
+def test_state_of_a_stream(capturing, context, expected, monkeypatch):
+    """What is not known is taken for the worst."""
+    monkeypatch.setattr(gpu, "_current", lambda number: nullcontext())
+    known = {"cuStreamIsCapturing": function(capturing), "cuStreamGetGreenCtx": function(context)}
+    monkeypatch.setattr(gpu, "driver", SimpleNamespace(**known, CUresult=gpu.driver.CUresult))
+    assert gpu.stream_state(SimpleNamespace(device=0, stream=7)) == expected
+
+
+def test_no_context_is_pushed_where_the_device_is_current(monkeypatch):
+    pushed = nullcontext()
+    monkeypatch.setattr(gpu, "_context", lambda number: 640 + number)
+    monkeypatch.setattr(gpu, "cuda", SimpleNamespace(gpus=[pushed, pushed]))
+    current = gpu.driver.CUcontext(641)
+    monkeypatch.setattr(gpu, "driver", SimpleNamespace(cuCtxGetCurrent=lambda: (OK, current)))
+    assert gpu._current(0) is pushed
+    assert gpu._current(1) is not pushed

@@ -1,5 +1,7 @@
 """The memory in which blocks meet: one for each stream, and never taken from under a launch."""
 
+import ctypes
+import itertools
 import threading
 import weakref
 from types import SimpleNamespace
@@ -15,16 +17,16 @@ import numpy as np
 import numbabn as nbn
 from benchmarks.gpu.launches import view_of
 from numbabn.arrays.device import DeviceArray
-from numbabn.backends.cuda import plan, workspaces
+from numbabn.backends.cuda import gpu, plan, workspaces
 
 SMALL, LARGE = (40, 8, 1), (400, 80, 1)
 
 
 @pytest.fixture(autouse=True)
 def _empty(monkeypatch):
-    monkeypatch.setattr(workspaces, "_memory", {})
-    monkeypatch.setattr(workspaces, "_scratch", {})
-    monkeypatch.setattr(workspaces, "_outgrown", [])
+    monkeypatch.setattr(workspaces, "_pieces", {})
+    monkeypatch.setattr(workspaces, "_slabs", {})
+    monkeypatch.setattr(workspaces, "SLAB_BYTES", 2**20)
 
 
 def of(shape, stream=0, device=0):
@@ -33,39 +35,64 @@ def of(shape, stream=0, device=0):
     )
 
 
+def slabs(device=0):
+    return len(workspaces._slabs[device])
+
+
 def test_the_same_while_it_is_large_enough():
     first = of(LARGE)
     assert of(SMALL) == of(LARGE) == first
 
 
-def test_a_captured_graph_keeps_its_memory():
+def test_pieces_lie_apart():
+    """Memory of one is not that of another, also after they have grown."""
+    pieces = []
+    for stream, shape in itertools.product((0, 7, 8), (SMALL, LARGE)):
+        of(shape, stream)
+        pieces += workspaces._pieces.values()
+    places = sorted({(piece.address, piece.address + piece.nbytes) for piece in pieces})
+    assert len(places) == 12
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(places))
+    assert slabs() == 1
+
+
+def test_memory_is_zero_and_no_call_to_the_driver_is_needed(monkeypatch):
+    """But for the first piece on a device: a new stream can be captured in a CUDA graph at once."""
+    made, zeros = [], gpu.device_zeros
+    monkeypatch.setattr(gpu, "device_zeros", lambda *size: made.append(size) or zeros(*size))
+    for stream in range(40):
+        space = of(SMALL, stream)
+        counters = np.ctypeslib.as_array((ctypes.c_int32 * 4).from_address(space.counters))
+        assert not counters.any()
+        counters[...] = 1
+    assert made == [(0, workspaces.SLAB_BYTES)]
+
+
+def test_a_slab_that_is_used_up_is_kept():
+    """A captured graph may have its addresses."""
     of(SMALL)
-    block = workspaces._memory[0, 0, 0]
-    kept = [weakref.ref(memory) for memory in block[2:]]
-    del block
-    assert of(LARGE) != of(SMALL, stream=7)
-    assert all(memory() is not None for memory in kept)
+    kept = weakref.ref(workspaces._slabs[0][0]._memory)
+    scratch(workspaces.SLAB_BYTES)
+    assert slabs() == 2
+    assert kept() is not None
+
+
+def test_no_slab_is_made_during_a_capture(monkeypatch):
+    of(SMALL)
+    before = dict(workspaces._pieces)
+    monkeypatch.setattr(gpu, "stream_state", lambda array: gpu.StreamState(True, False))
+    of(SMALL, stream=7)
+    known = dict(workspaces._pieces)
+    with pytest.raises(
+        RuntimeError, match=r"captured in a CUDA graph needs 16777216 bytes on cuda:0.*before"
+    ):
+        scratch(workspaces.SLAB_BYTES)
+    assert workspaces._pieces == known != before
+    assert slabs() == 1
 
 
 def test_one_for_each_stream_and_device():
     assert len({of(SMALL), of(SMALL, stream=7), of(SMALL, device=1)}) == 3
-    assert workspaces.streams(0) == 2
-    assert workspaces.streams(1) == 1
-
-
-def test_streams_are_counted_under_the_lock(monkeypatch):
-    """Another thread that adds its stream meanwhile would end the iteration with an error."""
-    held = []
-
-    class Watched(dict):
-        def __iter__(self):
-            held.append(workspaces._lock.locked())
-            return super().__iter__()
-
-    monkeypatch.setattr(workspaces, "_memory", Watched())
-    of(SMALL)
-    assert workspaces.streams(0) == 1
-    assert held == [True]
 
 
 def test_the_default_stream_of_every_thread_is_its_own():
@@ -74,20 +101,6 @@ def test_the_default_stream_of_every_thread_is_its_own():
     thread.start()
     thread.join()
     assert found[0] != found[1]
-
-
-def test_fewer_blocks_wait_where_more_streams_are_busy(monkeypatch):
-    """Together they leave room for the last block of any: else none would end."""
-    from numbabn.backends.cuda.channels import groups_are_resident
-
-    geometry = plan.geometry(view_of(SMALL), 4, 1)
-    kernel = SimpleNamespace(resident=lambda x, *arguments: geometry.parts * plan.CONCURRENT_LAUNCHES)
-    x = SimpleNamespace(device=0)
-    for stream in range(plan.CONCURRENT_LAUNCHES):
-        of(SMALL, stream)
-        assert groups_are_resident(kernel, x, geometry, ())
-    of(SMALL, 99)
-    assert not groups_are_resident(kernel, x, geometry, ())
 
 
 def scratch(count, stream=0, purpose="sums"):
@@ -109,14 +122,10 @@ def test_scratch_memory_is_of_a_stream_a_purpose_and_a_thread():
     assert len({each.address for each in found}) == 4
 
 
-def test_a_captured_graph_keeps_its_scratch_memory():
+def test_scratch_memory_doubles():
     scratch(10)
-    (small,) = workspaces._scratch.values()
-    kept = weakref.ref(small.memory)
-    del small
     large = scratch(11)
-    assert kept() is not None
-    assert scratch(20).address == large.address  # twice as large as before
+    assert scratch(20).address == large.address
 
 
 CALLS = {

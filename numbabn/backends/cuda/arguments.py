@@ -128,10 +128,15 @@ class Results(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Addresses of the counters of `synchronization`, and of the partial sums of `merging`."""
+    """Addresses of the counters of `synchronization`, and of the partial sums of `merging`.
+
+    Where blocks wait for each other, also the `residency.Permit` for that, and else zeros.
+    """
 
     counters: int
     partials: int
+    permit: int
+    launch: int
 
 
 def arrays_of(*operands: Any) -> tuple[DeviceMemory, ...]:

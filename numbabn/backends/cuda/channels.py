@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from numbabn.backends.cuda import arguments, kernels, plan
-from numbabn.backends.cuda.arguments import arrays_of
+from numbabn.backends.cuda import arguments, kernels, plan, residency
+from numbabn.backends.cuda.arguments import Workspace, arrays_of
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
-from numbabn.backends.cuda.workspaces import Scratch, scratch, streams, workspace
-from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
+from numbabn.backends.cuda.workspaces import Scratch, scratch, workspace
+from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, Result, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
 Cut: TypeAlias = Geometry | SampleGeometry
@@ -60,15 +60,13 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
     groups, like = view.batch * view.groups, arguments.zero(x.dtype)
     statistics = float64(x, groups), float64(x, groups)
     geometry = geometry_of(view, 1, x, y)
+    read = x.address, geometry
     given = (
-        x.address, geometry, workspace(x, geometry), like,
-        arguments.affine_map(affine), arguments.moments(statistics),
+        like, arguments.affine_map(affine), arguments.moments(statistics),
         arguments.output(y, view, geometry.vector),
     )  # fmt: skip
-    kernel = kernels.forward if type(geometry) is Geometry else kernels.forward_of_samples
-    if groups_are_resident(kernel, x, geometry, given):
-        kernel.launch(x, geometry.groups * geometry.parts, *given)
-    else:
+    kernel = kernels.forward_wide if needs_registers(geometry, x, y) else kernels.forward
+    if not launched_once(kernel, x, read, given):
         write_moments(x, view, like, 1, statistics)
         normalize(x, view, statistics, affine, y)
     return statistics
@@ -140,24 +138,23 @@ def backward_with_sums(
 ) -> None:
     """`backward` where every channel has statistics of its own; with ``sums`` as `write_products`."""
     geometry = geometry_of(view, 2, x, dy, dx)
+    read = arguments.inputs(dy, x, view), geometry
     given = (
-        arguments.inputs(dy, x, view), geometry, workspace(x, geometry), arguments.zero(x.dtype),
-        arguments.statistics(statistics), arguments.scaling(affine), dx.address,
+        arguments.zero(x.dtype), arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
     limited = type(geometry) is Geometry and x.itemsize < _FLOAT64.itemsize
     kernel = kernels.backward_limited if limited else kernels.backward
-    if groups_are_resident(kernel, x, geometry, given):
-        kernel.launch(x, geometry.groups * geometry.parts, *given)
-        return
-    write_products(dy, x, view, statistics, affine.eps, gradients, sums)
-    backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
+    if not launched_once(kernel, x, read, given):
+        write_products(dy, x, view, statistics, affine.eps, gradients, sums)
+        backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
 
 def write_moments(x: Device, view: View, wide: np.floating, divide: int, pair: Pair) -> None:
     """Write (mean, m2), or (mean, m2 / count) if ``divide`` is 1; a tile is summed in wide's dtype."""
     geometry = geometry_of(plan.merged(view), 1, x, shared=view.members > 1)
-    kernels.moments.launch(
+    kernel = kernels.moments_wide if needs_registers(geometry, x, x) else kernels.moments
+    kernel.launch(
         x, geometry.groups * geometry.parts,
         x.address, geometry, workspace(x, geometry), arguments.zero(x.dtype), wide, divide,
         arguments.moments(pair),
@@ -172,7 +169,7 @@ def write_products(
     ``sums`` are [2, samples, channels]; with several samples there can be no gradients.
     """
     geometry = geometry_of(view, 2, x, dy)
-    kernel = kernels.products if type(geometry) is Geometry else kernels.products_of_samples
+    kernel = kernels.products_wide if needs_registers(geometry, x, dy) else kernels.products
     kernel.launch(
         x, geometry.groups * geometry.parts,
         arguments.inputs(dy, x, view), geometry, workspace(x, geometry), arguments.zero(x.dtype),
@@ -191,17 +188,29 @@ def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) 
     return geometry if vector == geometry.vector else geometry._replace(vector=vector)
 
 
-def groups_are_resident(kernel: Kernel, x: Device, geometry: Cut, given: tuple[Any, ...]) -> bool:
-    """Whether all blocks of a group run at once and each has one tile, so that a kernel reads x once.
+def needs_registers(geometry: Cut, x: Device, other: Device | Gradient | Result) -> bool:
+    """Whether a kernel needs more registers than `plan.REGISTERS`: see the end of `kernels`."""
+    followed = isinstance(other, Gradient | Result)
+    return type(geometry) is not Geometry or (followed and x.itemsize == _FLOAT64.itemsize)
 
-    The blocks of a group wait for each other then, and launches on other streams must leave room for them.
+
+def launched_once(kernel: Kernel, x: Device, read: tuple[Any, Cut], given: tuple[Any, ...]) -> bool:
+    """Launch a kernel that reads x once, if its blocks may wait for each other, and return whether they may.
+
+    ``read`` and ``given`` are what it takes before its workspace, and after it.
     """
+    _, geometry = read
     if geometry.part_tiles > 1:
         return False
-    if geometry.parts == 1:
-        return True
-    launches = max(plan.CONCURRENT_LAUNCHES, streams(x.device))
-    return geometry.parts * launches <= kernel.resident(x, *given)
+    space = workspace(x, geometry)
+    if geometry.parts > 1:
+        waiting = geometry.parts * plan.CONCURRENT_LAUNCHES
+        permit = residency.permit(x) if waiting <= kernel.resident(x, *read, space, *given) else None
+        if permit is None:
+            return False
+        space = Workspace(space.counters, space.partials, *permit)
+    kernel.launch(x, geometry.groups * geometry.parts, *read, space, *given)
+    return True
 
 
 def float64(x: Device, *shape: int) -> Device:

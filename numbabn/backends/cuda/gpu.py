@@ -10,8 +10,9 @@ intrinsics of `memory`, those of `simulated` launch, and kernels are the same.
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda as numba_cuda
@@ -22,6 +23,7 @@ from numbabn.backends.cuda.plan import SIMULATED
 if not SIMULATED and getattr(numba_cuda, "implementation", None) != "NVIDIA":
     raise ImportError('device arrays need numba-cuda: python -m pip install "numbabn[cuda]"')
 core: Any = None if SIMULATED else import_module("cuda.core")
+driver: Any = None if SIMULATED else import_module("cuda.bindings.driver")
 extending: Any = None if SIMULATED else import_module("numba.cuda.extending")
 caching: Any = None if SIMULATED else import_module("numbabn.backends.cuda.caching")
 simulated: Any = import_module("numbabn.backends.cuda.simulated") if SIMULATED else None
@@ -124,6 +126,13 @@ def adapted(index: int, **others: Callable[..., Any]) -> Callable[[Callable[...,
     return decorate
 
 
+class _Compiled(NamedTuple):
+    """A kernel for a device: what cuda.core launches, and how many blocks of it run there at once."""
+
+    kernel: Any
+    resident: int
+
+
 class Kernel:
     """A kernel, compiled on its first launch for each device and each dtype among its arguments.
 
@@ -135,8 +144,7 @@ class Kernel:
         self.dispatcher = cuda.jit(function, **({} if SIMULATED else {"max_registers": max_registers}))
         if not SIMULATED:
             self.dispatcher._cache = caching.cache_of(function, max_registers)
-        self._compiled: dict[Any, Any] = {}
-        self._resident: dict[Any, int] = {}
+        self._compiled: dict[Any, _Compiled] = {}
 
     def launch(self, array: Any, blocks: int, *arguments: Any) -> None:
         """Run ``blocks`` blocks on the device of ``array`` and on the current stream of its library.
@@ -147,23 +155,15 @@ class Kernel:
         if SIMULATED:
             simulated.launch(self.dispatcher.py_func, blocks, arguments)
             return
-        with cuda.gpus[array.device]:
-            function = self._compile(array.device, arguments)._codelibrary.get_cufunc().kernel
-            core.launch(_stream(array.device, array.stream), _config(blocks), function, *_flat(arguments))
+        device, kernel = array.device, self._compile(array.device, arguments).kernel
+        with _current(device):
+            core.launch(_stream(device, array.stream), _config(blocks), kernel, *_flat(arguments))
 
     def resident(self, array: Any, *arguments: Any) -> int:
         """Return how many blocks run at once on the device of ``array``."""
-        if SIMULATED:
-            return plan.RESIDENT_SIMULATED
-        key = array.device, _key(arguments)
-        blocks = self._resident.get(key)
-        if blocks is None:
-            with cuda.gpus[array.device]:
-                compiled = self._compile(array.device, arguments)
-                blocks = self._resident[key] = int(compiled.max_cooperative_grid_blocks(plan.THREADS))
-        return blocks
+        return plan.RESIDENT_SIMULATED if SIMULATED else self._compile(array.device, arguments).resident
 
-    def _compile(self, number: int, arguments: tuple[Any, ...]) -> Any:
+    def _compile(self, number: int, arguments: tuple[Any, ...]) -> _Compiled:
         key = number, _key(arguments)
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -173,7 +173,11 @@ class Kernel:
                     f"cuda:{number} has compute capability {capability[0]}.{capability[1]}; "
                     "numbabn needs 8.0 (Ampere, 2020) or newer"
                 )
-            compiled = self._compiled[key] = self.dispatcher.compile(signature(arguments))
+            with cuda.gpus[number]:
+                made = self.dispatcher.compile(signature(arguments))
+                compiled = self._compiled[key] = _Compiled(
+                    made._codelibrary.get_cufunc().kernel, int(made.max_cooperative_grid_blocks(plan.THREADS))
+                )
         return compiled
 
 
@@ -236,6 +240,19 @@ def _stream(number: int, handle: int) -> Any:
     return core.Stream.from_handle(handle)
 
 
+@functools.cache
+def _context(number: int) -> int:
+    """Return the handle of the context that all libraries share on a device."""
+    return int(cuda.gpus[number].get_primary_context().handle)
+
+
+def _current(number: int) -> Any:
+    """Return what makes a device the current one: nothing where it is, since pushing a context takes time."""
+    context = _context(number)
+    _, current = driver.cuCtxGetCurrent()
+    return nullcontext() if int(current) == context else cuda.gpus[number]
+
+
 def follow(array: Any, other: Any) -> None:
     """Let what is launched for ``array`` from now on wait for what was launched for ``other``.
 
@@ -244,8 +261,32 @@ def follow(array: Any, other: Any) -> None:
     """
     mine, others = array.stream, other.stream
     if mine != others and not SIMULATED:
-        with cuda.gpus[array.device]:
+        with _current(array.device):
             _stream(array.device, mine).wait(_stream(other.device, others))
+
+
+class StreamState(NamedTuple):
+    """Whether a stream is captured in a CUDA graph now, and whether it has a part of its device only."""
+
+    captured: bool
+    partial: bool
+
+
+def stream_state(array: Any) -> StreamState:
+    """Return the state of the current stream of the library of ``array``; what is unknown is taken as true.
+
+    It is asked each time: a handle may be that of another stream by now.
+    """
+    if SIMULATED:
+        return StreamState(False, False)
+    with _current(array.device):
+        error, status = driver.cuStreamIsCapturing(array.stream)
+        captured = error != driver.CUresult.CUDA_SUCCESS or int(status) != 0
+        try:
+            error, context = driver.cuStreamGetGreenCtx(array.stream)
+        except RuntimeError:  # a driver that is older than the function
+            return StreamState(captured, True)
+    return StreamState(captured, error != driver.CUresult.CUDA_SUCCESS or int(context) != 0)
 
 
 class Memory:
@@ -254,6 +295,24 @@ class Memory:
     def __init__(self, array: Any) -> None:
         self._array = array
         self.address: int = array.ctypes.data if SIMULATED else array.__cuda_array_interface__["data"][0]
+
+
+class HostWords:
+    """Numbers of type int32 in the host's memory, zero at first, which kernels of a device can write."""
+
+    def __init__(self, array: Any) -> None:
+        array[:] = 0
+        self.values: Any = array.view(np.ndarray)
+        self._memory = Memory(array)
+        self.address = self._memory.address
+
+
+def host_words(number: int, count: int) -> HostWords:
+    """Return so many numbers for a device."""
+    if SIMULATED:
+        return HostWords(np.empty(count, np.int32))
+    with cuda.gpus[number]:
+        return HostWords(cuda.mapped_array(count, np.int32))
 
 
 def device_zeros(number: int, nbytes: int) -> Memory:

@@ -193,9 +193,11 @@ def backward(inputs, geometry, workspace, like, statistics, scaling, dx, results
     reset(geometry, workspace, last)
 
 
-# The same for a `plan.SampleGeometry`, with which these two would spill.
-products_of_samples = limited_less(products.dispatcher.py_func)
-forward_of_samples = limited_less(forward.dispatcher.py_func)
+# The same with more registers, for a `plan.SampleGeometry`, and for float64 where something follows: with 64
+# registers they would spill.
+moments_wide = limited_less(moments.dispatcher.py_func)
+products_wide = limited_less(products.dispatcher.py_func)
+forward_wide = limited_less(forward.dispatcher.py_func)
 # The same with a limit, for all but float64: it takes 70 registers of float32 without one, and 64 with it,
 # and no spills. In float64 it would spill.
 backward_limited = limited(backward.dispatcher.py_func)

@@ -51,10 +51,7 @@ CHUNK = (
     2 if SIMULATED else 16
 )  # samples that a thread adds up at least, so that its sum is worth being stored
 ALIGNMENT = 16  # bytes, of a vector access
-# Number of launches, on as many streams, that may run at once where blocks wait for each other. The blocks of
-# a launch that wait for each other are no more than the device runs at once, divided by this number: else the
-# waiting blocks of several launches could fill the device, and those that they wait for could not start.
-CONCURRENT_LAUNCHES = 4
+CONCURRENT_LAUNCHES = 4  # that may run at once where blocks wait for each other, see `residency`
 RESIDENT_SIMULATED = 1  # blocks that run at once in `simulated`, where none may wait for another
 
 

@@ -136,8 +136,13 @@ def leave(geometry, workspace):
 
 @device
 def reset(geometry, workspace, last):
-    """Set all counters to zero for the next launch: in the block that has a thread with ``last``."""
+    """Set all counters to zero for the next launch, and give back the permit to wait.
+
+    That is done by the block that has a thread with ``last``.
+    """
     if geometry.parts > 1 and any_thread(last):
+        if last:
+            store(workspace.permit, 0, np.int32(workspace.launch))
         count = ARRIVALS + 2 * geometry.groups
         for i in range(np.int64(cuda.threadIdx.x), count, np.int64(cuda.blockDim.x)):
             store(workspace.counters, i, np.int32(0))

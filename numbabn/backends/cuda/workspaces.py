@@ -1,12 +1,13 @@
 """Memory that stays between launches: the counters and partial sums of their blocks, and scratch memory.
 
-Every stream has a workspace of its own, since launches on one stream follow each other. The counters are zero
-between launches. What one launch of a call leaves for the next lies in scratch memory, of which every thread
-has its own, because two threads may make their calls on one stream in turn.
+Every stream has counters and samples of its own, since launches on one stream follow each other. The counters
+are zero between launches. What one launch of a call leaves for the next lies in scratch memory, of which
+every thread has its own, because two threads may make their calls on one stream in turn.
 
-All of it grows, and is never given back; a call that finds it large enough allocates nothing here and can be
-captured in a CUDA graph. The memory of an array that dies when the call returns would be given to others,
-while the graph goes on writing there.
+All of it is cut off from a slab of the device, without a call to the driver, so that a stream that is new can
+be captured in a CUDA graph at once. Nothing is ever given back: the memory of an array that dies when a call
+returns would be given to others, while the graph goes on writing there. A stream that has the handle of one
+that has ended finds the memory of that one, which must have no work left.
 """
 
 import math
@@ -15,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from numbabn.backends.cuda import gpu
 from numbabn.backends.cuda.arguments import Workspace
-from numbabn.backends.cuda.gpu import device_zeros
 from numbabn.backends.cuda.merging import SAMPLE_BYTES
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.synchronization import ARRIVALS
@@ -27,31 +28,40 @@ _FLOAT64 = np.dtype(np.float64)
 
 _PER_THREAD = 2  # handle of the default stream that every thread has for itself, cudaStreamPerThread
 _COUNTER_BYTES = 4
-
-# Device, stream, and the thread where the stream is one of its own.
-_memory: dict[tuple[int, int, int], "_Memory"] = {}
-# Scratch memory: device, stream, thread, and what it is for.
-_scratch: dict[tuple[int, int, int, str], "_Sized"] = {}
-# Memory that was too small: a captured graph, or a thread about to launch, may still have its addresses.
-# Sizes double, so that all of it together is no larger than what took its place.
-_outgrown: list["_Memory | _Sized"] = []
-_lock = threading.Lock()
+_ALIGNMENT = 256  # bytes: pieces of different streams share no line of a cache
+SLAB_BYTES = 2**25  # 32 MiB: what 20 streams need for batches of 128 images, see `_Slab`
 
 
-class _Memory(NamedTuple):
-    """The workspace of one stream: how many counters and samples it has room for, and the memory of both."""
-
-    counters: int
-    samples: int
-    counter_memory: Any
-    sample_memory: Any
-
-
-class _Sized(NamedTuple):
-    """Memory, and its bytes."""
+class _Piece(NamedTuple):
+    """A piece of a slab."""
 
     nbytes: int
-    memory: Any
+    address: int
+
+
+class _Slab:
+    """Memory of a device, filled with zeros, of which pieces are cut off until it is used up.
+
+    A piece that has become too small is left where it is, since a captured graph, or a thread about to
+    launch, may have its address. Pieces double, so that all that were left are no larger than the last one.
+    """
+
+    def __init__(self, memory: Any, nbytes: int) -> None:
+        self._memory, self._nbytes, self._used = memory, nbytes, 0
+
+    def cut(self, nbytes: int) -> _Piece | None:
+        """Return a piece, or None if there is no room for it."""
+        begin, end = self._used, self._used + nbytes
+        if end > self._nbytes:
+            return None
+        self._used = end + -end % _ALIGNMENT
+        return _Piece(nbytes, self._memory.address + begin)
+
+
+# Device, stream, thread where the piece is one thread's, and what it is for.
+_pieces: dict[tuple[int, int, int, str], _Piece] = {}
+_slabs: dict[int, list[_Slab]] = {}  # of every device, the last one with room
+_lock = threading.Lock()
 
 
 class Scratch(NamedTuple):
@@ -84,49 +94,55 @@ def scratch(array: DeviceMemory, purpose: str, shape: tuple[int, ...], dtype: An
     """Return memory without values on the current stream of the library of ``array``.
 
     The next call for this purpose, by this thread and on this stream, returns the same memory. So does that
-    of a thread, or on a stream, which has the number of one that has ended, and which must have no work left.
+    of a thread which has the number of one that has ended.
     """
-    device, stream, nbytes = array.device, array.stream, math.prod(shape) * dtype.itemsize
-    key = device, stream, threading.get_ident(), purpose
-    with _lock:
-        found = _scratch.get(key)
-        if found is None or nbytes > found.nbytes:
-            if found is not None:
-                _outgrown.append(found)
-                nbytes = max(nbytes, 2 * found.nbytes)
-            found = _scratch[key] = _Sized(nbytes, device_zeros(device, nbytes))
-    return Scratch(found.memory.address, shape, dtype, device, stream)
+    device, stream, thread = array.device, array.stream, threading.get_ident()
+    address = _piece(array, (device, stream, thread, purpose), math.prod(shape) * dtype.itemsize)
+    return Scratch(address, shape, dtype, device, stream)
 
 
 def workspace(array: DeviceMemory, geometry: Geometry | SampleGeometry) -> Workspace:
     """Return the workspace of a launch for ``array`` on the current stream of its library."""
     if geometry.parts == 1:
-        return Workspace(0, 0)
-    stream = array.stream
-    key = (array.device, stream, threading.get_ident() if stream == _PER_THREAD else 0)
-    counters = ARRIVALS + 2 * geometry.groups
-    samples = geometry.groups * geometry.parts * geometry.span
-    with _lock:
-        memory = _memory.get(key)
-        if memory is None or counters > memory.counters or samples > memory.samples:
-            memory = _memory[key] = _grown(array.device, memory, counters, samples)
-    return Workspace(memory.counter_memory.address, memory.sample_memory.address)
-
-
-def _grown(device: int, memory: _Memory | None, counters: int, samples: int) -> _Memory:
-    """Return new memory for so many counters and samples, and for twice as many as there was room for."""
-    if memory is not None:
-        _outgrown.append(memory)
-        counters, samples = max(counters, 2 * memory.counters), max(samples, 2 * memory.samples)
-    return _Memory(
-        counters,
-        samples,
-        device_zeros(device, _COUNTER_BYTES * counters),
-        device_zeros(device, SAMPLE_BYTES * samples),
+        return Workspace(0, 0, 0, 0)
+    of_stream = (array.device, *owner(array))
+    counters = _COUNTER_BYTES * (ARRIVALS + 2 * geometry.groups)
+    samples = SAMPLE_BYTES * geometry.groups * geometry.parts * geometry.span
+    return Workspace(
+        _piece(array, (*of_stream, "counters"), counters),
+        _piece(array, (*of_stream, "samples"), samples),
+        0,
+        0,
     )
 
 
-def streams(device: int) -> int:
-    """Return on how many streams of a device launches with a workspace may run at once."""
-    with _lock:  # another thread may add its stream
-        return sum(key[0] == device for key in _memory)
+def owner(array: DeviceMemory) -> tuple[int, int]:
+    """Return the current stream of the library of ``array``, and the thread where it is one of its own."""
+    stream = array.stream
+    return stream, threading.get_ident() if stream == _PER_THREAD else 0
+
+
+def _piece(array: DeviceMemory, key: tuple[int, int, int, str], nbytes: int) -> int:
+    """Return the address of memory for so many bytes; what has been too small is doubled."""
+    with _lock:
+        found = _pieces.get(key)
+        if found is None or nbytes > found.nbytes:
+            found = _pieces[key] = _cut(array, max(nbytes, 2 * found.nbytes if found else 0))
+        return found.address
+
+
+def _cut(array: DeviceMemory, nbytes: int) -> _Piece:
+    """Return a new piece, of a new slab where the last one has no room."""
+    slabs = _slabs.setdefault(array.device, [])
+    piece = slabs[-1].cut(nbytes) if slabs else None
+    if piece is None:
+        if gpu.stream_state(array).captured:
+            raise RuntimeError(
+                f"a call that is captured in a CUDA graph needs {nbytes} bytes on cuda:{array.device}, which "
+                "cannot be allocated during the capture: make the same call once before, on any stream"
+            )
+        size = max(SLAB_BYTES, nbytes)
+        slabs.append(_Slab(gpu.device_zeros(array.device, size), size))
+        piece = slabs[-1].cut(nbytes)
+    assert piece is not None
+    return piece

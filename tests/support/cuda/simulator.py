@@ -25,7 +25,7 @@ import numpy as np
 from greenlet import greenlet
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-from numbabn.backends.cuda import gpu, memory_simulated, plan, simulated
+from numbabn.backends.cuda import gpu, memory_simulated, plan, simulated, workspaces
 from tests.support.cuda.allocations import allocations
 from tests.support.cuda.weak_memory import Block, Dim3, Memory, SimulationError
 
@@ -246,6 +246,7 @@ def installed():
         for place, name, replacement in (
             (simulated, "launch", simulator.launch),
             (plan, "RESIDENT_SIMULATED", RESIDENT),
+            (workspaces, "SLAB_BYTES", 0),  # every piece is an array, whose bounds are checked
             (FakeCUDAArray, "__init__", remembering(FakeCUDAArray.__init__)),
             (gpu.Memory, "__init__", remembering(gpu.Memory.__init__)),
         ):
