@@ -70,12 +70,12 @@ class Launch:
     @property
     def name(self) -> str:
         """Return the name of the kernel."""
-        return self.kernel.dispatcher.py_func.__name__
+        return self.kernel.function.__name__
 
     @property
     def named(self) -> dict[str, Any]:
         """Return the arguments by the names that the kernel has for them."""
-        return inspect.signature(self.kernel.dispatcher.py_func).bind(*self.arguments).arguments
+        return inspect.signature(self.kernel.function).bind(*self.arguments).arguments
 
 
 @contextmanager

@@ -17,7 +17,7 @@ dispatcher.get_current_device = lambda: device
 codegen.devices.get_context = lambda: SimpleNamespace(device=device)
 dispatcher._Kernel.bind = lambda kernel: kernel._codelibrary.get_cubin(cc=CAPABILITY)
 
-compiled = copies._fill.dispatcher
+compiled = copies._fill.dispatcher()
 kernel = compiled.compile(gpu.signature((3, 0.5, (4096, 3))))
 cubin = kernel._codelibrary.get_cubin(cc=CAPABILITY)
 print(sum(compiled._cache_hits.values()), sum(compiled._cache_misses.values()), len(cubin.code))

@@ -51,7 +51,7 @@ def test_a_second_process_finds_the_kernel_of_the_first(tmp_path):
 
 
 def test_versions_and_limits_have_files_of_their_own(monkeypatch):
-    function = copies._fill.dispatcher.py_func
+    function = copies._fill.function
     names = [caching.cache_of(function, limit)._cache_file._index_name for limit in (None, 64)]
     monkeypatch.setattr(stamp, "package_stamp", lambda: "another")
     names.append(caching.cache_of(function, None)._cache_file._index_name)
@@ -63,5 +63,5 @@ def test_without_a_folder_nothing_is_kept(monkeypatch):
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr(caching.CUDACache, "__init__", refused)
-    cache = caching.cache_of(copies._fill.dispatcher.py_func, None)
+    cache = caching.cache_of(copies._fill.function, None)
     assert cache.load_overload(None, None) is None

@@ -28,7 +28,6 @@ from numbabn.backends.cuda.gpu import (
     tile_load,
     tile_load4,
 )
-from numbabn.backends.cuda.kernels import limited
 from numbabn.backends.cuda.merging import merge
 from numbabn.backends.cuda.parameters import load_parameter
 from numbabn.backends.cuda.teams import (
@@ -54,7 +53,7 @@ from numbabn.backends.cuda.tiles import (
 from numbabn.backends.cuda.walks import first_place, following, step_of
 
 
-@limited
+@Kernel
 def forward(x, rows, like, affine_map, results, y):
     """y = xhat * gamma + beta, and every row's mean and biased variance."""
     first = np.int64(cuda.blockIdx.x) * rows.height

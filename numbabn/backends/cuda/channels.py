@@ -17,7 +17,7 @@ from numbabn.backends.cuda.arguments import Workspace, arrays_of
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import Scratch, scratch, workspace
-from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, Result, View
+from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
 
 Device = Any  # numbabn.backends.verbs.DeviceMemory
 Cut: TypeAlias = Geometry | SampleGeometry
@@ -65,8 +65,7 @@ def forward(x: Device, view: View, affine: Affine, y: Device) -> Pair:
         like, arguments.affine_map(affine), arguments.moments(statistics),
         arguments.output(y, view, geometry.vector),
     )  # fmt: skip
-    kernel = kernels.forward_wide if needs_registers(geometry, x, y) else kernels.forward
-    if not launched_once(kernel, x, read, given):
+    if not launched_once(kernels.forward, x, read, given):
         write_moments(x, view, like, 1, statistics)
         normalize(x, view, statistics, affine, y)
     return statistics
@@ -143,9 +142,7 @@ def backward_with_sums(
         arguments.zero(x.dtype), arguments.statistics(statistics), arguments.scaling(affine), dx.address,
         arguments.results(sums, gradients),
     )  # fmt: skip
-    limited = type(geometry) is Geometry and x.itemsize < _FLOAT64.itemsize
-    kernel = kernels.backward_limited if limited else kernels.backward
-    if not launched_once(kernel, x, read, given):
+    if not launched_once(kernels.backward, x, read, given):
         write_products(dy, x, view, statistics, affine.eps, gradients, sums)
         backward_apply(dy, x, view, statistics, affine, sums, view.values, dx)
 
@@ -153,8 +150,7 @@ def backward_with_sums(
 def write_moments(x: Device, view: View, wide: np.floating, divide: int, pair: Pair) -> None:
     """Write (mean, m2), or (mean, m2 / count) if ``divide`` is 1; a tile is summed in wide's dtype."""
     geometry = geometry_of(plan.merged(view), 1, x, shared=view.members > 1)
-    kernel = kernels.moments_wide if needs_registers(geometry, x, x) else kernels.moments
-    kernel.launch(
+    kernels.moments.launch(
         x, geometry.groups * geometry.parts,
         x.address, geometry, workspace(x, geometry), arguments.zero(x.dtype), wide, divide,
         arguments.moments(pair),
@@ -169,8 +165,7 @@ def write_products(
     ``sums`` are [2, samples, channels]; with several samples there can be no gradients.
     """
     geometry = geometry_of(view, 2, x, dy)
-    kernel = kernels.products_wide if needs_registers(geometry, x, dy) else kernels.products
-    kernel.launch(
+    kernels.products.launch(
         x, geometry.groups * geometry.parts,
         arguments.inputs(dy, x, view), geometry, workspace(x, geometry), arguments.zero(x.dtype),
         arguments.statistics(statistics), float(eps), arguments.results(sums, gradients),
@@ -186,12 +181,6 @@ def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) 
     geometry = plan.geometry(view, itemsize, loaded, shared)
     vector = plan.aligned(geometry.vector, itemsize, *[array.address for array in arrays_of(*arrays)])
     return geometry if vector == geometry.vector else geometry._replace(vector=vector)
-
-
-def needs_registers(geometry: Cut, x: Device, other: Device | Gradient | Result) -> bool:
-    """Whether a kernel needs more registers than `plan.REGISTERS`: see the end of `kernels`."""
-    followed = isinstance(other, Gradient | Result)
-    return type(geometry) is not Geometry or (followed and x.itemsize == _FLOAT64.itemsize)
 
 
 def launched_once(kernel: Kernel, x: Device, read: tuple[Any, Cut], given: tuple[Any, ...]) -> bool:

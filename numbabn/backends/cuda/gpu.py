@@ -133,18 +133,38 @@ class _Compiled(NamedTuple):
     resident: int
 
 
-class Kernel:
-    """A kernel, compiled on its first launch for each device and each dtype among its arguments.
+def with_fewest_registers(compiled: Callable[[int | None], Any]) -> Any:
+    """Return a kernel as compiled with the limit of registers that lets most blocks run, but without spills.
 
-    A limit on registers helps only where ptxas takes too many without one: given a limit, ptxas uses up all
-    registers below it, and spills in kernels that would need fewer.
+    ``compiled`` compiles it with a limit, or with None; `plan.REGISTER_LIMITS` are tried where it needs more.
+    Given a limit, ptxas uses up all registers below it, and may spill in kernels that need fewer without one:
+    `kernels.backward` takes 56 registers for sm_100 without a limit, and spills with one of 64.
     """
+    plain = compiled(None)
+    for limit in plan.REGISTER_LIMITS:
+        if plain.regs_per_thread <= limit:
+            break
+        limited = compiled(limit)
+        if limited.local_mem_per_thread == 0:
+            return limited
+    return plain
 
-    def __init__(self, function: Callable[..., None], max_registers: int | None = None) -> None:
-        self.dispatcher = cuda.jit(function, **({} if SIMULATED else {"max_registers": max_registers}))
-        if not SIMULATED:
-            self.dispatcher._cache = caching.cache_of(function, max_registers)
+
+class Kernel:
+    """A kernel, compiled on its first launch for each device and each dtype among its arguments."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self._dispatchers: dict[int | None, Any] = {}
         self._compiled: dict[Any, _Compiled] = {}
+
+    def dispatcher(self, max_registers: int | None = None) -> Any:
+        """Return Numba's dispatcher of the kernel with a limit of registers."""
+        found = self._dispatchers.get(max_registers)
+        if found is None:
+            found = self._dispatchers[max_registers] = cuda.jit(self.function, max_registers=max_registers)
+            found._cache = caching.cache_of(self.function, max_registers)
+        return found
 
     def launch(self, array: Any, blocks: int, *arguments: Any) -> None:
         """Run ``blocks`` blocks on the device of ``array`` and on the current stream of its library.
@@ -153,7 +173,7 @@ class Kernel:
         object of ctypes.
         """
         if SIMULATED:
-            simulated.launch(self.dispatcher.py_func, blocks, arguments)
+            simulated.launch(self.function, blocks, arguments)
             return
         device, kernel = array.device, self._compile(array.device, arguments).kernel
         with _current(device):
@@ -173,8 +193,9 @@ class Kernel:
                     f"cuda:{number} has compute capability {capability[0]}.{capability[1]}; "
                     "numbabn needs 8.0 (Ampere, 2020) or newer"
                 )
+            types = signature(arguments)
             with cuda.gpus[number]:
-                made = self.dispatcher.compile(signature(arguments))
+                made = with_fewest_registers(lambda limit: self.dispatcher(limit).compile(types))
                 compiled = self._compiled[key] = _Compiled(
                     made._codelibrary.get_cufunc().kernel, int(made.max_cooperative_grid_blocks(plan.THREADS))
                 )

@@ -6,11 +6,8 @@ workspace is not read where every group has one part. Where something follows th
 `arguments.Output`, and the inputs are `arguments.GradientInputs`: see `epilogue`.
 """
 
-import functools
-
 import numpy as np
 
-from numbabn.backends.cuda import plan
 from numbabn.backends.cuda.coefficients import fill_affine, fill_gradient, fill_shared_gradient
 from numbabn.backends.cuda.division import quotient, remainder
 from numbabn.backends.cuda.epilogue import address_of
@@ -44,9 +41,6 @@ from numbabn.backends.cuda.tiles import (
     write_gradient,
 )
 
-limited = functools.partial(Kernel, max_registers=plan.REGISTERS)
-limited_less = functools.partial(Kernel, max_registers=plan.SAMPLE_REGISTERS)
-
 # Two launches: one takes the sums, the next reads the arrays again ------------------------------------------
 
 
@@ -57,7 +51,7 @@ def split(k, geometry):
     return k - number * geometry.groups, number
 
 
-@limited
+@Kernel
 def moments(x, geometry, workspace, like, wide, divide, results):
     """Mean and m2 of every channel, or mean and variance if ``divide``; a tile is summed in wide's dtype."""
     g, part = split(np.int64(cuda.blockIdx.x), geometry)
@@ -68,7 +62,7 @@ def moments(x, geometry, workspace, like, wide, divide, results):
     reset_arrivals(geometry, workspace, g, last)
 
 
-@limited
+@Kernel
 def products(inputs, geometry, workspace, like, statistics, eps, results):
     """Sums of dy and of dy * xhat of every channel."""
     g, part = split(np.int64(cuda.blockIdx.x), geometry)
@@ -165,7 +159,7 @@ def shared_gradient(inputs, geometry, like, statistics, scaling, totals, count, 
 # One launch: a tile stays in shared memory while the blocks of its group find their sums --------------------
 
 
-@limited
+@Kernel
 def forward(x, geometry, workspace, like, affine_map, results, y):
     """Training forward, which reads x once: a part is one tile, and all blocks of a group run at once."""
     g, part = take_part(geometry, workspace)
@@ -191,13 +185,3 @@ def backward(inputs, geometry, workspace, like, statistics, scaling, dx, results
     write_gradient(HALF, TILE, NO_TILE, tile, geometry, like, dx)
     give_tile(inputs, tile, geometry, like, HALF)
     reset(geometry, workspace, last)
-
-
-# The same with more registers, for a `plan.SampleGeometry`, and for float64 where something follows: with 64
-# registers they would spill.
-moments_wide = limited_less(moments.dispatcher.py_func)
-products_wide = limited_less(products.dispatcher.py_func)
-forward_wide = limited_less(forward.dispatcher.py_func)
-# The same with a limit, for all but float64: it takes 70 registers of float32 without one, and 64 with it,
-# and no spills. In float64 it would spill.
-backward_limited = limited(backward.dispatcher.py_func)

@@ -86,7 +86,7 @@ def kernels() -> dict[str, gpu.Kernel]:
     found = {}
     for module in _modules():
         for name, value in vars(module).items():
-            if isinstance(value, gpu.Kernel) and value.dispatcher.py_func.__module__ == module.__name__:
+            if isinstance(value, gpu.Kernel) and value.function.__module__ == module.__name__:
                 found[f"{module.__name__.rsplit('.')[-1]}.{name}"] = value
     return found
 
@@ -187,7 +187,7 @@ def _links_with_lines(launch: launches.Launch) -> bool:
     13.4 and 13.5 refuse one, "Symbol name with unsupported characters", though its names have letters, digits
     and underscores. Its other dtypes, and what writes an `arguments.Output`, have the same loops.
     """
-    name, kinds = launch.kernel.dispatcher.py_func.__qualname__, {type(a) for a in launch.arguments}
+    name, kinds = launch.kernel.function.__qualname__, {type(a) for a in launch.arguments}
     refused = name == "forward" and "affine_map" in launch.named and "rows" in launch.named
     return not (refused and np.uint16 in kinds and arguments.Output not in kinds)
 
@@ -207,19 +207,34 @@ def _prepare(architecture: str, lines: bool) -> None:
 
 
 def _compile(launch: launches.Launch, architecture: str, lines: bool) -> tuple[bytes, list[str], str]:
-    function = launch.kernel.dispatcher.py_func
+    function = launch.kernel.function
     code, _ = cuda.compile(
         function, gpu.signature(launch.arguments), cc=ARCHITECTURES[architecture], device=False,
         abi="numba", output="ltoir", lineinfo=lines,
     )  # fmt: skip
-    limit = launch.kernel.dispatcher.targetoptions["max_registers"]
     options = [f"-arch={architecture}", "-lto", "-Xptxas=-v"]
-    if limit:
-        options.append(f"-maxrregcount={limit}")
     return code, options + ["-lineinfo"] * lines, function.__name__
 
 
+class _Linked(NamedTuple):
+    """Machine code, what the linker said, and what `gpu.with_fewest_registers` asks of a compiled kernel."""
+
+    cubin: bytes
+    log: str
+    regs_per_thread: int
+    local_mem_per_thread: int
+
+
 def _examine(code: bytes, options: list[str], name: str, lines: bool) -> dict[str, Any]:
+    linked = gpu.with_fewest_registers(lambda limit: _link(code, options, name, limit))
+    listing = sass.disassemble(linked.cubin, lines)
+    return _of_loops(listing) if lines else _of_log(linked.log, options) | _of_listing(listing)
+
+
+def _link(code: bytes, options: list[str], name: str, limit: int | None) -> _Linked:
+    """Link a kernel as numba-cuda does at a launch, with a limit of registers or None."""
+    if limit is not None:
+        options = [*options, f"-maxrregcount={limit}"]
     handle = nvjitlink.create(len(options), options)
     try:
         nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, code, len(code), name)
@@ -233,8 +248,9 @@ def _examine(code: bytes, options: list[str], name: str, lines: bool) -> dict[st
         nvjitlink.get_info_log(handle, log)
     finally:
         nvjitlink.destroy(handle)
-    listing = sass.disassemble(bytes(cubin), lines)
-    return _of_loops(listing) if lines else _of_log(log.decode(), options) | _of_listing(listing)
+    text = log.decode()
+    found = _of_log(text, options)
+    return _Linked(bytes(cubin), text, found["registers"], found["stack_bytes"] + found["spill_bytes"])
 
 
 def _error_log(handle: Any) -> str:
