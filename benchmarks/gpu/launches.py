@@ -79,17 +79,21 @@ class Launch:
 
 
 @contextmanager
-def recorded(resident: int) -> Iterator[list[Launch]]:
-    """Record all launches in a list, as on a device that runs ``resident`` blocks of any kernel at once."""
+def recorded(resident: int, clusters: bool = False) -> Iterator[list[Launch]]:
+    """Record all launches in a list, as on a device that runs ``resident`` blocks of any kernel at once.
+
+    With ``clusters`` it runs clusters of blocks, of any size.
+    """
     launches: list[Launch] = []
 
-    def launch(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any) -> None:
+    def launch(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
         launches.append(Launch(kernel, blocks, arguments))
 
     memory = SimpleNamespace(address=next(_addresses))
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
+        mock.patch.object(gpu.Kernel, "runs_clusters", return_value=clusters),
         mock.patch.object(gpu, "device_zeros", return_value=memory),
         mock.patch.object(gpu, "stream_state", return_value=gpu.StreamState(False, False)),
         mock.patch.object(residency, "permit", return_value=residency.Permit(next(_addresses), 1)),
@@ -99,11 +103,11 @@ def recorded(resident: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def forward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
+def forward(shape: Shape, dtype: Any, resident: int, clusters: bool = False) -> list[Launch]:
     """Return the launches of a training forward."""
     x, y = Array(shape, dtype), Array(shape, dtype)
     affine = Affine((Array(shape[1:2]), Array(shape[1:2])), EPS)
-    with recorded(resident) as launches:
+    with recorded(resident, clusters) as launches:
         backend.forward(x, view_of(shape), affine, y)
     return launches
 
@@ -156,12 +160,12 @@ def inference(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
     return launches
 
 
-def backward(shape: Shape, dtype: Any, resident: int) -> list[Launch]:
+def backward(shape: Shape, dtype: Any, resident: int, clusters: bool = False) -> list[Launch]:
     """Return the launches of a training backward."""
     dy, x, dx = (Array(shape, dtype) for _ in range(3))
     statistics = Array(shape[1:2], np.float64), Array(shape[1:2], np.float64)
     gamma, dgamma, dbeta = (Array(shape[1:2]) for _ in range(3))
     affine = Affine((gamma, None), EPS)
-    with recorded(resident) as launches:
+    with recorded(resident, clusters) as launches:
         backend.backward(dy, x, view_of(shape), statistics, affine, dx, (dgamma, dbeta))
     return launches

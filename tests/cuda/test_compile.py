@@ -21,28 +21,12 @@ from tests.support.cuda import sass
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120a")
-MAX_REGISTERS = 64  # of a thread: with 256 threads a block, 4 blocks fit on a multiprocessor
-MIN_BLOCKS = 4
-# Four float64 values of five operands are 40 registers: with a limit of 64 ptxas spills, and 3 blocks, which
-# load 96 KB ahead, are enough to keep memory busy.
-WIDE = ("kernels.gradient", "float64")
-# With a gamma beside them 80 registers spill; the mask of an activation beside halves of which every sample
-# has statistics takes 90. Both have 2 blocks.
-WIDEST = {
-    ("kernels.shared_gradient (samples)", "float64"),
-    ("kernels.backward (samples) (gradient)", "float16"),
-    ("kernels.backward (samples) (gradient)", "bfloat16"),
-}
-# Float64 sums of four places, each with what it has lost to rounding, are 32 registers, and what is read for
-# them 16. No tile is loaded ahead here: loads of a thread are many, and need no more than 2 blocks.
-SUMS = ("strips._products", "float64")
+# With 256 threads a block, 64 registers of a thread let 4 blocks run on a multiprocessor, and 80 let 3.
+REGISTERS, MOST_REGISTERS = 64, 80
+# Shared memory for no more than 2 blocks; others have it for 4.
+SMALL = "sm_120a"
 HALVES = ("float16", "bfloat16")
-# Up to 70 registers, with which 3 blocks fit: the mask of an activation beside four halves, and the sums of
-# narrower types, of which those of float64 are said above.
-A_FEW_MORE = {("along_kernels.backward (gradient)", half) for half in HALVES}
-A_FEW_MORE |= {(SUMS[0], dtype) for dtype in (*HALVES, "float32")}
-# What an activation needs beside four float64 values and their operands is up to 18 registers more.
-WIDE_FOLLOWED = "float64"
+SUMS = "strips._products"
 STATIC_SHARED = 48 * 1024  # more needs a call that numba-cuda does not have
 # The loops over elements of each kernel: what must be found in its machine code, or nothing has been checked.
 AFFINE, GRADIENT = ["write_affine", "write_affine_fours"], ["write_gradient", "write_gradient_fours"]
@@ -145,17 +129,6 @@ def of_samples(report):
     return "(samples)" in report["kernel"]
 
 
-def is_followed(report):
-    """Whether something follows the norm: an activation, or the addition of a residual."""
-    return report["kernel"].endswith(("(result)", "(gradient)"))
-
-
-def is_wide(report):
-    """Whether four float64 values and their operands take more registers than `MAX_REGISTERS`."""
-    followed = is_followed(report) and report["dtype"] == WIDE_FOLLOWED
-    return followed or (report["kernel"], report["dtype"]) == WIDE
-
-
 def wrong(reports, value, allowed):
     """The reports whose value is not allowed, as lines to read."""
     return [
@@ -170,10 +143,6 @@ def count(report, opcode):
     return sum(n for name, n in report["counts"].items() if (name + ".").startswith(opcode + "."))
 
 
-def of_kinds(reports, kinds):
-    return [r for r in reports if (r["kernel"], r["dtype"]) in kinds]
-
-
 def of_tiles(reports):
     return [r for r in reports if r["kernel"].startswith(("kernels.", "along_kernels."))]
 
@@ -186,25 +155,23 @@ def test_every_kernel_is_compiled(everything, reports):
     assert compiled == {(name, arch) for name in everything["kernels"] for arch in ARCHITECTURES}
     dtypes = {(r["kernel"].split(" ")[0], r["dtype"]) for r in of_tiles(reports)} - {("kernels.weigh", "any")}
     names = {kernel for kernel, _ in dtypes}
-    limited = {"kernels.backward_limited"}
-    of_any = set(itertools.product(names - limited, (*HALVES, "float32", "float64")))
-    assert dtypes == of_any | set(itertools.product(limited, (*HALVES, "float32")))
+    assert dtypes == set(itertools.product(names, (*HALVES, "float32", "float64")))
+    clusters = {(r["kernel"], r["architecture"]) for r in reports if r["kernel"].endswith("(cluster)")}
+    kernels = ("kernels.forward (cluster)", "kernels.backward (cluster)")
+    assert clusters == set(itertools.product(kernels, ARCHITECTURES[1:]))
+
+
+def is_narrow(report):
+    """Whether a kernel computes in float32, and all samples share their statistics."""
+    return report["dtype"] in (*HALVES, "float32") and not of_samples(report)
 
 
 @pytest.mark.slow
 @pytest.mark.compile
 def test_registers(reports):
-    sums = [r for r in reports if r["kernel"].startswith(SUMS[0]) and r["dtype"] == SUMS[1]]
-    widest = of_kinds(reports, WIDEST)
-    wide = [r for r in reports if (is_wide(r) or of_samples(r)) and r not in widest + sums]
-    others = [r for r in reports if r not in widest + wide + sums]
-    assert not wrong(sums, lambda r: r["blocks"], lambda n: n >= 2)
-    more = of_kinds(others, A_FEW_MORE)
-    others = [r for r in others if r not in more]
-    assert not wrong(others, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS)
-    assert not wrong(more, lambda r: r["registers"], lambda n: 0 < n <= MAX_REGISTERS + 8)
-    assert not wrong(wide, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 20)
-    assert not wrong(widest, lambda r: r["registers"], lambda n: n <= MAX_REGISTERS + 26)
+    narrow = [r for r in reports if is_narrow(r)]
+    assert not wrong(narrow, lambda r: r["registers"], lambda n: 0 < n <= REGISTERS)
+    assert not wrong(reports, lambda r: r["registers"], lambda n: n <= MOST_REGISTERS)
 
 
 @pytest.mark.slow
@@ -224,14 +191,34 @@ def test_no_local_memory(reports):
 @pytest.mark.compile
 def test_shared_memory_and_blocks(reports):
     assert not wrong(reports, lambda r: r["shared_bytes"], lambda n: n <= STATIC_SHARED)
-    others = [r for r in of_tiles(reports) if not is_wide(r) and not of_samples(r)]
-    more = of_kinds(others, A_FEW_MORE)
-    others = [r for r in others if r not in more]
-    assert not wrong(others, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS)
-    widest = of_kinds(of_tiles(reports), WIDEST)
-    others = [r for r in of_tiles(reports) if r not in widest]
-    assert not wrong(widest, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS - 2)
-    assert not wrong(others, lambda r: r["blocks"], lambda n: n >= MIN_BLOCKS - 1)
+    large = [r for r in of_tiles(reports) if r["architecture"] != SMALL]
+    narrow = [r for r in large if is_narrow(r)]
+    assert not wrong(narrow, lambda r: r["blocks"], lambda n: n >= 4)
+    assert not wrong(large, lambda r: r["blocks"], lambda n: n >= 3)
+    assert not wrong(reports, lambda r: r["blocks"], lambda n: n >= 2)
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_blocks_meet_without_full_fences(reports):
+    """They release and acquire; those of a cluster have a barrier of the hardware, and no counters."""
+    fences = ("MEMBAR.SC", "MEMBAR.ALL.SYS", "MEMBAR.SC.SYS")
+    assert not wrong(reports, lambda r: sum(count(r, fence) for fence in fences), lambda n: n == 0)
+    clusters = [r for r in reports if r["kernel"].endswith("(cluster)")]
+    waiting = [r for r in reports if r["kernel"] in ("kernels.forward", "kernels.backward")]
+    for opcode in ("UCGABAR_ARV", "UCGABAR_WAIT", "LD.E.64"):  # the last one reads another block's memory
+        assert not wrong(clusters, lambda r, opcode=opcode: count(r, opcode), lambda n: n > 0)
+        assert not wrong(waiting, lambda r, opcode=opcode: count(r, opcode), lambda n: n == 0)
+    assert not wrong(waiting, lambda r: count(r, "ATOMG"), lambda n: n > 0)
+    assert not wrong(clusters, lambda r: count(r, "ATOMG") + count(r, "REDG"), lambda n: n == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.compile
+def test_sums_are_exchanged_in_warps(reports):
+    names = ("kernels.moments", "kernels.products", "kernels.forward", "kernels.backward", "along_kernels.")
+    sums = [r for r in reports if r["kernel"].startswith(names)]
+    assert not wrong(sums, lambda r: count(r, "SHFL"), lambda n: n >= 10)
 
 
 @pytest.mark.slow
@@ -262,8 +249,8 @@ def test_accesses_of_four_halves(reports, opcode):
 @pytest.mark.slow
 @pytest.mark.compile
 def test_sums_over_samples_are_read_four_at_a_time(reports):
-    halves = [r for r in reports if r["kernel"].startswith(SUMS[0]) and r["dtype"] in HALVES]
-    others = [r for r in reports if r["kernel"].startswith(SUMS[0]) and r not in halves]
+    halves = [r for r in reports if r["kernel"].startswith(SUMS) and r["dtype"] in HALVES]
+    others = [r for r in reports if r["kernel"].startswith(SUMS) and r not in halves]
     assert halves
     assert others
     assert not wrong(halves, lambda r: count(r, "LDG.E.64"), lambda n: n > 0)
@@ -286,7 +273,7 @@ def test_residuals_are_read_16_bytes_at_a_time(reports):
 @pytest.mark.slow
 @pytest.mark.compile
 def test_no_float64_and_no_calls_in_loops_over_elements_of_float32(reports):
-    kinds = re.compile(r"_wide|_limited| \(samples\)")
+    kinds = re.compile(r" \((samples|cluster)\)")
     with_loops = [r for r in reports if r["element_loops"]]
     found = {(kinds.sub("", r["kernel"]), *sorted(functions_of(r))) for r in with_loops}
     assert found == {(kernel, *sorted(loops)) for kernel, loops in ELEMENT_LOOPS.items()}

@@ -92,3 +92,89 @@ def test_no_context_is_pushed_where_the_device_is_current(monkeypatch):
     monkeypatch.setattr(gpu, "driver", SimpleNamespace(cuCtxGetCurrent=lambda: (OK, current)))
     assert gpu._current(0) is pushed
     assert gpu._current(1) is not pushed
+
+
+class Compiled(SimpleNamespace):
+    """A kernel as compiled with some limit: its registers, and the bytes that it spills."""
+
+
+@pytest.mark.parametrize(
+    ("of_limits", "expected"),
+    [
+        ({None: (60, 0)}, None),
+        ({None: (70, 0), 64: (64, 0)}, 64),
+        ({None: (70, 0), 64: (64, 8)}, None),
+        ({None: (96, 0), 64: (64, 8), 80: (80, 0)}, 80),
+        ({None: (96, 0), 64: (64, 8), 80: (80, 8)}, None),
+    ],
+)
+def test_most_blocks_without_spills(of_limits, expected):
+    """Kernels are compiled again only where that may let more blocks run."""
+    asked = []
+
+    def compiled(limit):
+        asked.append(limit)
+        registers, spills = of_limits[limit]
+        return Compiled(limit=limit, regs_per_thread=registers, local_mem_per_thread=spills)
+
+    assert gpu.with_fewest_registers(compiled).limit == expected
+    assert asked == list(of_limits)
+
+
+def test_grids_of_clusters_are_counted_in_clusters(monkeypatch):
+    """As cuda.core has it: blocks, where there are no clusters."""
+    monkeypatch.setattr(gpu, "core", SimpleNamespace(LaunchConfig=lambda **given: given))
+    config = gpu._config.__wrapped__
+    assert config(24) == {"grid": 24, "block": 256}
+    assert config(24, 8) == {"grid": 3, "cluster": 8, "block": 256}
+
+
+@pytest.fixture
+def clusters(monkeypatch):
+    """A kernel on a device, what it is asked there, and how many clusters may be active."""
+    found = SimpleNamespace(asked=[], active=1, capability=(9, 0), state=gpu.StreamState(False, False))
+
+    def max_active_clusters(config, *, stream):
+        found.asked.append((config, stream))
+        return found.active
+
+    kernel = gpu.Kernel(lambda x: None)
+    occupancy = SimpleNamespace(max_active_clusters=max_active_clusters)
+    compiled = gpu._Compiled(SimpleNamespace(occupancy=occupancy), 100)
+    monkeypatch.setattr(kernel, "_compile", lambda number, arguments: compiled)
+    monkeypatch.setattr(gpu, "_current", lambda number: nullcontext())
+    monkeypatch.setattr(gpu, "_capability", lambda number: found.capability)
+    monkeypatch.setattr(gpu, "_config", lambda *blocks: blocks)
+    monkeypatch.setattr(gpu, "_stream", lambda *which: which)
+    monkeypatch.setattr(gpu, "stream_state", lambda array: found.state)
+    found.run = lambda blocks: kernel.runs_clusters(SimpleNamespace(device=0, stream=7), blocks, 1.0)
+    return found
+
+
+def test_clusters_need_their_capability(clusters):
+    clusters.capability = 8, 9
+    assert not clusters.run(4)
+    assert not clusters.asked
+
+
+def test_clusters_of_more_blocks_than_any_device_has(clusters):
+    assert clusters.run(8)
+    assert not clusters.run(9)
+    assert clusters.asked == [((8, 8), (0, 7))]
+
+
+@pytest.mark.parametrize("active", [0, 1])
+def test_the_device_is_asked_once_for_clusters(clusters, active):
+    clusters.active = active
+    assert [clusters.run(4) for _ in range(3)] == [bool(active)] * 3
+    assert len(clusters.asked) == 1
+
+
+def test_each_stream_on_a_part_of_the_device_is_asked(clusters):
+    assert clusters.run(4)
+    clusters.state, clusters.active = gpu.StreamState(False, True), 0
+    assert not clusters.run(4)
+    assert not clusters.run(4)
+    assert len(clusters.asked) == 3
+    clusters.state = gpu.StreamState(False, False)
+    assert clusters.run(4)

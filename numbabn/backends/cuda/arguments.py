@@ -139,6 +139,12 @@ class Workspace(NamedTuple):
     launch: int
 
 
+class Cluster(NamedTuple):
+    """In the place of a `Workspace` where the blocks of a group are a cluster of so many; see `clusters`."""
+
+    blocks: int
+
+
 def arrays_of(*operands: Any) -> tuple[DeviceMemory, ...]:
     """Return all arrays of operands that are arrays, results or gradients."""
     found: list[DeviceMemory] = []

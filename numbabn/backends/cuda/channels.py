@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from numbabn.backends.cuda import arguments, kernels, plan, residency
-from numbabn.backends.cuda.arguments import Workspace, arrays_of
+from numbabn.backends.cuda.arguments import Cluster, Workspace, arrays_of
 from numbabn.backends.cuda.gpu import Kernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import Scratch, scratch, workspace
@@ -191,6 +191,11 @@ def launched_once(kernel: Kernel, x: Device, read: tuple[Any, Cut], given: tuple
     _, geometry = read
     if geometry.part_tiles > 1:
         return False
+    blocks, group = geometry.groups * geometry.parts, Cluster(geometry.parts)
+    fits = geometry.parts > 1 and geometry.span <= plan.CLUSTER_CHANNELS
+    if fits and kernel.runs_clusters(x, geometry.parts, *read, group, *given):
+        kernel.launch(x, blocks, *read, group, *given, cluster=geometry.parts)
+        return True
     space = workspace(x, geometry)
     if geometry.parts > 1:
         waiting = geometry.parts * plan.CONCURRENT_LAUNCHES
@@ -198,7 +203,7 @@ def launched_once(kernel: Kernel, x: Device, read: tuple[Any, Cut], given: tuple
         if permit is None:
             return False
         space = Workspace(space.counters, space.partials, *permit)
-    kernel.launch(x, geometry.groups * geometry.parts, *read, space, *given)
+    kernel.launch(x, blocks, *read, space, *given)
     return True
 
 

@@ -37,6 +37,8 @@ cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
 atomic_add_acq_rel, atomic_add_release = memory.atomic_add_acq_rel, memory.atomic_add_release
 load_acquire = memory.load_acquire
+cluster_arrive, cluster_wait = memory.cluster_arrive, memory.cluster_wait
+cluster_load, cluster_store = memory.cluster_load, memory.cluster_store
 samples_of = memory.samples_of
 copy_async, copy_vector, copy_wait = memory.copy_async, memory.copy_vector, memory.copy_wait
 copy_lanes = memory.copy_lanes
@@ -157,6 +159,7 @@ class Kernel:
         self.function = function
         self._dispatchers: dict[int | None, Any] = {}
         self._compiled: dict[Any, _Compiled] = {}
+        self._clusters: dict[Any, bool] = {}
 
     def dispatcher(self, max_registers: int | None = None) -> Any:
         """Return Numba's dispatcher of the kernel with a limit of registers."""
@@ -166,18 +169,39 @@ class Kernel:
             found._cache = caching.cache_of(self.function, max_registers)
         return found
 
-    def launch(self, array: Any, blocks: int, *arguments: Any) -> None:
+    def launch(self, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
         """Run ``blocks`` blocks on the device of ``array`` and on the current stream of its library.
 
         The launch is cuda.core's: that of Numba takes 30 us for thirty numbers, of each of which it makes an
-        object of ctypes.
+        object of ctypes. Every ``cluster`` blocks are a cluster.
         """
         if SIMULATED:
-            simulated.launch(self.function, blocks, arguments)
+            simulated.launch(self.function, blocks, arguments, cluster)
             return
         device, kernel = array.device, self._compile(array.device, arguments).kernel
         with _current(device):
-            core.launch(_stream(device, array.stream), _config(blocks), kernel, *_flat(arguments))
+            core.launch(_stream(device, array.stream), _config(blocks, cluster), kernel, *_flat(arguments))
+
+    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
+        """Return whether clusters of so many blocks can run on the current stream of the array's library.
+
+        On a part of a device, as a stream of a green context has it, there may be no room for them.
+        """
+        if SIMULATED:
+            return cluster <= plan.CLUSTER_SIMULATED
+        device = array.device
+        if cluster > plan.CLUSTER or _capability(device) < plan.CLUSTER_CAPABILITY:
+            return False
+        kernel, state = self._compile(device, arguments).kernel, stream_state(array)
+        key = device, _key(arguments), cluster
+        known = None if state.partial else self._clusters.get(key)
+        if known is None:
+            with _current(device):
+                stream, config = _stream(device, array.stream), _config(cluster, cluster)
+                known = kernel.occupancy.max_active_clusters(config, stream=stream) > 0
+            if not state.partial:
+                self._clusters[key] = known
+        return known
 
     def resident(self, array: Any, *arguments: Any) -> int:
         """Return how many blocks run at once on the device of ``array``."""
@@ -187,8 +211,8 @@ class Kernel:
         key = number, _key(arguments)
         compiled = self._compiled.get(key)
         if compiled is None:
-            capability = cuda.gpus[number].compute_capability
-            if tuple(capability) < plan.CAPABILITY:
+            capability = _capability(number)
+            if capability < plan.CAPABILITY:
                 raise RuntimeError(
                     f"cuda:{number} has compute capability {capability[0]}.{capability[1]}; "
                     "numbabn needs 8.0 (Ampere, 2020) or newer"
@@ -247,9 +271,18 @@ def _tuple_type(value: tuple[Any, ...]) -> Any:
     return cuda.types.BaseTuple.from_types(signature(value), named)
 
 
+@functools.cache
+def _capability(number: int) -> tuple[int, int]:
+    major, minor = cuda.gpus[number].compute_capability
+    return int(major), int(minor)
+
+
 @functools.lru_cache(256)
-def _config(blocks: int) -> Any:
-    return core.LaunchConfig(grid=blocks, block=plan.THREADS)
+def _config(blocks: int, cluster: int = 1) -> Any:
+    """Return cuda.core's object for a grid of blocks, which it counts in clusters where there are any."""
+    if cluster == 1:
+        return core.LaunchConfig(grid=blocks, block=plan.THREADS)
+    return core.LaunchConfig(grid=blocks // cluster, cluster=cluster, block=plan.THREADS)
 
 
 @functools.lru_cache(64)

@@ -33,11 +33,11 @@ def _number(like):
     return types.float32 if like in HALVES else like
 
 
-def _shared_memory(builder):
+def _shared_memory(builder, name="numbabn_shared_memory", nbytes=plan.SHARED_BYTES):
     """Return the block's shared memory: one variable for all functions of a kernel."""
-    module, name = builder.module, "numbabn_shared_memory"
+    module = builder.module
     if name not in module.globals:
-        array = ir.ArrayType(ir.IntType(8), plan.SHARED_BYTES)
+        array = ir.ArrayType(ir.IntType(8), nbytes)
         memory = ir.GlobalVariable(module, array, name, SHARED)
         memory.linkage = "linkonce_odr"
         memory.align = 16
@@ -359,6 +359,59 @@ def _adding(text, result):
 # Release what was written before, and return nothing; or return the value before, and acquire and release.
 atomic_add_release = intrinsic(_adding("red.release.gpu.global.add.s32 [$0], $1;", types.void))
 atomic_add_acq_rel = intrinsic(_adding("atom.acq_rel.gpu.global.add.s32 $0, [$1], $2;", types.int32))
+
+
+def _cluster_place(builder, index):
+    """Return LLVM's pointer to a float64 of the memory that the other blocks of a cluster read."""
+    memory = _shared_memory(builder, "numbabn_cluster_memory", 24 * plan.CLUSTER_CHANNELS)
+    offset = builder.shl(builder.trunc(index, _I32), ir.Constant(_I32, 3))
+    place = builder.gep(memory, [ir.Constant(_I32, 0), offset], inbounds=True)
+    return builder.bitcast(place, ir.DoubleType().as_pointer(SHARED))
+
+
+@intrinsic
+def cluster_store(typingctx, index, value):
+    """Write a float64 where the other blocks of the cluster can read it."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.store(arguments[1], _cluster_place(builder, arguments[0]), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float64), codegen
+
+
+@intrinsic
+def cluster_load(typingctx, rank, index):
+    """Return a float64 that the block of a number within the cluster has written."""
+
+    def codegen(context, builder, signature, arguments):
+        here = builder.ptrtoint(_cluster_place(builder, arguments[1]), _I32)
+        rank = builder.trunc(arguments[0], _I32)
+        text = "mapa.shared::cluster.u32 $0, $1, $2;"
+        there = _assembly(builder, text, _I32, "=r,r,r", [here, rank], side_effect=False)
+        text = "ld.shared::cluster.f64 $0, [$1];"
+        return _assembly(builder, text, ir.DoubleType(), "=d,r,~{memory}", [there])
+
+    return types.float64(types.int64, types.int64), codegen
+
+
+def _cluster_barrier(text):
+    """Return the typing function of an intrinsic that is one instruction of the barrier of a cluster."""
+
+    def typed(typingctx):
+        def codegen(context, builder, signature, arguments):
+            _assembly(builder, text, ir.VoidType(), "~{memory}", [])
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return typed
+
+
+# Arrive at the barrier of the cluster, which releases what was written before; and wait there for all threads
+# of all blocks, which acquires what they have written.
+cluster_arrive = intrinsic(_cluster_barrier("barrier.cluster.arrive.release;"))
+cluster_wait = intrinsic(_cluster_barrier("barrier.cluster.wait.acquire;"))
 
 
 @intrinsic

@@ -174,6 +174,26 @@ def load_acquire(base, index, like):
     return machine.load_acquire(base, index, type(like))
 
 
+def cluster_store(index, value):
+    """Write a float64 where the other blocks of the cluster can read it."""
+    machine.cluster_store(int(index), value)
+
+
+def cluster_load(rank, index):
+    """Return a float64 that the block of a number within the cluster has written."""
+    return machine.cluster_load(int(rank), int(index))
+
+
+def cluster_arrive():
+    """Arrive at the barrier of the cluster, and release what was written before."""
+    machine.cluster_arrive()
+
+
+def cluster_wait():
+    """Wait until all threads of the cluster have arrived, and acquire what they have written."""
+    machine.cluster_wait()
+
+
 def shared_load(offset, index, like):
     """Return number ``index`` of the shared memory at ``offset``."""
     return machine.shared_load(offset, index, _number(like))

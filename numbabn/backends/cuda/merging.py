@@ -9,8 +9,9 @@ which block that is.
 import numpy as np
 
 from numbabn.backends import arithmetic
+from numbabn.backends.cuda.clusters import load_from_cluster, store_in_cluster
 from numbabn.backends.cuda.division import quotient
-from numbabn.backends.cuda.gpu import cuda, device, peek, shared_load, shared_store, store
+from numbabn.backends.cuda.gpu import adapted, cuda, device, peek, shared_load, shared_store, store
 from numbabn.backends.cuda.synchronization import arrive_in_group, meet_in_group
 from numbabn.backends.cuda.tiles import ROW, SCRATCH, channels_of
 
@@ -44,7 +45,7 @@ def sample_address(workspace, geometry, g, part, c):
     return workspace.partials + ((g * geometry.parts + part) * geometry.span + c) * SAMPLE_BYTES
 
 
-@device
+@adapted(2, Cluster=store_in_cluster)
 def store_sample(sample, geometry, workspace, g, part, across):
     """Leave the sample of thread c < across in the workspace, for the last block of the group."""
     t = np.int64(cuda.threadIdx.x)
@@ -55,7 +56,7 @@ def store_sample(sample, geometry, workspace, g, part, across):
         store(address, 2, sample[2])
 
 
-@device
+@adapted(1, Cluster=load_from_cluster)
 def peek_sample(geometry, workspace, g, part, c):
     """Return the sample of channel c of group g that another block has left in the workspace."""
     address, zero = sample_address(workspace, geometry, g, part, c), np.float64(0)

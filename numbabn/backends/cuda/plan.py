@@ -50,6 +50,10 @@ CHUNK = (
     2 if SIMULATED else 16
 )  # samples that a thread adds up at least, so that its sum is worth being stored
 ALIGNMENT = 16  # bytes, of a vector access
+CLUSTER_CAPABILITY = (9, 0)  # the lowest that has clusters
+CLUSTER = 8  # blocks of a cluster at most, on any device that has clusters
+CLUSTER_CHANNELS = 2 * LINE + VECTOR  # of a group at most, of which a block of a cluster leaves samples
+CLUSTER_SIMULATED = 0  # blocks of a cluster in `simulated`: it has none
 CONCURRENT_LAUNCHES = 4  # that may run at once where blocks wait for each other, see `residency`
 RESIDENT_SIMULATED = 1  # blocks that run at once in `simulated`, where none may wait for another
 

@@ -10,7 +10,7 @@ from numbabn.backends.cuda.gpu import convert, cuda, device, sqrt, store
 from numbabn.backends.cuda.merging import merge, merge_group
 from numbabn.backends.cuda.parameters import peek_pair, store_parameter
 from numbabn.backends.cuda.sums import tile_moments, tile_products
-from numbabn.backends.cuda.synchronization import wait_for_results
+from numbabn.backends.cuda.synchronization import all_merge, wait_for_results
 from numbabn.backends.cuda.tiles import (
     CENTER,
     HALF,
@@ -53,11 +53,9 @@ def store_moments(sample, geometry, g, divide, results):
 def agree_on_moments(sample, geometry, workspace, g, part, results):
     """Return (mean, variance) of this thread's channel of group g in all blocks of the group; write them.
 
-    ``sample`` is what `part_moments` has returned for one of them. A group that is one channel is merged by
-    all of its blocks, which know the result at once; one of many channels by the last block, since every
-    block would read the samples of all parts.
+    ``sample`` is what `part_moments` has returned for one of them; see `all_merge` for who merges them.
     """
-    waiting = geometry.span == 1
+    waiting = all_merge(geometry, workspace)
     merged, sample = merge_group(sample, geometry, workspace, g, part, waiting, True)
     if merged and (part == 0 or not waiting):
         store_moments(sample, geometry, g, True, results)
@@ -113,9 +111,9 @@ def store_products(sample, geometry, g, var, eps, results):
 def agree_on_products(sample, geometry, workspace, g, part, var, eps, results):
     """Return the sums of dy and of dy * xhat of this thread's channel in all blocks of group g; write them.
 
-    ``sample`` is what `part_products` has returned; who merges is as in `agree_on_moments`.
+    ``sample`` is what `part_products` has returned for one of them; see `all_merge` for who merges them.
     """
-    waiting = geometry.span == 1
+    waiting = all_merge(geometry, workspace)
     merged, sample = merge_group(sample, geometry, workspace, g, part, waiting, False)
     if merged and (part == 0 or not waiting):
         store_products(sample, geometry, g, var, eps, results)

@@ -134,8 +134,12 @@ _launching = threading.Lock()
 cuda = Cuda()
 
 
-def launch(function: Callable[..., None], blocks: int, arguments: tuple[Any, ...]) -> None:
-    """Run a kernel; one launch at a time, since all launches have the same shared memory."""
+def launch(function: Callable[..., None], blocks: int, arguments: tuple[Any, ...], cluster: int = 1) -> None:
+    """Run a kernel; one launch at a time, since all launches have the same shared memory.
+
+    There are no clusters of several blocks here, which would have to run at the same time.
+    """
+    assert cluster == 1
     scalars = tuple(np.float64(value) if type(value) is float else value for value in arguments)
     with _launching:
         Block(function, blocks, scalars).run()

@@ -12,13 +12,24 @@ What a block has written is released by one thread, after a barrier, and acquire
 barrier: both reach all threads of their blocks. A full fence (membar.gl) in place of each would also put all
 of them in one order, which nobody needs.
 
-A group that is one block's alone needs none of this, and gets no workspace.
+A group that is one block's alone needs none of this, and gets no workspace. Nor does one whose blocks are a
+cluster: `clusters` has what takes the place of these functions then.
 """
 
 import numpy as np
 
+from numbabn.backends.cuda.clusters import (
+    end_in_cluster,
+    false_in_cluster,
+    leave_cluster,
+    meet_in_cluster,
+    no_results_in_cluster,
+    part_in_cluster,
+    true_in_cluster,
+)
 from numbabn.backends.cuda.division import quotient
 from numbabn.backends.cuda.gpu import (
+    adapted,
     any_thread,
     atomic_add,
     atomic_add_acq_rel,
@@ -38,7 +49,7 @@ from numbabn.backends.cuda.tiles import SCRATCH
 TICKETS, DONE, ARRIVALS = 0, 1, 2
 
 
-@device
+@adapted(1, Cluster=part_in_cluster)
 def take_part(geometry, workspace):
     """Return (group, part) for this block; blocks get the parts in the order in which they begin."""
     k = take_ticket(workspace.counters) if geometry.parts > 1 else np.int64(cuda.blockIdx.x)
@@ -70,20 +81,30 @@ def arrive(counters, counter, expected):
     return any_thread(last)
 
 
-@device
+@adapted(1, Cluster=false_in_cluster)
 def arrive_in_group(geometry, workspace, g):
     """Return whether this block is the last of group g to arrive."""
     return arrive(workspace.counters, ARRIVALS + g, geometry.parts)
 
 
-@device
+@adapted(1, Cluster=true_in_cluster)
+def all_merge(geometry, workspace):
+    """Return whether all blocks of a group merge the samples of its parts, or the last one to arrive.
+
+    All merge those of one channel, so that they know the results at once. Of many channels every block would
+    read the samples of all parts.
+    """
+    return geometry.span == 1
+
+
+@adapted(1, Cluster=meet_in_cluster)
 def meet_in_group(geometry, workspace, g):
     """Arrive, and wait until all blocks of group g have: each can read what all wrote before."""
     release(workspace.counters, ARRIVALS + g)
     wait(workspace.counters, ARRIVALS + g, geometry.parts)
 
 
-@device
+@adapted(1, Cluster=no_results_in_cluster)
 def wait_for_results(geometry, workspace, g, written):
     """Return when the results of group g can be read by this block, which has ``written`` them, or not."""
     flag = ARRIVALS + geometry.groups + g
@@ -121,7 +142,7 @@ def reset_arrivals(geometry, workspace, g, last):
         store(workspace.counters, ARRIVALS + g, np.int32(0))
 
 
-@device
+@adapted(1, Cluster=leave_cluster)
 def leave(geometry, workspace):
     """Say that this block waits for nobody any more; return, in thread 0, whether all others have said so.
 
@@ -134,7 +155,7 @@ def leave(geometry, workspace):
     return last
 
 
-@device
+@adapted(1, Cluster=end_in_cluster)
 def reset(geometry, workspace, last):
     """Set all counters to zero for the next launch, and give back the permit to wait.
 

@@ -100,6 +100,8 @@ def launched() -> list[launches.Launch]:
             made += launches.forward(shape, dtype, resident) + launches.backward(shape, dtype, resident)
             made += launches.followed(shape, dtype, resident)
         made += launches.inference(shape, dtype, 0)
+        made += launches.forward(shape, dtype, 0, clusters=True)
+        made += launches.backward(shape, dtype, 0, clusters=True)
         for view, resident, followed in itertools.product(FAMILY, (0, 10**6), (False, True)):
             made += launches.family(view, dtype, resident, followed)
         with launches.recorded(0) as more:
@@ -146,9 +148,11 @@ def _modules() -> list[Any]:
 def _is_compiled_for(launch: launches.Launch, architecture: str) -> bool:
     """Whether a launch is compiled for an architecture: kernels of bfloat16 for the lowest one, to save time.
 
-    They are those of float16 but for the conversions, whose instructions are the same on later ones.
+    They are those of float16 but for the conversions, whose instructions are the same on later ones. The
+    lowest one has no clusters.
     """
-    return architecture == LOWEST or not any(isinstance(a, np.int16) for a in launch.arguments)
+    kinds = {type(a) for a in launch.arguments}
+    return not kinds & ({arguments.Cluster} if architecture == LOWEST else {np.int16})
 
 
 def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
@@ -158,7 +162,11 @@ def _names(launch: launches.Launch, architecture: str) -> dict[str, Any]:
     if wide is not None:
         name += " (float64 sums)" if isinstance(wide, np.float64) else " (float32 sums)"
     name += " (samples)" if isinstance(launch.named.get("geometry"), plan.SampleGeometry) else ""
-    kinds = {arguments.Output: " (result)", arguments.GradientInputs: " (gradient)"}
+    kinds = {
+        arguments.Output: " (result)",
+        arguments.GradientInputs: " (gradient)",
+        arguments.Cluster: " (cluster)",
+    }
     name += "".join(kinds.get(type(a), "") for a in launch.arguments)
     ranks = [len(a) for name, a in launch.named.items() if name == "shape"]
     return {
@@ -283,7 +291,7 @@ def resident(registers: int, shared: int, architecture: str) -> int:
 
 def _of_listing(listing: str) -> dict[str, Any]:
     opcodes = [i.opcode for block in sass.blocks(listing) for i in block.instructions]
-    shown = re.compile(r"(LD|ST|ATOM|RED|CALL|LDGSTS)|" + sass.FP64.pattern)
+    shown = re.compile(r"(LD|ST|ATOM|RED|CALL|MEMBAR|SHFL|UCGABAR)|" + sass.FP64.pattern)
     counts = Counter(opcode for opcode in opcodes if shown.match(opcode) and not opcode.startswith("LDC"))
     return {"instructions": len(opcodes), "counts": dict(sorted(counts.items()))}
 

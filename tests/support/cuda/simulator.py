@@ -27,7 +27,7 @@ from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
 from numbabn.backends.cuda import gpu, memory_simulated, plan, simulated, workspaces
 from tests.support.cuda.allocations import allocations
-from tests.support.cuda.weak_memory import Block, Dim3, Memory, SimulationError
+from tests.support.cuda.weak_memory import Block, Cluster, Dim3, Memory, SimulationError
 
 RESIDENT = 64  # blocks that the simulated device runs at once
 PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
@@ -37,26 +37,30 @@ _clock = operator.attrgetter("clock")
 class Machine(Memory):
     """A launch: what kernels call ``cuda``, and who runs when."""
 
-    def __init__(self, blocks, threads, seed):
+    def __init__(self, blocks, threads, seed, size=1):
         super().__init__(seed)
         self.gridDim, self.blockDim = Dim3(blocks), Dim3(threads)
         self.threadIdx = self.blockIdx = None
         self._hub = greenlet.getcurrent()
         self._now = 0.0
-        order = list(range(blocks))
+        if blocks % size:
+            raise SimulationError(f"{blocks} blocks are no whole clusters of {size}")
+        order = list(range(0, blocks, size))
         self.random.shuffle(order)
-        self._pending = [Block(b, threads, self.random.choice(PACES)) for b in order]
+        self._pending = [
+            Cluster([Block(b + k, threads, self.random.choice(PACES)) for k in range(size)]) for b in order
+        ]
         self._resident = []
 
     # Who runs -----------------------------------------------------------------------------------------------
 
     def run(self, function, arguments, resident):
-        """Run all blocks, at most ``resident`` of them at once."""
+        """Run all blocks, at most ``resident`` of them at once; those of a cluster begin together."""
         self._target = functools.partial(self._run_thread, function, arguments)
         draw = self.random.random
         while self._pending or self._resident:
-            while self._pending and len(self._resident) < resident:
-                self._resident.append(self._pending.pop())
+            while self._pending and len(self._resident) + len(self._pending[-1].blocks) <= resident:
+                self._resident += self._pending.pop().blocks
             block = self._choose()
             ready = block.ready
             for _ in range(1 + int(draw() * len(ready))):
@@ -82,7 +86,8 @@ class Machine(Memory):
     def _where(self):
         blocks = [
             f"of block {block.number}, {len(block.waiting)} threads are at a barrier, "
-            f"{sum(map(len, block.warps))} wait for others of their warps and "
+            f"{sum(map(len, block.warps))} wait for others of their warps, "
+            f"{sum(thread.block is block for thread in block.cluster.waiting)} for their cluster and "
             f"{sum(thread.block is block for thread in self.sleeping)} wait for a flag"
             for block in self._resident
         ]
@@ -108,6 +113,8 @@ class Machine(Memory):
         block = thread.block
         if thread.copies:
             raise SimulationError("a thread has ended and not waited for its copies")
+        if thread.arrived > thread.phase:
+            raise SimulationError("a thread has ended and not waited for its cluster")
         block.stores.update(thread.stores)
         block.ended += 1
         if block.waiting:
@@ -172,6 +179,34 @@ class Machine(Memory):
         self._hub.switch()
         return thread.offer
 
+    def cluster_arrive(self):
+        """Arrive at the barrier of the cluster; the last of all threads lets go those that wait there."""
+        thread = self.thread
+        cluster = thread.block.cluster
+        if thread.arrived > cluster.phase:
+            raise SimulationError("a thread arrives twice at the barrier of its cluster")
+        thread.arrived = cluster.phase + 1
+        cluster.arrived += 1
+        if cluster.arrived == sum(len(block.threads) for block in cluster.blocks):
+            cluster.phase, cluster.arrived = cluster.phase + 1, 0
+            for block in cluster.blocks:  # where all wait, or the last one is about to, it is the block's too
+                waiting = sum(each.block is block for each in cluster.waiting) + (block is thread.block)
+                block.epoch += waiting == len(block.threads)
+            for each in cluster.waiting:
+                each.block.ready.append(each)
+            cluster.waiting = []
+
+    def cluster_wait(self):
+        """Wait until all threads of the cluster have arrived."""
+        thread = self.thread
+        cluster = thread.block.cluster
+        if thread.arrived == thread.phase:
+            raise SimulationError("a thread waits for its cluster before it has arrived")
+        if thread.arrived > cluster.phase:
+            cluster.waiting.append(thread)
+            self._hub.switch()
+        thread.phase = thread.arrived
+
     def nanosleep(self, nanoseconds):
         """Wait until something is written that this thread may wait for."""
         self.sleeping.append(self.thread)
@@ -186,13 +221,13 @@ class Simulator:
         self.launches = 0
         self._lock = threading.Lock()
 
-    def launch(self, function, blocks, arguments):
+    def launch(self, function, blocks, arguments, cluster=1):
         """Run a kernel."""
         threads = plan.THREADS
         arguments = [np.float64(value) if type(value) is float else value for value in arguments]
         with self._lock:
             self.launches += 1
-            machine = Machine(blocks, threads, f"{self.seed} {self.launches}")
+            machine = Machine(blocks, threads, f"{self.seed} {self.launches}", cluster)
             modules = [
                 vars(module)
                 for name, module in sys.modules.items()
@@ -204,7 +239,8 @@ class Simulator:
             for scope in scopes:
                 scope["cuda"] = machine
             try:
-                machine.run(function, arguments, max(1, plan.RESIDENT_SIMULATED // plan.CONCURRENT_LAUNCHES))
+                resident = max(cluster, plan.RESIDENT_SIMULATED // plan.CONCURRENT_LAUNCHES)
+                machine.run(function, arguments, resident)
             except Exception as error:
                 error.add_note(
                     f"{function.__name__} of {blocks} blocks, seed {self.seed}, launch {self.launches}"

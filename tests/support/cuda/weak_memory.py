@@ -33,7 +33,8 @@ class Thread:
     """A thread, what it has written and nobody else has seen yet, and what it knows of others."""
 
     __slots__ = (
-        "acquired", "at", "block", "copies", "greenlet", "index", "number", "offer", "seen", "stores", "vote",
+        "acquired", "arrived", "at", "block", "copies", "greenlet", "index", "number", "offer", "phase",
+        "seen", "stores", "vote",
     )  # fmt: skip
 
     def __init__(self, block, number):
@@ -47,6 +48,7 @@ class Thread:
         self.copies = []  # begun and not waited for
         self.seen = 0  # the time of the latest flag that it has read
         self.acquired = 0  # writes of other blocks before this time may be read
+        self.arrived = self.phase = 0  # barriers of the cluster at which it has arrived, and has waited
 
 
 class Block:
@@ -66,8 +68,22 @@ class Block:
         memory = np.full(plan.SHARED_BYTES, 0xFF, np.uint8)
         self.views = {kind: memory.view(kind) for kind in (np.float32, np.float64, np.int32, np.uint16)}
         words = plan.SHARED_BYTES // WORD
+        self.cluster, self.left = (
+            None,
+            {},
+        )  # what other blocks of the cluster may read: (value, thread, phase)
         self.written_at, self.written_by = [-1] * words, [0] * words
         self.read_at, self.read_by = [-1] * words, [0] * words
+
+
+class Cluster:
+    """Blocks that run at the same time, and their barrier."""
+
+    def __init__(self, blocks):
+        self.blocks, self.waiting = blocks, []
+        self.phase = self.arrived = 0  # barriers that all have reached, and threads at the next one
+        for block in blocks:
+            block.cluster = self
 
 
 class Memory:
@@ -273,3 +289,28 @@ class Memory:
         for offset, index, value in thread.copies:
             self.shared_store(offset, index, value)
         thread.copies.clear()
+
+    # Shared memory of a cluster -----------------------------------------------------------------------------
+
+    def cluster_store(self, index, value):
+        """Write what other blocks of the cluster may read after its next barrier."""
+        if not 0 <= index < 3 * plan.CLUSTER_CHANNELS:
+            raise SimulationError(f"there is no number {index} in the memory of a cluster")
+        thread = self.thread
+        thread.block.left[index] = value, thread, thread.arrived
+
+    def cluster_load(self, rank, index):
+        """Read what a block of the cluster has left before a barrier that this thread has waited for."""
+        thread = self.thread
+        block = thread.block.cluster.blocks[rank]
+        if block.ended == len(block.threads):
+            raise SimulationError(f"the memory of block {block.number} is read, which has ended")
+        value, writer, phase = block.left.get(index, (None, None, 0))
+        if writer is None:
+            raise SimulationError(f"number {index} of block {block.number} is read before it is written")
+        if writer is not thread and phase >= thread.phase:
+            raise SimulationError(
+                f"block {thread.block.number} reads number {index} of block {block.number}; nothing says "
+                "that this was written before"
+            )
+        return value
