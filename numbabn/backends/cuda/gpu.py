@@ -1,10 +1,10 @@
-"""Everything that is numba-cuda's own besides `memory`: the module itself, compiling, streams, launching.
+"""Everything that is numba-cuda's own but `memory` and `messages`: compiling, streams, launching.
 
 Kernels take integers, floats and tuples of them only. An array is passed as its address, an integer: an array
 object would cost more host time at a launch than all the rest, and so one kernel serves every library.
 
 In the CUDA simulator (NUMBA_ENABLE_CUDASIM=1) the functions of `memory_simulated` take the place of the
-intrinsics of `memory`, those of `simulated` launch, and kernels are the same.
+intrinsics of `memory` and `messages`, those of `simulated` launch, and kernels are the same.
 """
 
 import functools
@@ -30,15 +30,17 @@ simulated: Any = import_module("numbabn.backends.cuda.simulated") if SIMULATED e
 memory: Any = import_module(
     "numbabn.backends.cuda.memory_simulated" if SIMULATED else "numbabn.backends.cuda.memory"
 )
+messages: Any = memory if SIMULATED else import_module("numbabn.backends.cuda.messages")
 
 # The other modules import it from here. Kernels find it by this name.
 cuda: Any = simulated.cuda if SIMULATED else numba_cuda
 
-atomic_add, convert, peek = memory.atomic_add, memory.convert, memory.peek
-atomic_add_acq_rel, atomic_add_release = memory.atomic_add_acq_rel, memory.atomic_add_release
-load_acquire = memory.load_acquire
-cluster_arrive, cluster_wait = memory.cluster_arrive, memory.cluster_wait
-cluster_load, cluster_store = memory.cluster_load, memory.cluster_store
+peek, load_acquire = messages.peek, messages.load_acquire
+atomic_add, atomic_add_release = messages.atomic_add, messages.atomic_add_release
+atomic_add_acq_rel = messages.atomic_add_acq_rel
+cluster_arrive, cluster_wait = messages.cluster_arrive, messages.cluster_wait
+cluster_load, cluster_store = messages.cluster_load, messages.cluster_store
+convert = memory.convert
 samples_of = memory.samples_of
 copy_async, copy_vector, copy_wait = memory.copy_async, memory.copy_vector, memory.copy_wait
 copy_lanes = memory.copy_lanes

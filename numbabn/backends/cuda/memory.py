@@ -22,7 +22,7 @@ HALVES = {types.uint16: "f16", types.int16: "bf16"}  # what stands for them, and
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def _llvm_type(dtype):
+def llvm_type(dtype):
     """Return LLVM's type of a scalar."""
     floats = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
     return floats.get(dtype) or ir.IntType(dtype.bitwidth)
@@ -33,7 +33,7 @@ def _number(like):
     return types.float32 if like in HALVES else like
 
 
-def _shared_memory(builder, name="numbabn_shared_memory", nbytes=plan.SHARED_BYTES):
+def shared_memory(builder, name="numbabn_shared_memory", nbytes=plan.SHARED_BYTES):
     """Return the block's shared memory: one variable for all functions of a kernel."""
     module = builder.module
     if name not in module.globals:
@@ -45,7 +45,7 @@ def _shared_memory(builder, name="numbabn_shared_memory", nbytes=plan.SHARED_BYT
     return module.globals[name]
 
 
-def _address(builder, base, index, dtype, space=GLOBAL):
+def address_at(builder, base, index, dtype, space=GLOBAL):
     """Return the address of element ``index`` from ``base`` on: 32 bits wide in shared memory."""
     address = builder.add(base, builder.mul(index, ir.Constant(_I64, dtype.bitwidth // 8)))
     if space == SHARED:
@@ -59,17 +59,17 @@ def _shared_pointer(builder, offset):
     Arithmetic of integers in place of this takes an instruction more at every access.
     """
     place = [ir.Constant(_I32, 0), builder.trunc(offset, _I32)]
-    return builder.gep(_shared_memory(builder), place, inbounds=True)
+    return builder.gep(shared_memory(builder), place, inbounds=True)
 
 
-def _pointer(builder, base, index, dtype, space=GLOBAL, lanes=0):
+def pointer_to(builder, base, index, dtype, space=GLOBAL, lanes=0):
     """Return LLVM's pointer to element ``index`` from ``base`` on, or to ``lanes`` elements from there on."""
-    scalar = _llvm_type(dtype)
+    scalar = llvm_type(dtype)
     pointee = ir.VectorType(scalar, lanes) if lanes else scalar
     if space == SHARED:
         offset = builder.add(base, builder.mul(index, ir.Constant(_I64, dtype.bitwidth // 8)))
         return builder.bitcast(_shared_pointer(builder, offset), pointee.as_pointer(space))
-    return builder.inttoptr(_address(builder, base, index, dtype, space), pointee.as_pointer(space))
+    return builder.inttoptr(address_at(builder, base, index, dtype, space), pointee.as_pointer(space))
 
 
 def _unpack(builder, vector, lanes):
@@ -96,7 +96,7 @@ def _loader(space, lanes=0):
         number = _number(like)
 
         def codegen(context, builder, signature, arguments):
-            pointer = _pointer(builder, arguments[0], arguments[1], number, space, lanes)
+            pointer = pointer_to(builder, arguments[0], arguments[1], number, space, lanes)
             if not lanes:
                 return builder.load(pointer, align=number.bitwidth // 8)
             return _unpack(builder, builder.load(pointer, align=16), lanes)
@@ -111,7 +111,7 @@ def _storer(space):
 
     def typed(typingctx, base, index, value):
         def codegen(context, builder, signature, arguments):
-            pointer = _pointer(builder, arguments[0], arguments[1], value, space)
+            pointer = pointer_to(builder, arguments[0], arguments[1], value, space)
             builder.store(arguments[2], pointer, align=value.bitwidth // 8)
             return context.get_dummy_value()
 
@@ -128,7 +128,7 @@ store = intrinsic(_storer(GLOBAL))
 shared_store = intrinsic(_storer(SHARED))
 
 
-def _assembly(builder, text, result, constraints, arguments, side_effect=True):
+def assembly(builder, text, result, constraints, arguments, side_effect=True):
     """Insert an instruction of PTX, and return its result."""
     function = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(ir.InlineAsm(function, text, constraints, side_effect=side_effect), arguments)
@@ -139,7 +139,7 @@ def _widened(builder, bits, like):
     if like == types.int16:
         word = builder.shl(builder.zext(bits, _I32), ir.Constant(_I32, 16))
         return builder.bitcast(word, ir.FloatType())
-    return _assembly(builder, "cvt.f32.f16 $0, $1;", ir.FloatType(), "=f,h", [bits], side_effect=False)
+    return assembly(builder, "cvt.f32.f16 $0, $1;", ir.FloatType(), "=f,h", [bits], side_effect=False)
 
 
 def _widened_pair(builder, word, like):
@@ -160,7 +160,7 @@ def _array_loader(space, lanes=0):
             return _loader(space, lanes)(typingctx, base, index, like)
 
         def codegen(context, builder, signature, arguments):
-            address = _address(builder, arguments[0], arguments[1], like, space)
+            address = address_at(builder, arguments[0], arguments[1], like, space)
             if not lanes:
                 bits = builder.load(builder.inttoptr(address, _I16.as_pointer(space)), align=2)
                 return _widened(builder, bits, like)
@@ -190,8 +190,8 @@ def _array_storer(space):
             base, index, bits, _ = arguments
             if like in HALVES:
                 text = f"cvt.rn.{HALVES[like]}.f32 $0, $1;"
-                bits = _assembly(builder, text, _I16, "=h,f", [bits], side_effect=False)
-            builder.store(bits, _pointer(builder, base, index, like, space), align=like.bitwidth // 8)
+                bits = assembly(builder, text, _I16, "=h,f", [bits], side_effect=False)
+            builder.store(bits, pointer_to(builder, base, index, like, space), align=like.bitwidth // 8)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, _number(like), like), codegen
@@ -208,13 +208,13 @@ def _array_storer4(space):
     def typed(typingctx, base, index, a, b, c, d, like):
         def codegen(context, builder, signature, arguments):
             base, index, *parts, _ = arguments
-            kind, pointer = _llvm_type(like), _pointer(builder, base, index, like, space, lanes=4)
+            kind, pointer = llvm_type(like), pointer_to(builder, base, index, like, space, lanes=4)
             if like in HALVES:
                 # The first operand of the instruction goes to the upper bits.
                 text, kind = f"cvt.rn.{HALVES[like]}x2.f32 $0, $2, $1;", _I32
                 pointer = builder.bitcast(pointer, ir.VectorType(kind, 2).as_pointer(space))
                 pairs = parts[:2], parts[2:]
-                parts = [_assembly(builder, text, kind, "=r,f,f", pair, side_effect=False) for pair in pairs]
+                parts = [assembly(builder, text, kind, "=r,f,f", pair, side_effect=False) for pair in pairs]
             builder.store(_packed(builder, parts, kind), pointer, align=min(like.bitwidth // 2, 16))
             return context.get_dummy_value()
 
@@ -235,8 +235,8 @@ def _copy(builder, arguments, like, nbytes):
 
     Only copies of 16 bytes can bypass the L1 cache (cg), which they do.
     """
-    target = _address(builder, *arguments[:2], like, SHARED)
-    source = _address(builder, *arguments[2:4], like)
+    target = address_at(builder, *arguments[:2], like, SHARED)
+    source = address_at(builder, *arguments[2:4], like)
     if nbytes < 4:
         bits = builder.load(builder.inttoptr(source, _I16.as_pointer(GLOBAL)), align=2)
         builder.store(bits, builder.inttoptr(target, _I16.as_pointer(SHARED)), align=2)
@@ -247,7 +247,7 @@ def _copy(builder, arguments, like, nbytes):
         to = builder.add(target, ir.Constant(_I32, offset))
         origin = builder.add(source, ir.Constant(_I64, offset))
         text = f"cp.async.{mode}.shared.global [$0], [$1], {step};"
-        _assembly(builder, text, ir.VoidType(), "r,l,~{memory}", [to, origin])
+        assembly(builder, text, ir.VoidType(), "r,l,~{memory}", [to, origin])
 
 
 @intrinsic
@@ -301,117 +301,10 @@ def copy_wait(typingctx):
     """Wait until the asynchronous copies that this thread has begun are complete."""
 
     def codegen(context, builder, signature, arguments):
-        _assembly(builder, "cp.async.wait_all;", ir.VoidType(), "~{memory}", [])
+        assembly(builder, "cp.async.wait_all;", ir.VoidType(), "~{memory}", [])
         return context.get_dummy_value()
 
     return types.void(), codegen
-
-
-def _loading(kind):
-    """Return the typing function of an intrinsic that reads by an instruction of PTX."""
-    names = {types.float32: ("f32", "=f"), types.float64: ("f64", "=d"), types.int32: ("s32", "=r")}
-
-    def typed(typingctx, base, index, like):
-        def codegen(context, builder, signature, arguments):
-            suffix, constraint = names[like]
-            address = _address(builder, *arguments[:2], like)
-            text = f"ld.{kind}.global.{suffix} $0, [$1];"
-            return _assembly(builder, text, _llvm_type(like), f"{constraint},l,~{{memory}}", [address])
-
-        return like(types.int64, types.int64, like), codegen
-
-    return typed
-
-
-# Read what another block may have written: from the L2 cache, not from the multiprocessor's own. The second
-# also acquires what was released before.
-peek = intrinsic(_loading("relaxed.gpu"))
-load_acquire = intrinsic(_loading("acquire.gpu"))
-
-
-@intrinsic
-def atomic_add(typingctx, base, index, value):
-    """Add to an int32, and return its value before."""
-
-    def codegen(context, builder, signature, arguments):
-        pointer = _pointer(builder, arguments[0], arguments[1], types.int32)
-        return builder.atomic_rmw("add", pointer, arguments[2], "monotonic")
-
-    return types.int32(types.int64, types.int64, types.int32), codegen
-
-
-def _adding(text, result):
-    """Return the typing function of an intrinsic that adds to an int32 by an instruction of PTX."""
-
-    def typed(typingctx, base, index, value):
-        def codegen(context, builder, signature, arguments):
-            address = _address(builder, *arguments[:2], types.int32)
-            given, kind = [address, arguments[2]], _I32 if result == types.int32 else ir.VoidType()
-            constraints = "=r,l,r,~{memory}" if result == types.int32 else "l,r,~{memory}"
-            found = _assembly(builder, text, kind, constraints, given)
-            return found if result == types.int32 else context.get_dummy_value()
-
-        return result(types.int64, types.int64, types.int32), codegen
-
-    return typed
-
-
-# Release what was written before, and return nothing; or return the value before, and acquire and release.
-atomic_add_release = intrinsic(_adding("red.release.gpu.global.add.s32 [$0], $1;", types.void))
-atomic_add_acq_rel = intrinsic(_adding("atom.acq_rel.gpu.global.add.s32 $0, [$1], $2;", types.int32))
-
-
-def _cluster_place(builder, index):
-    """Return LLVM's pointer to a float64 of the memory that the other blocks of a cluster read."""
-    memory = _shared_memory(builder, "numbabn_cluster_memory", 24 * plan.CLUSTER_CHANNELS)
-    offset = builder.shl(builder.trunc(index, _I32), ir.Constant(_I32, 3))
-    place = builder.gep(memory, [ir.Constant(_I32, 0), offset], inbounds=True)
-    return builder.bitcast(place, ir.DoubleType().as_pointer(SHARED))
-
-
-@intrinsic
-def cluster_store(typingctx, index, value):
-    """Write a float64 where the other blocks of the cluster can read it."""
-
-    def codegen(context, builder, signature, arguments):
-        builder.store(arguments[1], _cluster_place(builder, arguments[0]), align=8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float64), codegen
-
-
-@intrinsic
-def cluster_load(typingctx, rank, index):
-    """Return a float64 that the block of a number within the cluster has written."""
-
-    def codegen(context, builder, signature, arguments):
-        here = builder.ptrtoint(_cluster_place(builder, arguments[1]), _I32)
-        rank = builder.trunc(arguments[0], _I32)
-        text = "mapa.shared::cluster.u32 $0, $1, $2;"
-        there = _assembly(builder, text, _I32, "=r,r,r", [here, rank], side_effect=False)
-        text = "ld.shared::cluster.f64 $0, [$1];"
-        return _assembly(builder, text, ir.DoubleType(), "=d,r,~{memory}", [there])
-
-    return types.float64(types.int64, types.int64), codegen
-
-
-def _cluster_barrier(text):
-    """Return the typing function of an intrinsic that is one instruction of the barrier of a cluster."""
-
-    def typed(typingctx):
-        def codegen(context, builder, signature, arguments):
-            _assembly(builder, text, ir.VoidType(), "~{memory}", [])
-            return context.get_dummy_value()
-
-        return types.void(), codegen
-
-    return typed
-
-
-# Arrive at the barrier of the cluster, which releases what was written before; and wait there for all threads
-# of all blocks, which acquires what they have written.
-cluster_arrive = intrinsic(_cluster_barrier("barrier.cluster.arrive.release;"))
-cluster_wait = intrinsic(_cluster_barrier("barrier.cluster.wait.acquire;"))
 
 
 @intrinsic

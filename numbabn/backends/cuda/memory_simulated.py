@@ -1,4 +1,4 @@
-"""The functions of `memory` for the CUDA simulator: in Python, and with addresses of host memory.
+"""The functions of `memory` and `messages` for the CUDA simulator: in Python, with addresses of host memory.
 
 All of them call the methods of ``machine``, of which there are few. The `Machine` here is for the launches of
 `simulated`, which runs one block after the other. The tests replace it by one that runs all blocks at the
