@@ -20,6 +20,7 @@ import numpy as np
 
 from numbabn.backends import cuda as backend
 from numbabn.backends.cuda import gpu, residency, workspaces
+from numbabn.backends.cuda.launcher import StreamState
 from numbabn.backends.verbs import Affine, Gradient, Result, View
 
 Shape = tuple[int, int, int]  # outer, channels, inner
@@ -95,7 +96,7 @@ def recorded(resident: int, clusters: bool = False) -> Iterator[list[Launch]]:
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
         mock.patch.object(gpu.Kernel, "runs_clusters", return_value=clusters),
         mock.patch.object(gpu, "device_zeros", return_value=memory),
-        mock.patch.object(gpu, "stream_state", return_value=gpu.StreamState(False, False)),
+        mock.patch.object(gpu, "stream_state", return_value=StreamState(False, False)),
         mock.patch.object(residency, "permit", return_value=residency.Permit(next(_addresses), 1)),
         mock.patch.dict(workspaces._pieces, clear=True),
         mock.patch.dict(workspaces._slabs, clear=True),

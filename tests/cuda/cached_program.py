@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from numba.cuda import codegen, dispatcher
 
-from numbabn.backends.cuda import copies, gpu
+from numbabn.backends.cuda import copies, launching
 
 CAPABILITY = tuple(map(int, sys.argv[1].split(".")))
 
@@ -18,6 +18,6 @@ codegen.devices.get_context = lambda: SimpleNamespace(device=device)
 dispatcher._Kernel.bind = lambda kernel: kernel._codelibrary.get_cubin(cc=CAPABILITY)
 
 compiled = copies._fill.dispatcher()
-kernel = compiled.compile(gpu.signature((3, 0.5, (4096, 3))))
+kernel = compiled.compile(launching.signature((3, 0.5, (4096, 3))))
 cubin = kernel._codelibrary.get_cubin(cc=CAPABILITY)
 print(sum(compiled._cache_hits.values()), sum(compiled._cache_misses.values()), len(cubin.code))

@@ -12,15 +12,16 @@ pytest.importorskip("cuda.core", reason="needs numba-cuda")
 
 from cuda.core import Kernel
 
-from numbabn.backends.cuda import gpu
+from numbabn.backends.cuda import launching
+from numbabn.backends.cuda.launcher import StreamState
 
 
 def test_cuda_core_takes_the_stream_without_a_warning():
     """Warnings are errors here. The argument is refused after the stream was taken, before the launch."""
     kernel = Kernel.__new__(Kernel)
     with pytest.raises(TypeError, match="unsupported type"):
-        gpu.core.launch(gpu._stream(0, 1234), gpu._config(3), kernel, object())
-    assert int(gpu._stream(0, 1234).handle) == 1234
+        launching.core.launch(launching._stream(0, 1234), launching._config(3), kernel, object())
+    assert int(launching._stream(0, 1234).handle) == 1234
 
 
 @pytest.fixture
@@ -31,26 +32,26 @@ def waits(monkeypatch):
     def stream(*which):
         return SimpleNamespace(which=which, wait=lambda other: found.append((which, other.which)))
 
-    monkeypatch.setattr(gpu, "_stream", stream)
-    monkeypatch.setattr(gpu, "_current", lambda number: nullcontext())
+    monkeypatch.setattr(launching, "_stream", stream)
+    monkeypatch.setattr(launching, "_current", lambda number: nullcontext())
     return found
 
 
 def test_work_on_one_stream_follows_that_on_another(waits):
     array, other = SimpleNamespace(device=1, stream=7), SimpleNamespace(device=1, stream=8)
-    gpu.follow(array, other)
+    launching.follow(array, other)
     assert waits == [((1, 7), (1, 8))]
 
 
 def test_nothing_waits_where_streams_are_the_same(waits):
-    gpu.follow(SimpleNamespace(device=1, stream=7), SimpleNamespace(device=1, stream=7))
+    launching.follow(SimpleNamespace(device=1, stream=7), SimpleNamespace(device=1, stream=7))
     assert not waits
 
 
-OK, BAD = gpu.driver.CUresult.CUDA_SUCCESS, gpu.driver.CUresult.CUDA_ERROR_INVALID_HANDLE
-STATUS = gpu.driver.CUstreamCaptureStatus
+OK, BAD = launching.driver.CUresult.CUDA_SUCCESS, launching.driver.CUresult.CUDA_ERROR_INVALID_HANDLE
+STATUS = launching.driver.CUstreamCaptureStatus
 IDLE, ACTIVE = STATUS.CU_STREAM_CAPTURE_STATUS_NONE, STATUS.CU_STREAM_CAPTURE_STATUS_ACTIVE
-WHOLE, PART = gpu.driver.CUgreenCtx(0), gpu.driver.CUgreenCtx(64)
+WHOLE, PART = launching.driver.CUgreenCtx(0), launching.driver.CUgreenCtx(64)
 
 
 def function(answer):
@@ -78,20 +79,20 @@ def function(answer):
 )
 def test_state_of_a_stream(capturing, context, expected, monkeypatch):
     """What is not known is taken for the worst."""
-    monkeypatch.setattr(gpu, "_current", lambda number: nullcontext())
+    monkeypatch.setattr(launching, "_current", lambda number: nullcontext())
     known = {"cuStreamIsCapturing": function(capturing), "cuStreamGetGreenCtx": function(context)}
-    monkeypatch.setattr(gpu, "driver", SimpleNamespace(**known, CUresult=gpu.driver.CUresult))
-    assert gpu.stream_state(SimpleNamespace(device=0, stream=7)) == expected
+    monkeypatch.setattr(launching, "driver", SimpleNamespace(**known, CUresult=launching.driver.CUresult))
+    assert launching.stream_state(SimpleNamespace(device=0, stream=7)) == expected
 
 
 def test_no_context_is_pushed_where_the_device_is_current(monkeypatch):
     pushed = nullcontext()
-    monkeypatch.setattr(gpu, "_context", lambda number: 640 + number)
-    monkeypatch.setattr(gpu, "cuda", SimpleNamespace(gpus=[pushed, pushed]))
-    current = gpu.driver.CUcontext(641)
-    monkeypatch.setattr(gpu, "driver", SimpleNamespace(cuCtxGetCurrent=lambda: (OK, current)))
-    assert gpu._current(0) is pushed
-    assert gpu._current(1) is not pushed
+    monkeypatch.setattr(launching, "_context", lambda number: 640 + number)
+    monkeypatch.setattr(launching, "cuda", SimpleNamespace(gpus=[pushed, pushed]))
+    current = launching.driver.CUcontext(641)
+    monkeypatch.setattr(launching, "driver", SimpleNamespace(cuCtxGetCurrent=lambda: (OK, current)))
+    assert launching._current(0) is pushed
+    assert launching._current(1) is not pushed
 
 
 class Compiled(SimpleNamespace):
@@ -117,14 +118,14 @@ def test_most_blocks_without_spills(of_limits, expected):
         registers, spills = of_limits[limit]
         return Compiled(limit=limit, regs_per_thread=registers, local_mem_per_thread=spills)
 
-    assert gpu.with_fewest_registers(compiled).limit == expected
+    assert launching.with_fewest_registers(compiled).limit == expected
     assert asked == list(of_limits)
 
 
 def test_grids_of_clusters_are_counted_in_clusters(monkeypatch):
     """As cuda.core has it: blocks, where there are no clusters."""
-    monkeypatch.setattr(gpu, "core", SimpleNamespace(LaunchConfig=lambda **given: given))
-    config = gpu._config.__wrapped__
+    monkeypatch.setattr(launching, "core", SimpleNamespace(LaunchConfig=lambda **given: given))
+    config = launching._config.__wrapped__
     assert config(24) == {"grid": 24, "block": 256}
     assert config(24, 8) == {"grid": 3, "cluster": 8, "block": 256}
 
@@ -132,21 +133,21 @@ def test_grids_of_clusters_are_counted_in_clusters(monkeypatch):
 @pytest.fixture
 def clusters(monkeypatch):
     """A kernel on a device, what it is asked there, and how many clusters may be active."""
-    found = SimpleNamespace(asked=[], active=1, capability=(9, 0), state=gpu.StreamState(False, False))
+    found = SimpleNamespace(asked=[], active=1, capability=(9, 0), state=StreamState(False, False))
 
     def max_active_clusters(config, *, stream):
         found.asked.append((config, stream))
         return found.active
 
-    kernel = gpu.Kernel(lambda x: None)
+    kernel = launching.Kernel(lambda x: None)
     occupancy = SimpleNamespace(max_active_clusters=max_active_clusters)
-    compiled = gpu._Compiled(SimpleNamespace(occupancy=occupancy), 100)
+    compiled = launching._Compiled(SimpleNamespace(occupancy=occupancy), 100)
     monkeypatch.setattr(kernel, "_compile", lambda number, arguments: compiled)
-    monkeypatch.setattr(gpu, "_current", lambda number: nullcontext())
-    monkeypatch.setattr(gpu, "_capability", lambda number: found.capability)
-    monkeypatch.setattr(gpu, "_config", lambda *blocks: blocks)
-    monkeypatch.setattr(gpu, "_stream", lambda *which: which)
-    monkeypatch.setattr(gpu, "stream_state", lambda array: found.state)
+    monkeypatch.setattr(launching, "_current", lambda number: nullcontext())
+    monkeypatch.setattr(launching, "_capability", lambda number: found.capability)
+    monkeypatch.setattr(launching, "_config", lambda *blocks: blocks)
+    monkeypatch.setattr(launching, "_stream", lambda *which: which)
+    monkeypatch.setattr(launching, "stream_state", lambda array: found.state)
     found.run = lambda blocks: kernel.runs_clusters(SimpleNamespace(device=0, stream=7), blocks, 1.0)
     return found
 
@@ -172,9 +173,9 @@ def test_the_device_is_asked_once_for_clusters(clusters, active):
 
 def test_each_stream_on_a_part_of_the_device_is_asked(clusters):
     assert clusters.run(4)
-    clusters.state, clusters.active = gpu.StreamState(False, True), 0
+    clusters.state, clusters.active = StreamState(False, True), 0
     assert not clusters.run(4)
     assert not clusters.run(4)
     assert len(clusters.asked) == 3
-    clusters.state = gpu.StreamState(False, False)
+    clusters.state = StreamState(False, False)
     assert clusters.run(4)

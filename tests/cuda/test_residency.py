@@ -14,6 +14,7 @@ import numpy as np
 import numbabn as nbn
 from benchmarks.gpu.launches import view_of
 from numbabn.backends.cuda import channels, gpu, kernels, plan, residency
+from numbabn.backends.cuda.launcher import StreamState
 
 PERMITS = plan.CONCURRENT_LAUNCHES
 
@@ -27,7 +28,7 @@ def _none(monkeypatch):
 def state(monkeypatch):
     """What streams are: a captured or a partial one, by their numbers."""
     found = {}
-    whole = gpu.StreamState(False, False)
+    whole = StreamState(False, False)
     monkeypatch.setattr(gpu, "stream_state", lambda array: found.get(array.stream, whole))
     return found
 
@@ -77,7 +78,7 @@ def test_streams_that_come_and_go_find_a_permit():
 
 def test_the_permit_of_a_captured_stream_stays_there(state):
     """The graph may run whenever it likes."""
-    state[7] = gpu.StreamState(True, False)
+    state[7] = StreamState(True, False)
     captured = permit(7)
     del state[7]
     end(captured)
@@ -88,7 +89,7 @@ def test_the_permit_of_a_captured_stream_stays_there(state):
 
 
 def test_streams_on_a_part_of_the_device_get_none(state):
-    state[7] = gpu.StreamState(False, True)
+    state[7] = StreamState(False, True)
     assert permit(7) is None
     assert len({permit(stream).address for stream in range(PERMITS)}) == PERMITS
 

@@ -79,7 +79,7 @@ def test_launches_of_samples():
     assert simulator.simulator.launches == before + 5
 
 
-@pytest.mark.parametrize("name", ["forward", "backward_limited"])
+@pytest.mark.parametrize("name", ["forward", "backward"])
 def test_one_kernel_or_two(name, monkeypatch):
     """The residents decide, as the test above supposes."""
     for (shape, axis), resident, expected in (

@@ -18,6 +18,7 @@ import numbabn as nbn
 from benchmarks.gpu.launches import view_of
 from numbabn.arrays.device import DeviceArray
 from numbabn.backends.cuda import gpu, plan, workspaces
+from numbabn.backends.cuda.launcher import StreamState
 
 SMALL, LARGE = (40, 8, 1), (400, 80, 1)
 
@@ -80,7 +81,7 @@ def test_a_slab_that_is_used_up_is_kept():
 def test_no_slab_is_made_during_a_capture(monkeypatch):
     of(SMALL)
     before = dict(workspaces._pieces)
-    monkeypatch.setattr(gpu, "stream_state", lambda array: gpu.StreamState(True, False))
+    monkeypatch.setattr(gpu, "stream_state", lambda array: StreamState(True, False))
     of(SMALL, stream=7)
     known = dict(workspaces._pieces)
     with pytest.raises(

@@ -1,5 +1,7 @@
 """Launches where CUDA is simulated (NUMBA_ENABLE_CUDASIM=1), and what kernels call ``cuda`` there.
 
+It has the names of `launching`.
+
 Arrays are those of Numba's simulator, but its launches are not used. It exchanges the global ``cuda`` of a
 module while a function of that module runs, without a lock in Numba itself, and allocates shared memory when
 the first thread asks for it, for several threads that ask at once several times: threads then have wrong
@@ -19,6 +21,7 @@ import numba.cuda
 import numpy as np
 
 from numbabn.backends.cuda import plan
+from numbabn.backends.cuda.launcher import HostWords, Memory, StreamState
 
 
 class Index(NamedTuple):
@@ -148,3 +151,43 @@ def launch(function: Callable[..., None], blocks: int, arguments: tuple[Any, ...
 def device(function: Any) -> Any:
     """Return a device function: as it is, so that it runs with the global ``cuda`` of its module."""
     return function
+
+
+class Kernel:
+    """A kernel, which is a function of Python here."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+
+    def launch(self, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
+        """Run ``blocks`` blocks."""
+        launch(self.function, blocks, arguments, cluster)
+
+    def resident(self, array: Any, *arguments: Any) -> int:
+        """Return how many blocks run at once."""
+        return plan.RESIDENT_SIMULATED
+
+    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
+        """Return whether clusters of so many blocks can run."""
+        return cluster <= plan.CLUSTER_SIMULATED
+
+
+def follow(array: Any, other: Any) -> None:
+    """Do nothing: a launch has ended when the call that makes it returns."""
+
+
+def stream_state(array: Any) -> StreamState:
+    """Return that of the only stream there is."""
+    return StreamState(captured=False, partial=False)
+
+
+def host_words(number: int, count: int) -> HostWords:
+    """Return so many numbers."""
+    array = np.empty(count, np.int32)
+    return HostWords(array, array.ctypes.data)
+
+
+def device_zeros(number: int, nbytes: int) -> Memory:
+    """Return memory filled with zeros."""
+    array = np.zeros(nbytes, np.uint8)
+    return Memory(array, array.ctypes.data)

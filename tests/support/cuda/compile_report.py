@@ -34,7 +34,7 @@ from numba.cuda.dispatcher import CUDADispatcher
 
 from benchmarks.gpu import launches
 from numbabn.backends import cuda as backend
-from numbabn.backends.cuda import arguments, copies, gpu, plan, running
+from numbabn.backends.cuda import arguments, copies, gpu, launching, plan, running
 from numbabn.backends.verbs import Population, View
 from tests.support.cuda import sass
 
@@ -117,7 +117,9 @@ def launched() -> list[launches.Launch]:
         running.average(known, batch, 0.1, 1.0)
         running.pool(known, Population(100, population), batch, 10)
     made += more
-    return list({(id(launch.kernel), gpu.signature(launch.arguments)): launch for launch in made}.values())
+    return list(
+        {(id(launch.kernel), launching.signature(launch.arguments)): launch for launch in made}.values()
+    )
 
 
 def reports(architectures: tuple[str, ...] = tuple(ARCHITECTURES)) -> Iterator[Report]:
@@ -217,7 +219,7 @@ def _prepare(architecture: str, lines: bool) -> None:
 def _compile(launch: launches.Launch, architecture: str, lines: bool) -> tuple[bytes, list[str], str]:
     function = launch.kernel.function
     code, _ = cuda.compile(
-        function, gpu.signature(launch.arguments), cc=ARCHITECTURES[architecture], device=False,
+        function, launching.signature(launch.arguments), cc=ARCHITECTURES[architecture], device=False,
         abi="numba", output="ltoir", lineinfo=lines,
     )  # fmt: skip
     options = [f"-arch={architecture}", "-lto", "-Xptxas=-v"]
@@ -225,7 +227,7 @@ def _compile(launch: launches.Launch, architecture: str, lines: bool) -> tuple[b
 
 
 class _Linked(NamedTuple):
-    """Machine code, what the linker said, and what `gpu.with_fewest_registers` asks of a compiled kernel."""
+    """Machine code, what the linker said, and what `launching.with_fewest_registers` asks for."""
 
     cubin: bytes
     log: str
@@ -234,7 +236,7 @@ class _Linked(NamedTuple):
 
 
 def _examine(code: bytes, options: list[str], name: str, lines: bool) -> dict[str, Any]:
-    linked = gpu.with_fewest_registers(lambda limit: _link(code, options, name, limit))
+    linked = launching.with_fewest_registers(lambda limit: _link(code, options, name, limit))
     listing = sass.disassemble(linked.cubin, lines)
     return _of_loops(listing) if lines else _of_log(linked.log, options) | _of_listing(listing)
 

@@ -25,7 +25,7 @@ import numpy as np
 from greenlet import greenlet
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
-from numbabn.backends.cuda import gpu, memory_simulated, plan, simulated, workspaces
+from numbabn.backends.cuda import gpu, launcher, memory_simulated, plan, simulated, workspaces
 from tests.support.cuda.allocations import allocations
 from tests.support.cuda.weak_memory import Block, Cluster, Dim3, Memory, SimulationError
 
@@ -284,7 +284,7 @@ def installed():
             (plan, "RESIDENT_SIMULATED", RESIDENT),
             (workspaces, "SLAB_BYTES", 0),  # every piece is an array, whose bounds are checked
             (FakeCUDAArray, "__init__", remembering(FakeCUDAArray.__init__)),
-            (gpu.Memory, "__init__", remembering(gpu.Memory.__init__)),
+            (launcher.Memory, "__init__", remembering(launcher.Memory.__init__)),
         ):
             stack.enter_context(mock.patch.object(place, name, replacement))
         yield

@@ -1,0 +1,42 @@
+"""What `launching` and `simulated` have in common: kernels, the state of a stream, and memory that stays."""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+
+class Launches(Protocol):
+    """A kernel; ``array`` says on which device, and on the current stream of which library."""
+
+    def launch(self, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
+        """Run ``blocks`` blocks, of which every ``cluster`` are a cluster."""
+
+    def resident(self, array: Any, *arguments: Any) -> int:
+        """Return how many blocks run at once on the device."""
+
+    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
+        """Return whether clusters of so many blocks can run on the stream."""
+
+
+class StreamState(NamedTuple):
+    """Whether a stream is captured in a CUDA graph now, and whether it has a part of its device only."""
+
+    captured: bool
+    partial: bool
+
+
+class Memory:
+    """Memory on a device, which is freed with this object."""
+
+    def __init__(self, array: Any, address: int) -> None:
+        self._array = array
+        self.address = address
+
+
+class HostWords(Memory):
+    """Numbers of type int32 in the host's memory, zero at first, which kernels of a device can write."""
+
+    def __init__(self, array: Any, address: int) -> None:
+        super().__init__(array, address)
+        array[:] = 0
+        self.values: Any = array.view(np.ndarray)

@@ -1,0 +1,236 @@
+"""Launches on a GPU: kernels that are compiled when they are needed, streams, and memory that stays.
+
+`simulated` has the same names for the CUDA simulator; `gpu` chooses between the two.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda as numba_cuda
+
+from numbabn.backends.cuda import caching, plan
+from numbabn.backends.cuda.launcher import HostWords, Memory, StreamState
+
+cuda: Any = numba_cuda
+core: Any = import_module("cuda.core")
+driver: Any = import_module("cuda.bindings.driver")
+
+
+class _Compiled(NamedTuple):
+    """A kernel for a device: what cuda.core launches, and how many blocks of it run there at once."""
+
+    kernel: Any
+    resident: int
+
+
+def with_fewest_registers(compiled: Callable[[int | None], Any]) -> Any:
+    """Return a kernel as compiled with the limit of registers that lets most blocks run, but without spills.
+
+    ``compiled`` compiles it with a limit, or with None; `plan.REGISTER_LIMITS` are tried where it needs more.
+    Given a limit, ptxas uses up all registers below it, and may spill in kernels that need fewer without one:
+    `kernels.backward` takes 56 registers for sm_100 without a limit, and spills with one of 64.
+    """
+    plain = compiled(None)
+    for limit in plan.REGISTER_LIMITS:
+        if plain.regs_per_thread <= limit:
+            break
+        limited = compiled(limit)
+        if limited.local_mem_per_thread == 0:
+            return limited
+    return plain
+
+
+class Kernel:
+    """A kernel, compiled on its first launch for each device and each dtype among its arguments."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function = function
+        self._dispatchers: dict[int | None, Any] = {}
+        self._compiled: dict[Any, _Compiled] = {}
+        self._clusters: dict[Any, bool] = {}
+
+    def dispatcher(self, max_registers: int | None = None) -> Any:
+        """Return Numba's dispatcher of the kernel with a limit of registers."""
+        found = self._dispatchers.get(max_registers)
+        if found is None:
+            found = self._dispatchers[max_registers] = cuda.jit(self.function, max_registers=max_registers)
+            found._cache = caching.cache_of(self.function, max_registers)
+        return found
+
+    def launch(self, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
+        """Run ``blocks`` blocks on the device of ``array`` and on the current stream of its library.
+
+        The launch is cuda.core's: that of Numba takes 30 us for thirty numbers, of each of which it makes an
+        object of ctypes. Every ``cluster`` blocks are a cluster.
+        """
+        device, kernel = array.device, self._compile(array.device, arguments).kernel
+        with _current(device):
+            core.launch(_stream(device, array.stream), _config(blocks, cluster), kernel, *_flat(arguments))
+
+    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
+        """Return whether clusters of so many blocks can run on the current stream of the array's library.
+
+        On a part of a device, as a stream of a green context has it, there may be no room for them.
+        """
+        device = array.device
+        if cluster > plan.CLUSTER or _capability(device) < plan.CLUSTER_CAPABILITY:
+            return False
+        kernel, state = self._compile(device, arguments).kernel, stream_state(array)
+        key = device, _key(arguments), cluster
+        known = None if state.partial else self._clusters.get(key)
+        if known is None:
+            with _current(device):
+                stream, config = _stream(device, array.stream), _config(cluster, cluster)
+                known = kernel.occupancy.max_active_clusters(config, stream=stream) > 0
+            if not state.partial:
+                self._clusters[key] = known
+        return known
+
+    def resident(self, array: Any, *arguments: Any) -> int:
+        """Return how many blocks run at once on the device of ``array``."""
+        return self._compile(array.device, arguments).resident
+
+    def _compile(self, number: int, arguments: tuple[Any, ...]) -> _Compiled:
+        key = number, _key(arguments)
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            capability = _capability(number)
+            if capability < plan.CAPABILITY:
+                raise RuntimeError(
+                    f"cuda:{number} has compute capability {capability[0]}.{capability[1]}; "
+                    "numbabn needs 8.0 (Ampere, 2020) or newer"
+                )
+            types = signature(arguments)
+            with cuda.gpus[number]:
+                made = with_fewest_registers(lambda limit: self.dispatcher(limit).compile(types))
+                compiled = self._compiled[key] = _Compiled(
+                    made._codelibrary.get_cufunc().kernel, int(made.max_cooperative_grid_blocks(plan.THREADS))
+                )
+        return compiled
+
+
+def _key(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what of a kernel's arguments its machine code depends on, in less time than their types take.
+
+    The types within a tuple are the same at every launch of a kernel for a dtype, that of the argument
+    ``like``; only its length may differ.
+    """
+    return tuple([len(a) if isinstance(a, tuple) else type(a) for a in arguments])
+
+
+def _flat(arguments: tuple[Any, ...]) -> list[Any]:
+    """Return the numbers of all arguments: what a kernel takes for a tuple are its elements, in order."""
+    flat: list[Any] = []
+    for a in arguments:
+        if isinstance(a, tuple):
+            flat += a
+        else:
+            flat.append(a)
+    return flat
+
+
+_TYPES = {
+    int: cuda.types.int64,
+    float: cuda.types.float64,
+    np.float32: cuda.types.float32,
+    np.float64: cuda.types.float64,
+    np.uint16: cuda.types.uint16,
+    np.int16: cuda.types.int16,
+}
+
+
+def signature(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return Numba's types of a kernel's arguments."""
+    return tuple(_tuple_type(a) if isinstance(a, tuple) else _TYPES[type(a)] for a in arguments)
+
+
+def _tuple_type(value: tuple[Any, ...]) -> Any:
+    named = type(value) if hasattr(value, "_fields") else None
+    return cuda.types.BaseTuple.from_types(signature(value), named)
+
+
+@functools.cache
+def _capability(number: int) -> tuple[int, int]:
+    major, minor = cuda.gpus[number].compute_capability
+    return int(major), int(minor)
+
+
+@functools.lru_cache(256)
+def _config(blocks: int, cluster: int = 1) -> Any:
+    """Return cuda.core's object for a grid of blocks, which it counts in clusters where there are any."""
+    if cluster == 1:
+        return core.LaunchConfig(grid=blocks, block=plan.THREADS)
+    return core.LaunchConfig(grid=blocks // cluster, cluster=cluster, block=plan.THREADS)
+
+
+@functools.lru_cache(64)
+def _stream(number: int, handle: int) -> Any:
+    """Return cuda.core's object for a stream of another library on a device, which takes 4 us to make.
+
+    Of any other object, such as Numba's stream, cuda.core warns at every launch.
+    """
+    return core.Stream.from_handle(handle)
+
+
+@functools.cache
+def _context(number: int) -> int:
+    """Return the handle of the context that all libraries share on a device."""
+    return int(cuda.gpus[number].get_primary_context().handle)
+
+
+def _current(number: int) -> Any:
+    """Return what makes a device the current one: nothing where it is, since pushing a context takes time."""
+    context = _context(number)
+    _, current = driver.cuCtxGetCurrent()
+    return nullcontext() if int(current) == context else cuda.gpus[number]
+
+
+def follow(array: Any, other: Any) -> None:
+    """Let what is launched for ``array`` from now on wait for what was launched for ``other``.
+
+    The two are of different libraries on one device, each with a current stream of its own. The host does not
+    wait. Where the streams are the same nothing is to be done.
+    """
+    mine, others = array.stream, other.stream
+    if mine != others:
+        with _current(array.device):
+            _stream(array.device, mine).wait(_stream(other.device, others))
+
+
+def stream_state(array: Any) -> StreamState:
+    """Return the state of the current stream of the library of ``array``; what is unknown is taken as true.
+
+    It is asked each time: a handle may be that of another stream by now.
+    """
+    with _current(array.device):
+        error, status = driver.cuStreamIsCapturing(array.stream)
+        captured = error != driver.CUresult.CUDA_SUCCESS or int(status) != 0
+        try:
+            error, context = driver.cuStreamGetGreenCtx(array.stream)
+        except RuntimeError:  # a driver that is older than the function
+            return StreamState(captured, True)
+    return StreamState(captured, error != driver.CUresult.CUDA_SUCCESS or int(context) != 0)
+
+
+def host_words(number: int, count: int) -> HostWords:
+    """Return so many numbers for a device."""
+    with cuda.gpus[number]:
+        array = cuda.mapped_array(count, np.int32)
+    return HostWords(array, _address(array))
+
+
+def device_zeros(number: int, nbytes: int) -> Memory:
+    """Wait for the device, and return memory filled with zeros there, which every stream can use at once."""
+    with cuda.gpus[number]:
+        memory = cuda.to_device(np.zeros(nbytes, np.uint8))
+        cuda.synchronize()
+    return Memory(memory, _address(memory))
+
+
+def _address(array: Any) -> int:
+    address: int = array.__cuda_array_interface__["data"][0]
+    return address
