@@ -218,7 +218,7 @@ def test_blocks_meet_without_full_fences(reports):
 def test_sums_are_exchanged_in_warps(reports):
     names = ("kernels.moments", "kernels.products", "kernels.forward", "kernels.backward", "along_kernels.")
     sums = [r for r in reports if r["kernel"].startswith(names)]
-    assert not wrong(sums, lambda r: count(r, "SHFL"), lambda n: n >= 10)
+    assert not wrong(sums, lambda r: count(r, "SHFL"), lambda n: n > 0)
 
 
 @pytest.mark.slow
