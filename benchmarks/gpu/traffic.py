@@ -91,6 +91,7 @@ def _of_launch(launch: launches.Launch, itemsize: int) -> tuple[int, int]:
         elif isinstance(value, arguments.Moments):
             written += channels * MOMENTS_BYTES
     if geometry.parts > 1 and "workspace" in given:
+        # Where all blocks of a group read them, all but one find them in the L2 cache.
         partials = geometry.groups * geometry.parts * geometry.span * SAMPLE_BYTES
         read, written = read + partials, written + partials
     return read, written
