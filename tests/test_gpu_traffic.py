@@ -104,6 +104,7 @@ COUNT = """
     for module, name, direction, lanes in (
         (tiles, "copy_async", "read", 1), (tiles, "copy_vector", "read", None),
         (epilogue, "array_store", "written", 1), (epilogue, "array_store4", "written", 4),
+        (tiles, "array_store", "written", 1), (tiles, "array_store4", "written", 4),
     ):
         setattr(module, name, counted(getattr(module, name), direction, lanes))
     found = []
