@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from numbabn.backends import cuda as backend
-from numbabn.backends.cuda import gpu, residency, workspaces
+from numbabn.backends.cuda import channels, gpu, residency, workspaces
 from numbabn.backends.cuda.launcher import StreamState
 from numbabn.backends.verbs import Affine, Gradient, Result, View
 
@@ -90,14 +90,19 @@ def recorded(resident: int, clusters: bool = False) -> Iterator[list[Launch]]:
     def launch(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
         launches.append(Launch(kernel, blocks, arguments))
 
-    memory = SimpleNamespace(address=next(_addresses))
+    def with_permit(array: Any, state: StreamState, launch: Callable[[Any], None]) -> bool:
+        launch(residency.Permit(next(_addresses), 1))
+        return True
+
+    memory, state = SimpleNamespace(address=next(_addresses)), StreamState(False, False)
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
         mock.patch.object(gpu.Kernel, "resident", return_value=resident),
         mock.patch.object(gpu.Kernel, "runs_clusters", return_value=clusters),
         mock.patch.object(gpu, "device_zeros", return_value=memory),
-        mock.patch.object(gpu, "stream_state", return_value=StreamState(False, False)),
-        mock.patch.object(residency, "permit", return_value=residency.Permit(next(_addresses), 1)),
+        mock.patch.object(gpu, "stream_state", return_value=state),
+        mock.patch.object(channels, "stream_state", return_value=state),
+        mock.patch.object(residency, "launched", with_permit),
         mock.patch.dict(workspaces._pieces, clear=True),
         mock.patch.dict(workspaces._slabs, clear=True),
     ):

@@ -118,6 +118,6 @@ def _resident_blocks() -> Iterator[Row]:
     """Return how many blocks of the kernels that read once ran at a time, for the byte model."""
     from numbabn.backends.cuda import kernels
 
-    known = [*kernels.forward._resident.values(), *kernels.backward._resident.values()]
+    known = [blocks for kernel in (kernels.forward, kernels.backward) for blocks in kernel.known_residents()]
     if known:
         yield {"kind": "resident", "blocks": min(known)}

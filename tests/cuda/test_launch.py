@@ -10,10 +10,13 @@ if config.ENABLE_CUDASIM or config.DISABLE_JIT:
     pytest.skip("the CUDA simulator launches nothing through cuda.core", allow_module_level=True)
 pytest.importorskip("cuda.core", reason="needs numba-cuda")
 
+import numpy as np
 from cuda.core import Kernel
+from numba.cuda.cudadrv.devicearray import MappedNDArray
 
-from numbabn.backends.cuda import launching
-from numbabn.backends.cuda.launcher import StreamState
+from benchmarks.gpu import speed
+from numbabn.backends.cuda import kernels, launching
+from numbabn.backends.cuda.launcher import HostWords, StreamState
 
 
 def test_cuda_core_takes_the_stream_without_a_warning():
@@ -48,6 +51,7 @@ def test_nothing_waits_where_streams_are_the_same(waits):
     assert not waits
 
 
+Device = launching.driver.CUdevice
 OK, BAD = launching.driver.CUresult.CUDA_SUCCESS, launching.driver.CUresult.CUDA_ERROR_INVALID_HANDLE
 STATUS = launching.driver.CUstreamCaptureStatus
 IDLE, ACTIVE = STATUS.CU_STREAM_CAPTURE_STATUS_NONE, STATUS.CU_STREAM_CAPTURE_STATUS_ACTIVE
@@ -66,6 +70,24 @@ def function(answer):
     return asked
 
 
+@pytest.fixture
+def driver(monkeypatch):
+    """A driver that answers for device 0 and stream 7, which is idle, on the whole of a device of its own."""
+    real = launching.driver
+    found = SimpleNamespace(
+        CUresult=real.CUresult,
+        CUdevice_attribute=real.CUdevice_attribute,
+        cuStreamIsCapturing=function((OK, IDLE)),
+        cuStreamGetGreenCtx=function((OK, WHOLE)),
+        cuDeviceGetAttribute=lambda kind, number: (OK, 0),
+        cuCtxGetDevice=lambda: (OK, real.CUdevice(0)),
+    )
+    monkeypatch.setattr(launching, "driver", found)
+    launching._is_shared.cache_clear()
+    yield found
+    launching._is_shared.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("capturing", "context", "expected"),
     [
@@ -77,22 +99,44 @@ def function(answer):
         ((OK, IDLE), RuntimeError("Function not found"), (False, True)),
     ],
 )
-def test_state_of_a_stream(capturing, context, expected, monkeypatch):
+def test_state_of_a_stream(capturing, context, expected, driver):
     """What is not known is taken for the worst."""
-    monkeypatch.setattr(launching, "_current", lambda number: nullcontext())
-    known = {"cuStreamIsCapturing": function(capturing), "cuStreamGetGreenCtx": function(context)}
-    monkeypatch.setattr(launching, "driver", SimpleNamespace(**known, CUresult=launching.driver.CUresult))
+    driver.cuStreamIsCapturing, driver.cuStreamGetGreenCtx = function(capturing), function(context)
     assert launching.stream_state(SimpleNamespace(device=0, stream=7)) == expected
 
 
-def test_no_context_is_pushed_where_the_device_is_current(monkeypatch):
+@pytest.mark.parametrize(("answer", "expected"), [((OK, 1), True), ((OK, 0), False), ((BAD, None), False)])
+def test_devices_that_processes_share(answer, expected, driver):
+    """They have a part of it."""
+    driver.cuDeviceGetAttribute = lambda kind, number: answer
+    assert launching.stream_state(SimpleNamespace(device=0, stream=7)) == (False, expected)
+
+
+def test_a_driver_that_does_not_know_of_sharing(driver):
+    driver.CUdevice_attribute = SimpleNamespace()
+    assert launching.stream_state(SimpleNamespace(device=0, stream=7)) == (False, False)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(0, False), (1, True), (None, True)])
+def test_no_context_is_pushed_where_one_of_the_device_is_current(answer, expected, driver, monkeypatch):
+    """It may be a green context: the default stream, on which x was made, is one of it then."""
     pushed = nullcontext()
-    monkeypatch.setattr(launching, "_context", lambda number: 640 + number)
-    monkeypatch.setattr(launching, "cuda", SimpleNamespace(gpus=[pushed, pushed]))
-    current = launching.driver.CUcontext(641)
-    monkeypatch.setattr(launching, "driver", SimpleNamespace(cuCtxGetCurrent=lambda: (OK, current)))
-    assert launching._current(0) is pushed
-    assert launching._current(1) is not pushed
+    monkeypatch.setattr(launching, "cuda", SimpleNamespace(gpus=[pushed]))
+    device = None if answer is None else Device(answer)
+    driver.cuCtxGetDevice = lambda: (BAD if device is None else OK, device)
+    assert (launching._current(0) is pushed) is expected
+
+
+def test_words_in_the_memory_of_the_host():
+    """Numba's mapped arrays have a method ``view`` of their own, and another address on the device."""
+    mapped = np.ndarray.view(np.full(3, 7, np.int32), type=MappedNDArray)
+    mapped.device_setup(SimpleNamespace(device_ctypes_pointer=SimpleNamespace(value=4096)))
+    words = HostWords(mapped, launching._address(mapped))
+    assert words.address == 4096
+    assert type(words.values) is np.ndarray
+    np.testing.assert_array_equal(words.values, [0, 0, 0])
+    mapped[1] = 5
+    assert words.values[1] == 5
 
 
 class Compiled(SimpleNamespace):
@@ -147,8 +191,8 @@ def clusters(monkeypatch):
     monkeypatch.setattr(launching, "_capability", lambda number: found.capability)
     monkeypatch.setattr(launching, "_config", lambda *blocks: blocks)
     monkeypatch.setattr(launching, "_stream", lambda *which: which)
-    monkeypatch.setattr(launching, "stream_state", lambda array: found.state)
-    found.run = lambda blocks: kernel.runs_clusters(SimpleNamespace(device=0, stream=7), blocks, 1.0)
+    x = SimpleNamespace(device=0, stream=7)
+    found.run = lambda blocks: kernel.runs_clusters(x, found.state, blocks, 1.0)
     return found
 
 
@@ -179,3 +223,13 @@ def test_each_stream_on_a_part_of_the_device_is_asked(clusters):
     assert len(clusters.asked) == 3
     clusters.state = StreamState(False, False)
     assert clusters.run(4)
+
+
+def test_the_byte_model_has_the_smallest_number_of_residents(monkeypatch):
+    """Of those kernels that were compiled for the device."""
+    compiled = launching._Compiled(None, 528), launching._Compiled(None, 396)
+    monkeypatch.setattr(kernels.forward, "_compiled", {})
+    monkeypatch.setattr(kernels.backward, "_compiled", {})
+    assert list(speed._resident_blocks()) == []
+    monkeypatch.setattr(kernels.forward, "_compiled", dict(enumerate(compiled)))
+    assert list(speed._resident_blocks()) == [{"kind": "resident", "blocks": 396}]

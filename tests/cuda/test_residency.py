@@ -13,10 +13,11 @@ import numpy as np
 
 import numbabn as nbn
 from benchmarks.gpu.launches import view_of
-from numbabn.backends.cuda import channels, gpu, kernels, plan, residency
+from numbabn.backends.cuda import channels, kernels, plan, residency
 from numbabn.backends.cuda.launcher import StreamState
 
 PERMITS = plan.CONCURRENT_LAUNCHES
+WHOLE = StreamState(False, False)
 
 
 @pytest.fixture(autouse=True)
@@ -24,25 +25,22 @@ def _none(monkeypatch):
     monkeypatch.setattr(residency, "_holders", {})
 
 
-@pytest.fixture
-def state(monkeypatch):
-    """What streams are: a captured or a partial one, by their numbers."""
-    found = {}
-    whole = StreamState(False, False)
-    monkeypatch.setattr(gpu, "stream_state", lambda array: found.get(array.stream, whole))
-    return found
-
-
-def permit(stream, device=0):
-    return residency.permit(SimpleNamespace(device=device, stream=stream))
+def permit(stream, device=0, state=WHOLE):
+    """Return the permit that a launch on a stream gets, or None."""
+    found = [None]
+    array = SimpleNamespace(device=device, stream=stream)
+    has = residency.launched(array, state, lambda permit: found.append(permit))
+    assert has is (found[-1] is not None)
+    return found[-1]
 
 
 def end(launch):
     """Write what a kernel writes when none of its blocks waits any more."""
     for holders in residency._holders.values():
-        for holder in holders:
-            if holder.launch == launch.launch and holder._words.address + 4 * holder._k == launch.address:
-                holder._words.values[holder._k] = launch.launch
+        words = holders[0]._words
+        place = (launch.address - words.address) // words.values.itemsize
+        if 0 <= place < PERMITS:
+            words.values[place] = launch.launch
 
 
 def test_a_stream_keeps_its_permit_while_it_launches():
@@ -76,22 +74,48 @@ def test_streams_that_come_and_go_find_a_permit():
         end(launch)
 
 
-def test_the_permit_of_a_captured_stream_stays_there(state):
-    """The graph may run whenever it likes."""
-    state[7] = StreamState(True, False)
-    captured = permit(7)
-    del state[7]
-    end(captured)
-    others = [permit(stream) for stream in range(100, 100 + PERMITS - 1)]
-    assert all(others)
-    assert permit(99) is None
-    assert permit(7).address == captured.address
+@pytest.mark.parametrize("state", [StreamState(True, False), StreamState(False, True)])
+def test_graphs_and_parts_of_a_device_get_none(state):
+    """A graph may run at any time, and on a part of the device fewer blocks run at once."""
+    assert permit(7, state=state) is None
+    assert not residency._holders
 
 
-def test_streams_on_a_part_of_the_device_get_none(state):
-    state[7] = StreamState(False, True)
-    assert permit(7) is None
-    assert len({permit(stream).address for stream in range(PERMITS)}) == PERMITS
+def test_a_launch_that_fails_keeps_no_permit():
+    first = permit(0)
+
+    def fail(permit):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        residency.launched(SimpleNamespace(device=0, stream=0), WHOLE, fail)
+    end(first)
+    assert all(holder.is_free for holder in residency._holders[0])
+    assert permit(0).launch == 2
+
+
+def test_numbers_are_in_the_order_of_launches():
+    """Two threads may launch on one stream: the number of the later launch must be written later."""
+    entered, go, order = threading.Event(), threading.Event(), []
+
+    def slow(permit):
+        entered.set()
+        go.wait(10)
+        order.append(permit.launch)
+
+    array = SimpleNamespace(device=0, stream=0)
+    first = threading.Thread(target=residency.launched, args=(array, WHOLE, slow))
+    first.start()
+    entered.wait(10)
+    append = lambda permit: order.append(permit.launch)  # noqa: E731
+    second = threading.Thread(target=residency.launched, args=(array, WHOLE, append))
+    second.start()
+    second.join(0.2)
+    assert order == []
+    go.set()
+    first.join()
+    second.join()
+    assert order == [1, 2]
 
 
 def test_the_default_stream_of_every_thread_is_its_own():
@@ -109,7 +133,7 @@ def test_numbers_of_launches_fit():
     assert permit(0) == first
 
 
-@pytest.mark.parametrize("resident", [PERMITS * 8, 0])
+@pytest.mark.parametrize("resident", [plan.SHARES * 8, 0])
 def test_kernels_give_their_permits_back(resident, numba_arrays, monkeypatch):
     """Both kernels that wait do so; those of two launches need none."""
     monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)
@@ -117,21 +141,26 @@ def test_kernels_give_their_permits_back(resident, numba_arrays, monkeypatch):
     y, saved = nbn.batch_norm_forward(numba_arrays.array(x))
     nbn.batch_norm_backward(y, saved)
     holders = residency._holders.get(0, [])
-    assert [holder.launch for holder in holders] == ([2, 0, 0, 0] if resident else [])
+    assert [holder.launch for holder in holders] == ([2, 0] if resident else [])
     assert all(holder.is_free for holder in holders)
 
 
 @pytest.mark.parametrize(
     ("blocks", "given", "expected"),
-    [(PERMITS, True, True), (PERMITS, False, False), (PERMITS - 1, True, False)],
+    [(plan.SHARES, True, True), (plan.SHARES, False, False), (plan.SHARES - 1, True, False)],
 )
 def test_one_launch_or_two(blocks, given, expected, monkeypatch):
     """One if a share of the resident blocks holds a group, and there is a permit."""
     geometry = plan.geometry(view_of((40, 8, 1)), 4, 1)
     assert geometry.parts > 1
     monkeypatch.setattr(plan, "RESIDENT_SIMULATED", geometry.parts * blocks)
-    found = residency.Permit(64, 3) if given else None
-    monkeypatch.setattr(residency, "permit", lambda array: found)
+
+    def with_permit(array, state, launch):
+        if given:
+            launch(residency.Permit(64, 3))
+        return given
+
+    monkeypatch.setattr(residency, "launched", with_permit)
     x = SimpleNamespace(device=0, stream=0)
     launched = []
     monkeypatch.setattr(kernels.forward, "launch", lambda *arguments: launched.append(arguments))

@@ -140,7 +140,10 @@ class Workspace(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """In the place of a `Workspace` where the blocks of a group are a cluster of so many; see `clusters`."""
+    """In the place of a `Workspace` where the blocks of a group are a cluster of so many; see `clusters`.
+
+    Kernels are compiled anew for it. They know the number, too, but a tuple must have one.
+    """
 
     blocks: int
 

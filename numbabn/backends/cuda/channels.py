@@ -14,6 +14,7 @@ import numpy as np
 
 from numbabn.backends.cuda import arguments, kernels, plan, residency
 from numbabn.backends.cuda.arguments import Cluster, Workspace, arrays_of
+from numbabn.backends.cuda.gpu import stream_state
 from numbabn.backends.cuda.launcher import Launches
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import Scratch, scratch, workspace
@@ -192,19 +193,22 @@ def launched_once(kernel: Launches, x: Device, read: tuple[Any, Cut], given: tup
     if geometry.part_tiles > 1:
         return False
     blocks, group = geometry.groups * geometry.parts, Cluster(geometry.parts)
-    fits = geometry.parts > 1 and geometry.span <= plan.CLUSTER_CHANNELS
-    if fits and kernel.runs_clusters(x, geometry.parts, *read, group, *given):
+    if geometry.parts == 1:
+        kernel.launch(x, blocks, *read, workspace(x, geometry), *given)
+        return True
+    state = stream_state(x)
+    fits = geometry.span <= plan.CLUSTER_CHANNELS
+    if fits and kernel.runs_clusters(x, state, geometry.parts, *read, group, *given):
         kernel.launch(x, blocks, *read, group, *given, cluster=geometry.parts)
         return True
     space = workspace(x, geometry)
-    if geometry.parts > 1:
-        waiting = geometry.parts * plan.CONCURRENT_LAUNCHES
-        permit = residency.permit(x) if waiting <= kernel.resident(x, *read, space, *given) else None
-        if permit is None:
-            return False
-        space = Workspace(space.counters, space.partials, *permit)
-    kernel.launch(x, blocks, *read, space, *given)
-    return True
+    if geometry.parts * plan.SHARES > kernel.resident(x, *read, space, *given):
+        return False
+
+    def launch(permit: residency.Permit) -> None:
+        kernel.launch(x, blocks, *read, Workspace(space.counters, space.partials, *permit), *given)
+
+    return residency.launched(x, state, launch)
 
 
 def float64(x: Device, *shape: int) -> Device:

@@ -5,8 +5,8 @@ permits, and they read each other's shared memory. `adapted` puts these function
 the counters of a `arguments.Workspace` where a kernel is given an `arguments.Cluster`. Device functions for
 `merging` and `synchronization`.
 
-Not on hardware yet: machine code and the simulator are all that was looked at. Source: CUDA C++ Programming
-Guide, "Thread block clusters" and "Distributed shared memory"; PTX ISA, barrier.cluster and mapa.
+Source: CUDA C++ Programming Guide, "Thread block clusters" and "Distributed shared memory"; PTX ISA,
+barrier.cluster and mapa.
 """
 
 import numpy as np

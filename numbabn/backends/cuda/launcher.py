@@ -14,12 +14,12 @@ class Launches(Protocol):
     def resident(self, array: Any, *arguments: Any) -> int:
         """Return how many blocks run at once on the device."""
 
-    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
-        """Return whether clusters of so many blocks can run on the stream."""
+    def runs_clusters(self, array: Any, state: "StreamState", cluster: int, *arguments: Any) -> bool:
+        """Return whether clusters of so many blocks can run on the stream, whose state is known."""
 
 
 class StreamState(NamedTuple):
-    """Whether a stream is captured in a CUDA graph now, and whether it has a part of its device only."""
+    """Whether a stream is captured in a CUDA graph now, and whether it has but a part of its device."""
 
     captured: bool
     partial: bool
@@ -39,4 +39,4 @@ class HostWords(Memory):
     def __init__(self, array: Any, address: int) -> None:
         super().__init__(array, address)
         array[:] = 0
-        self.values: Any = array.view(np.ndarray)
+        self.values: Any = np.ndarray.view(array, np.ndarray)  # the method is another one in Numba's arrays

@@ -18,6 +18,8 @@ from numbabn.backends.cuda.launcher import HostWords, Memory, StreamState
 cuda: Any = numba_cuda
 core: Any = import_module("cuda.core")
 driver: Any = import_module("cuda.bindings.driver")
+# What is L1 cache or shared memory is to be shared memory: a wish, without which fewer blocks may run.
+_CARVEOUT: Any = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
 
 
 class _Compiled(NamedTuple):
@@ -67,32 +69,32 @@ class Kernel:
         The launch is cuda.core's: that of Numba takes 30 us for thirty numbers, of each of which it makes an
         object of ctypes. Every ``cluster`` blocks are a cluster.
         """
-        device, kernel = array.device, self._compile(array.device, arguments).kernel
-        with _current(device):
-            core.launch(_stream(device, array.stream), _config(blocks, cluster), kernel, *_flat(arguments))
+        number, kernel = array.device, self._compile(array.device, arguments).kernel
+        with _current(number):
+            core.launch(_stream(number, array.stream), _config(blocks, cluster), kernel, *_flat(arguments))
 
-    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
+    def known_residents(self) -> list[int]:
+        """Return how many blocks run at once, for every device and dtype that the kernel was compiled for."""
+        return [compiled.resident for compiled in self._compiled.values()]
+
+    def runs_clusters(self, array: Any, state: StreamState, cluster: int, *arguments: Any) -> bool:
         """Return whether clusters of so many blocks can run on the current stream of the array's library.
 
         On a part of a device, as a stream of a green context has it, there may be no room for them.
         """
-        device = array.device
-        if cluster > plan.CLUSTER or _capability(device) < plan.CLUSTER_CAPABILITY:
+        number = array.device
+        if cluster > plan.CLUSTER or _capability(number) < plan.CLUSTER_CAPABILITY:
             return False
-        kernel, state = self._compile(device, arguments).kernel, stream_state(array)
-        key = device, _key(arguments), cluster
+        key = number, _key(arguments), cluster
         known = None if state.partial else self._clusters.get(key)
         if known is None:
-            with _current(device):
-                stream, config = _stream(device, array.stream), _config(cluster, cluster)
+            kernel = self._compile(number, arguments).kernel
+            with _current(number):
+                stream, config = _stream(number, array.stream), _config(cluster, cluster)
                 known = kernel.occupancy.max_active_clusters(config, stream=stream) > 0
             if not state.partial:
                 self._clusters[key] = known
         return known
-
-    def resident(self, array: Any, *arguments: Any) -> int:
-        """Return how many blocks run at once on the device of ``array``."""
-        return self._compile(array.device, arguments).resident
 
     def _compile(self, number: int, arguments: tuple[Any, ...]) -> _Compiled:
         key = number, _key(arguments)
@@ -107,9 +109,10 @@ class Kernel:
             types = signature(arguments)
             with cuda.gpus[number]:
                 made = with_fewest_registers(lambda limit: self.dispatcher(limit).compile(types))
-                compiled = self._compiled[key] = _Compiled(
-                    made._codelibrary.get_cufunc().kernel, int(made.max_cooperative_grid_blocks(plan.THREADS))
-                )
+                kernel = made._codelibrary.get_cufunc().kernel
+                driver.cuKernelSetAttribute(_CARVEOUT, 100, kernel.handle, number)
+                resident = int(made.max_cooperative_grid_blocks(plan.THREADS))
+                compiled = self._compiled[key] = _Compiled(kernel, resident)
         return compiled
 
 
@@ -176,17 +179,27 @@ def _stream(number: int, handle: int) -> Any:
     return core.Stream.from_handle(handle)
 
 
-@functools.cache
-def _context(number: int) -> int:
-    """Return the handle of the context that all libraries share on a device."""
-    return int(cuda.gpus[number].get_primary_context().handle)
-
-
 def _current(number: int) -> Any:
-    """Return what makes a device the current one: nothing where it is, since pushing a context takes time."""
-    context = _context(number)
-    _, current = driver.cuCtxGetCurrent()
-    return nullcontext() if int(current) == context else cuda.gpus[number]
+    """Return what makes a device the current one: nothing where one of its contexts is current.
+
+    That may be a green context, to which the default streams belong then. Pushing one takes time, too.
+    """
+    error, current = driver.cuCtxGetDevice()
+    found = error == driver.CUresult.CUDA_SUCCESS and int(current) == number
+    return nullcontext() if found else cuda.gpus[number]
+
+
+@functools.cache
+def _is_shared(number: int) -> bool:
+    """Return whether kernels of several processes run on a device at the same time, by the service MPS.
+
+    A driver that does not know the question does not tell.
+    """
+    kind = getattr(driver.CUdevice_attribute, "CU_DEVICE_ATTRIBUTE_MPS_ENABLED", None)
+    if kind is None:
+        return False
+    error, enabled = driver.cuDeviceGetAttribute(kind, number)
+    return error == driver.CUresult.CUDA_SUCCESS and bool(enabled)
 
 
 def follow(array: Any, other: Any) -> None:
@@ -213,7 +226,8 @@ def stream_state(array: Any) -> StreamState:
             error, context = driver.cuStreamGetGreenCtx(array.stream)
         except RuntimeError:  # a driver that is older than the function
             return StreamState(captured, True)
-    return StreamState(captured, error != driver.CUresult.CUDA_SUCCESS or int(context) != 0)
+        green = error != driver.CUresult.CUDA_SUCCESS or int(context) != 0
+        return StreamState(captured, green or _is_shared(array.device))
 
 
 def host_words(number: int, count: int) -> HostWords:

@@ -47,7 +47,7 @@ def sample_address(workspace, geometry, g, part, c):
 
 @adapted(2, Cluster=store_in_cluster)
 def store_sample(sample, geometry, workspace, g, part, across):
-    """Leave the sample of thread c < across in the workspace, for the last block of the group."""
+    """Leave the sample of thread c < across in the workspace, for the blocks that merge."""
     t = np.int64(cuda.threadIdx.x)
     if t < across:
         address = sample_address(workspace, geometry, g, part, t)

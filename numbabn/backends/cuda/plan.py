@@ -27,7 +27,9 @@ THREADS = 32 if SIMULATED else 256  # of a block
 WARP = 8 if SIMULATED else 32  # threads that exchange values without shared memory
 WARPS = THREADS // WARP
 REGISTER_LIMITS = 64, 80  # of a thread: 4 blocks on an SM, or 3; see `launching.with_fewest_registers`
-TILE_BYTES = 512 if SIMULATED else 32768  # of a block's shared memory: 5 blocks fit in 227 KB
+TILE_BYTES = (
+    512 if SIMULATED else 32768
+)  # of a block's shared memory: 5 blocks fit in 227 KB, of which registers allow 4
 ROW_BYTES = THREADS * 8  # of a row of coefficients per column, or of a sum per thread
 SHARED_BYTES = TILE_BYTES + 4 * ROW_BYTES
 MIN_TILE_BYTES = 256 if SIMULATED else 4096  # a smaller tile is not worth a block
@@ -35,26 +37,25 @@ SPREAD = 4 if SIMULATED else 512  # blocks that a small array is cut into, for 1
 # Blocks that a sample is cut into where statistics are shared: there are more samples, as a rule. Where they
 # are not, a sample of instance norm is also an array of batch norm, and is cut up as such.
 SAMPLE_SPREAD = 2 if SIMULATED else 64
-MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums one block merges
+MAX_PARTS = 4 if SIMULATED else 256  # blocks of a group, whose sums are merged by one block, or by each
 LINE = 8 if SIMULATED else 32  # elements of a row of a group of several channels: 128 bytes of float32
 # Elements of a vector access: 16 bytes of float32, twice 16 of float64, 8 of half types. Eight of these at
 # a time would be 16 bytes, but maps of 14x14 or 7x7 pixels are no multiples of 8, and threads that read eight
 # coefficients each would be 32 bytes apart, so that they meet in the banks of shared memory. Only copies to
 # shared memory are of eight, where shape and address allow it, see `lanes`. Not yet measured.
 VECTOR = 4
-TEAM = (
-    8  # threads of a row at least, unless it is short: of 32, no more than 4 meet in a bank of shared memory
-)
+# Threads of a row at least, unless it is short: of 32, no more than 4 meet in a bank of shared memory.
+TEAM = 8
 ALONG = 16  # from so many adjacent elements with one gamma on, these are rows themselves
-CHUNK = (
-    2 if SIMULATED else 16
-)  # samples that a thread adds up at least, so that its sum is worth being stored
+# Samples that a thread adds up at least, so that its sum is worth being stored.
+CHUNK = 2 if SIMULATED else 16
 ALIGNMENT = 16  # bytes, of a vector access
 CLUSTER_CAPABILITY = (9, 0)  # the lowest that has clusters
 CLUSTER = 8  # blocks of a cluster at most, on any device that has clusters
 CLUSTER_CHANNELS = 2 * LINE + VECTOR  # of a group at most, of which a block of a cluster leaves samples
 CLUSTER_SIMULATED = 0  # blocks of a cluster in `simulated`: it has none
-CONCURRENT_LAUNCHES = 4  # that may run at once where blocks wait for each other, see `residency`
+CONCURRENT_LAUNCHES = 2  # that may run at once where blocks wait for each other, see `residency`
+SHARES = 2 * CONCURRENT_LAUNCHES  # of the blocks that run at once, one of which holds all blocks of a group
 RESIDENT_SIMULATED = 1  # blocks that run at once in `simulated`, where none may wait for another
 
 

@@ -167,7 +167,7 @@ class Kernel:
         """Return how many blocks run at once."""
         return plan.RESIDENT_SIMULATED
 
-    def runs_clusters(self, array: Any, cluster: int, *arguments: Any) -> bool:
+    def runs_clusters(self, array: Any, state: StreamState, cluster: int, *arguments: Any) -> bool:
         """Return whether clusters of so many blocks can run."""
         return cluster <= plan.CLUSTER_SIMULATED
 

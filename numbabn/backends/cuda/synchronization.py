@@ -146,7 +146,8 @@ def reset_arrivals(geometry, workspace, g, last):
 def leave(geometry, workspace):
     """Say that this block waits for nobody any more; return, in thread 0, whether all others have said so.
 
-    That is before the block writes its results, which hides the time that the answer takes.
+    That is before the block writes its results, which hides the time that the answer takes. Other threads may
+    still read samples, but no counter.
     """
     last = False
     if geometry.parts > 1 and cuda.threadIdx.x == 0:

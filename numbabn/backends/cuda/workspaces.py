@@ -49,18 +49,23 @@ class _Slab:
     def __init__(self, memory: Any, nbytes: int) -> None:
         self._memory, self._nbytes, self._used = memory, nbytes, 0
 
+    @property
+    def room(self) -> int:
+        """Bytes that are left."""
+        return self._nbytes - self._used
+
     def cut(self, nbytes: int) -> _Piece | None:
         """Return a piece, or None if there is no room for it."""
-        begin, end = self._used, self._used + nbytes
-        if end > self._nbytes:
+        if nbytes > self.room:
             return None
-        self._used = end + -end % _ALIGNMENT
+        begin = self._used
+        self._used = min(begin + nbytes + -nbytes % _ALIGNMENT, self._nbytes)
         return _Piece(nbytes, self._memory.address + begin)
 
 
 # Device, stream, thread where the piece is one thread's, and what it is for.
 _pieces: dict[tuple[int, int, int, str], _Piece] = {}
-_slabs: dict[int, list[_Slab]] = {}  # of every device, the last one with room
+_slabs: dict[int, list[_Slab]] = {}  # of every device
 _lock = threading.Lock()
 
 
@@ -134,17 +139,32 @@ def _piece(array: DeviceMemory, key: tuple[int, int, int, str], nbytes: int) -> 
 
 
 def _cut(array: DeviceMemory, nbytes: int) -> _Piece:
-    """Return a new piece, of a new slab where the last one has no room."""
+    """Return a new piece. But during a capture, leave room for all pieces of this stream once more.
+
+    So what was called on one stream can be captured on another.
+    """
     slabs = _slabs.setdefault(array.device, [])
-    piece = slabs[-1].cut(nbytes) if slabs else None
+    captured = gpu.stream_state(array).captured
+    piece = next(filter(None, (slab.cut(nbytes) for slab in slabs)), None)
+    if captured and piece is None:
+        raise RuntimeError(
+            f"a call that is captured in a CUDA graph needs {nbytes} bytes on cuda:{array.device}, which "
+            "cannot be allocated during the capture: make the same call once before, on any stream"
+        )
     if piece is None:
-        if gpu.stream_state(array).captured:
-            raise RuntimeError(
-                f"a call that is captured in a CUDA graph needs {nbytes} bytes on cuda:{array.device}, which "
-                "cannot be allocated during the capture: make the same call once before, on any stream"
-            )
-        size = max(SLAB_BYTES, nbytes)
-        slabs.append(_Slab(gpu.device_zeros(array.device, size), size))
+        slabs.append(_slab(array.device, nbytes))
         piece = slabs[-1].cut(nbytes)
     assert piece is not None
+    of_stream = (
+        p.nbytes + _ALIGNMENT for key, p in _pieces.items() if key[:2] == (array.device, array.stream)
+    )
+    again = sum(of_stream) + nbytes + _ALIGNMENT
+    if not captured and max(slab.room for slab in slabs) < again:
+        slabs.append(_slab(array.device, again))
     return piece
+
+
+def _slab(device: int, nbytes: int) -> _Slab:
+    """Return a slab with room for so many bytes, and some more."""
+    size = max(SLAB_BYTES, nbytes)
+    return _Slab(gpu.device_zeros(device, size), size)

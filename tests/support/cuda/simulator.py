@@ -239,7 +239,7 @@ class Simulator:
             for scope in scopes:
                 scope["cuda"] = machine
             try:
-                resident = max(cluster, plan.RESIDENT_SIMULATED // plan.CONCURRENT_LAUNCHES)
+                resident = max(cluster, plan.RESIDENT_SIMULATED // plan.SHARES)
                 machine.run(function, arguments, resident)
             except Exception as error:
                 error.add_note(
@@ -253,7 +253,14 @@ class Simulator:
 
 
 simulator = Simulator()
-plain_launch = simulated.launch
+plain_launch, plain_cut = simulated.launch, workspaces._cut
+
+
+def cut_alone(array, nbytes):
+    """Return a piece of a slab that is an array of its own, whose bounds are checked."""
+    slab = workspaces._Slab(gpu.device_zeros(array.device, nbytes), nbytes)
+    workspaces._slabs.setdefault(array.device, []).append(slab)
+    return slab.cut(nbytes)
 
 
 @contextlib.contextmanager
@@ -282,7 +289,7 @@ def installed():
         for place, name, replacement in (
             (simulated, "launch", simulator.launch),
             (plan, "RESIDENT_SIMULATED", RESIDENT),
-            (workspaces, "SLAB_BYTES", 0),  # every piece is an array, whose bounds are checked
+            (workspaces, "_cut", cut_alone),
             (FakeCUDAArray, "__init__", remembering(FakeCUDAArray.__init__)),
             (launcher.Memory, "__init__", remembering(launcher.Memory.__init__)),
         ):
