@@ -14,9 +14,10 @@ import numpy as np
 from cuda.core import Kernel
 from numba.cuda.cudadrv.devicearray import MappedNDArray
 
-from benchmarks.gpu import speed
-from numbabn.backends.cuda import kernels, launching
-from numbabn.backends.cuda.launcher import HostWords, StreamState
+from benchmarks.gpu import launches, speed
+from numbabn.backends.cuda import channels, gpu, kernels, launching, residency, workspaces
+from numbabn.backends.cuda.launcher import HostWords, Memory, StreamState
+from numbabn.backends.verbs import Affine
 
 
 def test_cuda_core_takes_the_stream_without_a_warning():
@@ -233,3 +234,52 @@ def test_the_byte_model_has_the_smallest_number_of_residents(monkeypatch):
     assert list(speed._resident_blocks()) == []
     monkeypatch.setattr(kernels.forward, "_compiled", dict(enumerate(compiled)))
     assert list(speed._resident_blocks()) == [{"kind": "resident", "blocks": 396}]
+
+
+@pytest.fixture
+def launched(driver, monkeypatch):
+    """What cuda.core is given, on a device of compute capability 9.0 where everything is compiled."""
+    found = []
+    occupancy = SimpleNamespace(max_active_clusters=lambda config, *, stream: 1)
+    kernel = launching._Compiled(SimpleNamespace(occupancy=occupancy), 528)
+    core = SimpleNamespace(
+        launch=lambda stream, config, kernel, *given: found.append((config, given)),
+        LaunchConfig=lambda **given: given,
+        Stream=SimpleNamespace(from_handle=lambda handle: handle),
+    )
+    driver.cuStreamIsCapturing = driver.cuStreamGetGreenCtx = lambda stream: (OK, 0)
+    monkeypatch.setattr(launching, "core", core)
+    monkeypatch.setattr(launching, "_capability", lambda number: (9, 0))
+    monkeypatch.setattr(launching.Kernel, "_compile", lambda *of: kernel)
+    monkeypatch.setattr(gpu, "device_zeros", lambda number, nbytes: Memory(None, 4096))
+    monkeypatch.setattr(gpu, "host_words", lambda number, n: HostWords(np.empty(n, np.int32), 2**20))
+    monkeypatch.setattr(workspaces, "_pieces", {})
+    monkeypatch.setattr(workspaces, "_slabs", {})
+    monkeypatch.setattr(residency, "_holders", {})
+    for known in (launching._config, launching._stream):
+        known.cache_clear()
+    yield found
+    for known in (launching._config, launching._stream):
+        known.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((32, 64, 784), [{"grid": 64, "cluster": 8, "block": 256}]),  # 8 blocks of a channel: a cluster
+        ((32, 64, 3136), [{"grid": 64 * 16, "block": 256}]),  # 16 blocks wait for each other
+        ((128, 64, 12544), [{"grid": 64 * 196, "block": 256}, {"grid": 64 * 256, "block": 256}]),  # too many
+        ((4, 1024, 196), [{"grid": 1024, "block": 256}]),  # one block
+    ],
+)
+def test_what_a_forward_pass_launches(shape, expected, launched):
+    """From the verb down to cuda.core, which gets numbers alone."""
+    x, y = launches.Array(shape), launches.Array(shape)
+    affine = Affine((launches.Array(shape[1:2]), None), 1e-5)
+    channels.forward(x, launches.view_of(shape), affine, y)
+    configs = [config for config, _ in launched]
+    assert [c.keys() for c in configs] == [c.keys() for c in expected]
+    if len(expected) == 1:
+        assert configs == expected
+    numbers = {type(value) for _, given in launched for value in given}
+    assert numbers <= {int, float, np.float32}

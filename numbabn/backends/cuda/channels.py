@@ -15,7 +15,7 @@ import numpy as np
 from numbabn.backends.cuda import arguments, kernels, plan, residency
 from numbabn.backends.cuda.arguments import Cluster, Workspace, arrays_of
 from numbabn.backends.cuda.gpu import stream_state
-from numbabn.backends.cuda.launcher import Launches
+from numbabn.backends.cuda.launcher import AnyKernel
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import Scratch, scratch, workspace
 from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
@@ -184,7 +184,7 @@ def geometry_of(view: View, loaded: int, *arrays: Device, shared: bool = False) 
     return geometry if vector == geometry.vector else geometry._replace(vector=vector)
 
 
-def launched_once(kernel: Launches, x: Device, read: tuple[Any, Cut], given: tuple[Any, ...]) -> bool:
+def launched_once(kernel: AnyKernel, x: Device, read: tuple[Any, Cut], given: tuple[Any, ...]) -> bool:
     """Launch a kernel that reads x once, if its blocks may wait for each other, and return whether they may.
 
     ``read`` and ``given`` are what it takes before its workspace, and after it.

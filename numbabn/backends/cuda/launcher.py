@@ -1,19 +1,23 @@
 """What `launching` and `simulated` have in common: kernels, the state of a stream, and memory that stays."""
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class Launches(Protocol):
+class AnyKernel(ABC):
     """A kernel; ``array`` says on which device, and on the current stream of which library."""
 
+    @abstractmethod
     def launch(self, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
         """Run ``blocks`` blocks, of which every ``cluster`` are a cluster."""
 
+    @abstractmethod
     def resident(self, array: Any, *arguments: Any) -> int:
         """Return how many blocks run at once on the device."""
 
+    @abstractmethod
     def runs_clusters(self, array: Any, state: "StreamState", cluster: int, *arguments: Any) -> bool:
         """Return whether clusters of so many blocks can run on the stream, whose state is known."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda as numba_cuda
 
 from numbabn.backends.cuda import caching, plan
-from numbabn.backends.cuda.launcher import HostWords, Memory, StreamState
+from numbabn.backends.cuda.launcher import AnyKernel, HostWords, Memory, StreamState
 
 cuda: Any = numba_cuda
 core: Any = import_module("cuda.core")
@@ -46,7 +46,7 @@ def with_fewest_registers(compiled: Callable[[int | None], Any]) -> Any:
     return plain
 
 
-class Kernel:
+class Kernel(AnyKernel):
     """A kernel, compiled on its first launch for each device and each dtype among its arguments."""
 
     def __init__(self, function: Callable[..., None]) -> None:
@@ -72,6 +72,10 @@ class Kernel:
         number, kernel = array.device, self._compile(array.device, arguments).kernel
         with _current(number):
             core.launch(_stream(number, array.stream), _config(blocks, cluster), kernel, *_flat(arguments))
+
+    def resident(self, array: Any, *arguments: Any) -> int:
+        """Return how many blocks run at once on the device of ``array``."""
+        return self._compile(array.device, arguments).resident
 
     def known_residents(self) -> list[int]:
         """Return how many blocks run at once, for every device and dtype that the kernel was compiled for."""

@@ -21,7 +21,7 @@ import numba.cuda
 import numpy as np
 
 from numbabn.backends.cuda import plan
-from numbabn.backends.cuda.launcher import HostWords, Memory, StreamState
+from numbabn.backends.cuda.launcher import AnyKernel, HostWords, Memory, StreamState
 
 
 class Index(NamedTuple):
@@ -153,7 +153,7 @@ def device(function: Any) -> Any:
     return function
 
 
-class Kernel:
+class Kernel(AnyKernel):
     """A kernel, which is a function of Python here."""
 
     def __init__(self, function: Callable[..., None]) -> None:
