@@ -94,6 +94,19 @@ def test_no_slab_is_made_during_a_capture(monkeypatch):
     assert slabs() == 1
 
 
+@pytest.mark.parametrize("nbytes", [2**17, 2**19 - 2**10, 2**19, 2**20, 2**22])
+def test_what_was_called_on_one_stream_can_be_captured_on_another(nbytes, monkeypatch):
+    """However full the slabs were before."""
+    purposes = "sums", "totals", "chunks"
+    for purpose in purposes:
+        scratch(nbytes // 16, purpose=purpose)
+    monkeypatch.setattr(gpu, "stream_state", lambda array: StreamState(True, False))
+    made = slabs()
+    for purpose in purposes:
+        scratch(nbytes // 16, stream=7, purpose=purpose)
+    assert slabs() == made
+
+
 def test_one_for_each_stream_and_device():
     assert len({of(SMALL), of(SMALL, stream=7), of(SMALL, device=1)}) == 3
 
