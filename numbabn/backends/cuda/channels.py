@@ -15,7 +15,7 @@ import numpy as np
 from numbabn.backends.cuda import arguments, kernels, plan, residency
 from numbabn.backends.cuda.arguments import Cluster, Workspace, arrays_of
 from numbabn.backends.cuda.gpu import stream_state
-from numbabn.backends.cuda.launcher import AnyKernel
+from numbabn.backends.cuda.launcher import AnyKernel, OnStream
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.workspaces import Scratch, scratch, workspace
 from numbabn.backends.verbs import Affine, Gradient, Kept, Pair, View
@@ -192,23 +192,27 @@ def launched_once(kernel: AnyKernel, x: Device, read: tuple[Any, Cut], given: tu
     _, geometry = read
     if geometry.part_tiles > 1:
         return False
-    blocks, group = geometry.groups * geometry.parts, Cluster(geometry.parts)
+    on, blocks, group = (
+        OnStream(x.device, x.stream),
+        geometry.groups * geometry.parts,
+        Cluster(geometry.parts),
+    )
     if geometry.parts == 1:
-        kernel.launch(x, blocks, *read, workspace(x, geometry), *given)
+        kernel.launch(on, blocks, *read, workspace(on, geometry), *given)
         return True
-    state = stream_state(x)
+    state = stream_state(on)
     fits = geometry.span <= plan.CLUSTER_CHANNELS
-    if fits and kernel.runs_clusters(x, state, geometry.parts, *read, group, *given):
-        kernel.launch(x, blocks, *read, group, *given, cluster=geometry.parts)
+    if fits and kernel.runs_clusters(on, state, geometry.parts, *read, group, *given):
+        kernel.launch(on, blocks, *read, group, *given, cluster=geometry.parts)
         return True
-    space = workspace(x, geometry)
-    if geometry.parts * plan.SHARES > kernel.resident(x, *read, space, *given):
+    space = workspace(on, geometry)
+    if geometry.parts * plan.SHARES > kernel.resident(on, *read, space, *given):
         return False
 
     def launch(permit: residency.Permit) -> None:
-        kernel.launch(x, blocks, *read, Workspace(space.counters, space.partials, *permit), *given)
+        kernel.launch(on, blocks, *read, Workspace(space.counters, space.partials, *permit), *given)
 
-    return residency.launched(x, state, launch)
+    return residency.launched(on, state, launch)
 
 
 def float64(x: Device, *shape: int) -> Device:

@@ -1,7 +1,7 @@
 """What `launching` and `simulated` have in common: kernels, the state of a stream, and memory that stays."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +20,22 @@ class AnyKernel(ABC):
     @abstractmethod
     def runs_clusters(self, array: Any, state: "StreamState", cluster: int, *arguments: Any) -> bool:
         """Return whether clusters of so many blocks can run on the stream, whose state is known."""
+
+
+class Streamed(Protocol):
+    """What has a device, and a stream there: an array, that of its library; or an `OnStream`."""
+
+    @property
+    def device(self) -> int: ...
+    @property
+    def stream(self) -> int: ...
+
+
+class OnStream(NamedTuple):
+    """What several steps of a launch ask of an array, which looks its stream up each time."""
+
+    device: int
+    stream: int
 
 
 class StreamState(NamedTuple):

@@ -20,10 +20,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from numbabn.backends.cuda import gpu
-from numbabn.backends.cuda.launcher import StreamState
+from numbabn.backends.cuda.launcher import Streamed, StreamState
 from numbabn.backends.cuda.plan import CONCURRENT_LAUNCHES
 from numbabn.backends.cuda.workspaces import owner
-from numbabn.backends.verbs import DeviceMemory
 
 _LARGEST = 2**31 - 1  # an int32
 
@@ -58,7 +57,7 @@ _holders: dict[int, list[_Holder]] = {}  # of every device
 _lock = threading.Lock()
 
 
-def launched(array: DeviceMemory, state: StreamState, launch: Callable[[Permit], None]) -> bool:
+def launched(array: Streamed, state: StreamState, launch: Callable[[Permit], None]) -> bool:
     """Call ``launch`` with a permit for the current stream of the array's library; return whether it has one.
 
     Other threads wait meanwhile: numbers are written in the order in which launches run.

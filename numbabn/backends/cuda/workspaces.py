@@ -18,11 +18,11 @@ import numpy as np
 
 from numbabn.backends.cuda import gpu
 from numbabn.backends.cuda.arguments import Workspace
+from numbabn.backends.cuda.launcher import Streamed
 from numbabn.backends.cuda.merging import SAMPLE_BYTES
 from numbabn.backends.cuda.plan import Geometry, SampleGeometry
 from numbabn.backends.cuda.synchronization import ARRIVALS
 from numbabn.backends.strides import dense_strides
-from numbabn.backends.verbs import DeviceMemory
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -95,7 +95,7 @@ class Scratch(NamedTuple):
         return dense_strides(self.shape, range(len(self.shape)), self.itemsize)
 
 
-def scratch(array: DeviceMemory, purpose: str, shape: tuple[int, ...], dtype: Any = _FLOAT64) -> Scratch:
+def scratch(array: Streamed, purpose: str, shape: tuple[int, ...], dtype: Any = _FLOAT64) -> Scratch:
     """Return memory without values on the current stream of the library of ``array``.
 
     The next call for this purpose, by this thread and on this stream, returns the same memory. So does that
@@ -106,7 +106,7 @@ def scratch(array: DeviceMemory, purpose: str, shape: tuple[int, ...], dtype: An
     return Scratch(address, shape, dtype, device, stream)
 
 
-def workspace(array: DeviceMemory, geometry: Geometry | SampleGeometry) -> Workspace:
+def workspace(array: Streamed, geometry: Geometry | SampleGeometry) -> Workspace:
     """Return the workspace of a launch for ``array`` on the current stream of its library."""
     if geometry.parts == 1:
         return Workspace(0, 0, 0, 0)
@@ -121,13 +121,13 @@ def workspace(array: DeviceMemory, geometry: Geometry | SampleGeometry) -> Works
     )
 
 
-def owner(array: DeviceMemory) -> tuple[int, int]:
+def owner(array: Streamed) -> tuple[int, int]:
     """Return the current stream of the library of ``array``, and the thread where it is one of its own."""
     stream = array.stream
     return stream, threading.get_ident() if stream == _PER_THREAD else 0
 
 
-def _piece(array: DeviceMemory, key: tuple[int, int, int, str], nbytes: int) -> int:
+def _piece(array: Streamed, key: tuple[int, int, int, str], nbytes: int) -> int:
     """Return the address of memory for so many bytes; what has been too small is doubled."""
     found = _pieces.get(key)  # without the lock, which would take half of the time
     if found is None or nbytes > found.nbytes:
@@ -138,8 +138,8 @@ def _piece(array: DeviceMemory, key: tuple[int, int, int, str], nbytes: int) -> 
     return found.address
 
 
-def _cut(array: DeviceMemory, nbytes: int) -> _Piece:
-    """Return a new piece. But during a capture, leave room for all pieces of this stream once more.
+def _cut(array: Streamed, nbytes: int) -> _Piece:
+    """Return a new piece, and leave room for all pieces of this stream once more, except during a capture.
 
     So what was called on one stream can be captured on another.
     """
