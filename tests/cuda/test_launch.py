@@ -182,6 +182,8 @@ def clusters(monkeypatch):
 
     def max_active_clusters(config, *, stream):
         found.asked.append((config, stream))
+        if found.active is None:
+            raise RuntimeError("CUDA_ERROR_INVALID_CLUSTER_SIZE")
         return found.active
 
     kernel = launching.Kernel(lambda x: None)
@@ -209,7 +211,7 @@ def test_clusters_of_more_blocks_than_any_device_has(clusters):
     assert clusters.asked == [((8, 8), (0, 7))]
 
 
-@pytest.mark.parametrize("active", [0, 1])
+@pytest.mark.parametrize("active", [None, 0, 1])
 def test_the_device_is_asked_once_for_clusters(clusters, active):
     clusters.active = active
     assert [clusters.run(4) for _ in range(3)] == [bool(active)] * 3

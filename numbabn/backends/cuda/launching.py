@@ -92,10 +92,13 @@ class Kernel(AnyKernel):
         key = number, _key(arguments), cluster
         known = None if state.partial else self._clusters.get(key)
         if known is None:
-            kernel = self._compile(number, arguments).kernel
+            occupancy = self._compile(number, arguments).kernel.occupancy
             with _current(number):
                 stream, config = _stream(number, array.stream), _config(cluster, cluster)
-                known = kernel.occupancy.max_active_clusters(config, stream=stream) > 0
+                try:
+                    known = occupancy.max_active_clusters(config, stream=stream) > 0
+                except Exception:  # cuda.core's own, where the driver refuses the size
+                    known = False
             if not state.partial:
                 self._clusters[key] = known
         return known
