@@ -81,7 +81,7 @@ class Launch:
 
 @contextmanager
 def recorded(resident: int, clusters: bool = False) -> Iterator[list[Launch]]:
-    """Record all launches in a list, as on a device that runs ``resident`` blocks of any kernel at once.
+    """Record all launches in a list, as on a device that runs ``resident`` blocks of a group at once.
 
     With ``clusters`` it runs clusters of blocks, of any size.
     """
@@ -90,6 +90,9 @@ def recorded(resident: int, clusters: bool = False) -> Iterator[list[Launch]]:
     def launch(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any, cluster: int = 1) -> None:
         launches.append(Launch(kernel, blocks, arguments))
 
+    def may_wait(kernel: gpu.Kernel, array: Any, blocks: int, *arguments: Any) -> bool:
+        return blocks <= resident
+
     def with_permit(array: Any, state: StreamState, launch: Callable[[Any], None]) -> bool:
         launch(residency.Permit(next(_addresses), 1))
         return True
@@ -97,7 +100,7 @@ def recorded(resident: int, clusters: bool = False) -> Iterator[list[Launch]]:
     memory, state = SimpleNamespace(address=next(_addresses)), StreamState(False, False)
     with (
         mock.patch.object(gpu.Kernel, "launch", launch),
-        mock.patch.object(gpu.Kernel, "resident", return_value=resident),
+        mock.patch.object(gpu.Kernel, "may_wait", may_wait),
         mock.patch.object(gpu.Kernel, "runs_clusters", return_value=clusters),
         mock.patch.object(gpu, "device_zeros", return_value=memory),
         mock.patch.object(gpu, "stream_state", return_value=state),

@@ -15,9 +15,9 @@ from tests.support.cases import CASES, RESNET50_BATCH, RESNET50_NCHW, RESNET50_N
 
 Row = dict[str, Any]
 
-# What is assumed where nothing was run; tests/cuda/test_compile.py says how many blocks fit.
-ASSUMED = "an H200: 132 multiprocessors, 4 blocks on each, 4.8 TB/s by its data sheet"
-ASSUMED_BLOCKS = 132 * 4
+# What is assumed where nothing was run.
+ASSUMED = "an H200: 132 multiprocessors, 4.8 TB/s by its data sheet"
+ASSUMED_MULTIPROCESSORS = 132
 ASSUMED_BYTES_PER_SECOND = 4.8e12
 
 
@@ -72,9 +72,10 @@ class Results:
         return Run(self.records())
 
     @cached_property
-    def blocks(self) -> int:
-        """Return how many blocks run at once, as the device said, or as assumed."""
-        return next((row["blocks"] for row in reversed(self.of("resident"))), ASSUMED_BLOCKS)
+    def multiprocessors(self) -> int:
+        """Return how many there are, as the device said, or as assumed: a group has no more blocks."""
+        found = reversed(self.of("multiprocessors"))
+        return next((row["number"] for row in found), ASSUMED_MULTIPROCESSORS)
 
     @cached_property
     def cases(self) -> list[Case]:
@@ -83,7 +84,7 @@ class Results:
 
     def model(self, operation: str, case: Case) -> Traffic:
         """Return what numbabn moves in a row."""
-        return traffic(operation, canonical(case), np.float32, self.blocks)
+        return traffic(operation, canonical(case), np.float32, self.multiprocessors)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain data."""
@@ -92,5 +93,5 @@ class Results:
             for operation in VERBS
             for case in self.cases
         ]
-        about = {"ran_on_hardware": self.ran, "resident_blocks": self.blocks}
+        about = {"ran_on_hardware": self.ran, "multiprocessors": self.multiprocessors}
         return {**about, "model": model, "rows": self.rows}

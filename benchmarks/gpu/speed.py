@@ -28,7 +28,7 @@ def at_batch(batch: int) -> Iterator[Row]:
     """Time all libraries but torch.compile on the rows of a batch size."""
     names = [name for name in peers.ENTRIES if name != peers.COMPILED]
     yield from speed(cases_at(batch), names, usable(), Clock(), _l2_bytes())
-    yield from _resident_blocks()
+    yield {"kind": "multiprocessors", "number": int(cuda.get_current_device().MULTIPROCESSOR_COUNT)}
 
 
 def speed(
@@ -112,12 +112,3 @@ def compiled(seconds: float) -> Iterator[Row]:
 
 def _l2_bytes() -> int:
     return int(cuda.get_current_device().L2_CACHE_SIZE)
-
-
-def _resident_blocks() -> Iterator[Row]:
-    """Return how many blocks of the kernels that read once ran at a time, for the byte model."""
-    from numbabn.backends.cuda import kernels
-
-    known = [blocks for kernel in (kernels.forward, kernels.backward) for blocks in kernel.known_residents()]
-    if known:
-        yield {"kind": "resident", "blocks": min(known)}

@@ -58,7 +58,7 @@ def canonical(case: Case) -> launches.Shape:
 
 
 def traffic(operation: str, shape: launches.Shape, dtype: Any, resident: int) -> Traffic:
-    """Return what an operation moves where ``resident`` blocks of a kernel run at once."""
+    """Return what an operation moves where ``resident`` blocks of a group run at once."""
     made = VERBS[operation](shape, dtype, resident)
     parts = [_of_launch(launch, np.dtype(dtype).itemsize) for launch in made]
     return Traffic(

@@ -16,7 +16,6 @@ from benchmarks.gpu.launches import view_of
 from numbabn.backends.cuda import channels, kernels, plan, residency
 from numbabn.backends.cuda.launcher import StreamState
 
-PERMITS = plan.CONCURRENT_LAUNCHES
 WHOLE = StreamState(False, False)
 
 
@@ -34,13 +33,11 @@ def permit(stream, device=0, state=WHOLE):
     return found[-1]
 
 
-def end(launch):
+def end(launch, device=0):
     """Write what a kernel writes when none of its blocks waits any more."""
-    for holders in residency._holders.values():
-        words = holders[0]._words
-        place = (launch.address - words.address) // words.values.itemsize
-        if 0 <= place < PERMITS:
-            words.values[place] = launch.launch
+    words = residency._holders[device]._words
+    assert launch.address == words.address
+    words.values[0] = launch.launch
 
 
 def test_a_stream_keeps_its_permit_while_it_launches():
@@ -49,20 +46,20 @@ def test_a_stream_keeps_its_permit_while_it_launches():
     assert [launch.launch for launch in launches] == [1, 2, 3, 4, 5]
 
 
-def test_there_are_as_many_as_launches_may_run_at_once():
-    assert len({permit(stream).address for stream in range(PERMITS)}) == PERMITS
+def test_there_is_one_for_each_device():
+    first = permit(0)
     assert permit(99) is None
     assert permit(0) is not None
-    assert permit(99, device=1) is not None
+    assert permit(99, device=1).address != first.address
 
 
 def test_a_permit_goes_on_when_the_last_launch_has_ended():
-    launches = [permit(stream) for stream in range(PERMITS)]
+    first = permit(0)
     second = permit(0)
-    end(launches[0])
+    end(first)
     assert permit(99) is None
     end(second)
-    assert permit(99).address == launches[0].address
+    assert permit(99).address == first.address
     assert permit(0) is None
 
 
@@ -90,7 +87,7 @@ def test_a_launch_that_fails_keeps_no_permit():
     with pytest.raises(KeyboardInterrupt):
         residency.launched(SimpleNamespace(device=0, stream=0), WHOLE, fail)
     end(first)
-    assert all(holder.is_free for holder in residency._holders[0])
+    assert residency._holders[0].is_free
     assert permit(0).launch == 2
 
 
@@ -123,37 +120,36 @@ def test_the_default_stream_of_every_thread_is_its_own():
     thread = threading.Thread(target=lambda: found.append(permit(2)))
     thread.start()
     thread.join()
-    assert found[0].address != found[1].address
+    assert found[1] is None
 
 
 def test_numbers_of_launches_fit():
     first = permit(0)
-    (holder, *_) = residency._holders[0]
-    holder.launch = 2**31 - 1
+    residency._holders[0].launch = 2**31 - 1
     assert permit(0) == first
 
 
-@pytest.mark.parametrize("resident", [plan.SHARES * 8, 0])
+@pytest.mark.parametrize("resident", [8, 0])
 def test_kernels_give_their_permits_back(resident, numba_arrays, monkeypatch):
     """Both kernels that wait do so; those of two launches need none."""
     monkeypatch.setattr(plan, "RESIDENT_SIMULATED", resident)
     x = np.random.default_rng(0).standard_normal((24, 8), dtype=np.float32)
     y, saved = nbn.batch_norm_forward(numba_arrays.array(x))
     nbn.batch_norm_backward(y, saved)
-    holders = residency._holders.get(0, [])
-    assert [holder.launch for holder in holders] == ([2, 0] if resident else [])
+    holders = residency._holders.values()
+    assert [holder.launch for holder in holders] == ([2] if resident else [])
     assert all(holder.is_free for holder in holders)
 
 
 @pytest.mark.parametrize(
-    ("blocks", "given", "expected"),
-    [(plan.SHARES, True, True), (plan.SHARES, False, False), (plan.SHARES - 1, True, False)],
+    ("more", "given", "expected"),
+    [(0, True, True), (0, False, False), (-1, True, False)],
 )
-def test_one_launch_or_two(blocks, given, expected, monkeypatch):
-    """One if a share of the resident blocks holds a group, and there is a permit."""
+def test_one_launch_or_two(more, given, expected, monkeypatch):
+    """One if all blocks of a group run at once, and there is a permit."""
     geometry = plan.geometry(view_of((40, 8, 1)), 4, 1)
     assert geometry.parts > 1
-    monkeypatch.setattr(plan, "RESIDENT_SIMULATED", geometry.parts * blocks)
+    monkeypatch.setattr(plan, "RESIDENT_SIMULATED", geometry.parts + more)
 
     def with_permit(array, state, launch):
         if given:

@@ -21,8 +21,8 @@ from tests.support.table import everything, values
 
 # One part a group; several; several groups; several tiles a part, which two kernels do.
 CASES = [((5, 3), 1), ((24, 8), 1), ((2, 2, 70), 1), ((1, 520), 0)]
-# Blocks at once are a fourth of it: one kernel for any group, for groups of two parts or fewer, of one part.
-RESIDENT = (4 * plan.SHARES, 2 * plan.SHARES, 0)
+# One kernel for any group, for groups of two parts or fewer, of one part.
+RESIDENT = (4, 2, 0)
 
 
 def count_launches(monkeypatch, kernel):

@@ -352,9 +352,9 @@ def _wait_for_the_next(flags):
 
 def test_deadlock(monkeypatch):
     flags = Array(np.zeros(8, np.int32))
-    monkeypatch.setattr(plan, "RESIDENT_SIMULATED", 2 * plan.SHARES)
+    monkeypatch.setattr(plan, "RESIDENT_SIMULATED", 2)
     assert finds(_wait_for_the_next, 8, "no thread can go on", flags) >= 5
-    monkeypatch.setattr(plan, "RESIDENT_SIMULATED", 8 * plan.SHARES)
+    monkeypatch.setattr(plan, "RESIDENT_SIMULATED", 8)
     for seed in SEEDS:
         flags.values[...] = 0
         launch(_wait_for_the_next, 8, flags, seed=seed)

@@ -100,6 +100,7 @@ def test_what_was_called_on_one_stream_can_be_captured_on_another(nbytes, monkey
     purposes = "sums", "totals", "chunks"
     for purpose in purposes:
         scratch(nbytes // 16, purpose=purpose)
+    scratch(10, stream=5)  # a small stream leaves room for the large one, too
     monkeypatch.setattr(gpu, "stream_state", lambda array: StreamState(True, False))
     made = slabs()
     for purpose in purposes:

@@ -14,8 +14,8 @@ class AnyKernel(ABC):
         """Run ``blocks`` blocks, of which every ``cluster`` are a cluster."""
 
     @abstractmethod
-    def resident(self, array: Any, *arguments: Any) -> int:
-        """Return how many blocks run at once on the device."""
+    def may_wait(self, array: Any, blocks: int, *arguments: Any) -> bool:
+        """Return whether groups may have so many blocks that wait for each other, with a permit."""
 
     @abstractmethod
     def runs_clusters(self, array: Any, state: "StreamState", cluster: int, *arguments: Any) -> bool:

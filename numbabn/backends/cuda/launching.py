@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import cuda as numba_cuda
@@ -20,13 +20,6 @@ core: Any = import_module("cuda.core")
 driver: Any = import_module("cuda.bindings.driver")
 # What is L1 cache or shared memory is to be shared memory: a wish, without which fewer blocks may run.
 _CARVEOUT: Any = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-
-
-class _Compiled(NamedTuple):
-    """A kernel for a device: what cuda.core launches, and how many blocks of it run there at once."""
-
-    kernel: Any
-    resident: int
 
 
 def with_fewest_registers(compiled: Callable[[int | None], Any]) -> Any:
@@ -52,8 +45,9 @@ class Kernel(AnyKernel):
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
         self._dispatchers: dict[int | None, Any] = {}
-        self._compiled: dict[Any, _Compiled] = {}
+        self._compiled: dict[Any, Any] = {}  # what cuda.core launches
         self._clusters: dict[Any, bool] = {}
+        self._called: set[Any] = set()
 
     def dispatcher(self, max_registers: int | None = None) -> Any:
         """Return Numba's dispatcher of the kernel with a limit of registers."""
@@ -69,17 +63,24 @@ class Kernel(AnyKernel):
         The launch is cuda.core's: that of Numba takes 30 us for thirty numbers, of each of which it makes an
         object of ctypes. Every ``cluster`` blocks are a cluster.
         """
-        number, kernel = array.device, self._compile(array.device, arguments).kernel
+        number, kernel = array.device, self._compile(array.device, arguments)
         with _current(number):
             core.launch(_stream(number, array.stream), _config(blocks, cluster), kernel, *_flat(arguments))
 
-    def resident(self, array: Any, *arguments: Any) -> int:
-        """Return how many blocks run at once on the device of ``array``."""
-        return self._compile(array.device, arguments).resident
+    def may_wait(self, array: Any, blocks: int, *arguments: Any) -> bool:
+        """Return whether groups may have so many blocks that wait for each other: see `residency`.
 
-    def known_residents(self) -> list[int]:
-        """Return how many blocks run at once, for every device and dtype that the kernel was compiled for."""
-        return [compiled.resident for compiled in self._compiled.values()]
+        Not at the first call for a device and dtype: the kernels of the two launches that are made then must
+        be there when a call is captured in a CUDA graph, which makes them, too, and during which no kernel
+        can be loaded.
+        """
+        number = array.device
+        self._compile(number, arguments)
+        key = number, _key(arguments)
+        if key not in self._called:
+            self._called.add(key)
+            return False
+        return blocks <= _multiprocessors(number)
 
     def runs_clusters(self, array: Any, state: StreamState, cluster: int, *arguments: Any) -> bool:
         """Return whether clusters of so many blocks can run on the current stream of the array's library.
@@ -92,7 +93,7 @@ class Kernel(AnyKernel):
         key = number, _key(arguments), cluster
         known = None if state.partial else self._clusters.get(key)
         if known is None:
-            occupancy = self._compile(number, arguments).kernel.occupancy
+            occupancy = self._compile(number, arguments).occupancy
             with _current(number):
                 stream, config = _stream(number, array.stream), _config(cluster, cluster)
                 try:
@@ -103,7 +104,7 @@ class Kernel(AnyKernel):
                 self._clusters[key] = known
         return known
 
-    def _compile(self, number: int, arguments: tuple[Any, ...]) -> _Compiled:
+    def _compile(self, number: int, arguments: tuple[Any, ...]) -> Any:
         key = number, _key(arguments)
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -118,8 +119,7 @@ class Kernel(AnyKernel):
                 made = with_fewest_registers(lambda limit: self.dispatcher(limit).compile(types))
                 kernel = made._codelibrary.get_cufunc().kernel
                 driver.cuKernelSetAttribute(_CARVEOUT, 100, kernel.handle, number)
-                resident = int(made.max_cooperative_grid_blocks(plan.THREADS))
-                compiled = self._compiled[key] = _Compiled(kernel, resident)
+                compiled = self._compiled[key] = kernel
         return compiled
 
 
@@ -167,6 +167,11 @@ def _tuple_type(value: tuple[Any, ...]) -> Any:
 def _capability(number: int) -> tuple[int, int]:
     major, minor = cuda.gpus[number].compute_capability
     return int(major), int(minor)
+
+
+@functools.cache
+def _multiprocessors(number: int) -> int:
+    return int(cuda.gpus[number].MULTIPROCESSOR_COUNT)
 
 
 @functools.lru_cache(256)

@@ -54,8 +54,6 @@ CLUSTER_CAPABILITY = (9, 0)  # the lowest that has clusters
 CLUSTER = 8  # blocks of a cluster at most, on any device that has clusters
 CLUSTER_CHANNELS = 2 * LINE + VECTOR  # of a group at most, of which a block of a cluster leaves samples
 CLUSTER_SIMULATED = 0  # blocks of a cluster in `simulated`: it has none
-CONCURRENT_LAUNCHES = 2  # that may run at once where blocks wait for each other, see `residency`
-SHARES = 2 * CONCURRENT_LAUNCHES  # of the blocks that run at once, one of which holds all blocks of a group
 RESIDENT_SIMULATED = 1  # blocks that run at once in `simulated`, where none may wait for another
 
 

@@ -163,9 +163,9 @@ class Kernel(AnyKernel):
         """Run ``blocks`` blocks."""
         launch(self.function, blocks, arguments, cluster)
 
-    def resident(self, array: Any, *arguments: Any) -> int:
-        """Return how many blocks run at once."""
-        return plan.RESIDENT_SIMULATED
+    def may_wait(self, array: Any, blocks: int, *arguments: Any) -> bool:
+        """Return whether a group of so many blocks runs at once."""
+        return blocks <= plan.RESIDENT_SIMULATED
 
     def runs_clusters(self, array: Any, state: StreamState, cluster: int, *arguments: Any) -> bool:
         """Return whether clusters of so many blocks can run."""

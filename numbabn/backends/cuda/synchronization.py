@@ -5,8 +5,9 @@ of blocks that need no counter any more, for every group the number of its block
 every group a flag that is 1 when its results can be read.
 
 Blocks take tickets, and tickets go to the groups in order. A block waits only for blocks of its own group,
-and those of them that have not begun have the next tickets: in whatever order the hardware starts blocks, a
-group of no more blocks than run at once (see `residency`) cannot wait for ever.
+and those of them that have not begun have the next tickets: in whatever order the hardware starts blocks,
+there is only one group of a launch whose blocks wait for some that have not begun. `residency` says why these
+begin.
 
 What a block has written is released by one thread, after a barrier, and acquired by one thread, before a
 barrier: both reach all threads of their blocks. A full fence (membar.gl) in place of each would also put all

@@ -139,7 +139,7 @@ def _piece(array: Streamed, key: tuple[int, int, int, str], nbytes: int) -> int:
 
 
 def _cut(array: Streamed, nbytes: int) -> _Piece:
-    """Return a new piece, and leave room for all pieces of this stream once more, except during a capture.
+    """Return a new piece, and leave room for as many as any stream has, except during a capture.
 
     So what was called on one stream can be captured on another.
     """
@@ -149,19 +149,25 @@ def _cut(array: Streamed, nbytes: int) -> _Piece:
     if captured and piece is None:
         raise RuntimeError(
             f"a call that is captured in a CUDA graph needs {nbytes} bytes on cuda:{array.device}, which "
-            "cannot be allocated during the capture: make the same call once before, on any stream"
+            "cannot be allocated during the capture: make the same call once before, on that stream"
         )
     if piece is None:
         slabs.append(_slab(array.device, nbytes))
         piece = slabs[-1].cut(nbytes)
     assert piece is not None
-    of_stream = (
-        p.nbytes + _ALIGNMENT for key, p in _pieces.items() if key[:2] == (array.device, array.stream)
-    )
-    again = sum(of_stream) + nbytes + _ALIGNMENT
+    again = _most_of_a_stream(array.device) + nbytes + _ALIGNMENT
     if not captured and max(slab.room for slab in slabs) < again:
         slabs.append(_slab(array.device, again))
     return piece
+
+
+def _most_of_a_stream(device: int) -> int:
+    """Return how many bytes of pieces the stream has that has most."""
+    found: dict[int, int] = {}
+    for (number, stream, *_), piece in _pieces.items():
+        if number == device:
+            found[stream] = found.get(stream, 0) + piece.nbytes + _ALIGNMENT
+    return max(found.values(), default=0)
 
 
 def _slab(device: int, nbytes: int) -> _Slab:

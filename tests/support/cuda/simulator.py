@@ -29,7 +29,7 @@ from numbabn.backends.cuda import gpu, launcher, memory_simulated, plan, simulat
 from tests.support.cuda.allocations import allocations
 from tests.support.cuda.weak_memory import Block, Cluster, Dim3, Memory, SimulationError
 
-RESIDENT = 64  # blocks that the simulated device runs at once
+RESIDENT = 16  # blocks that the simulated device runs at once
 PACES = (1.0, 1.0, 0.3, 0.01)  # of blocks
 _clock = operator.attrgetter("clock")
 
@@ -239,7 +239,7 @@ class Simulator:
             for scope in scopes:
                 scope["cuda"] = machine
             try:
-                resident = max(cluster, plan.RESIDENT_SIMULATED // plan.SHARES)
+                resident = max(cluster, plan.RESIDENT_SIMULATED)
                 machine.run(function, arguments, resident)
             except Exception as error:
                 error.add_note(
