@@ -68,9 +68,8 @@ def repeat(backend, case):
 class CuPyStreams:
     """Streams, events and CUDA graphs of CuPy."""
 
-    warm_calls = (
-        2  # on the stream of a capture, during which CuPy cannot allocate: the second frees the first
-    )
+    # On the stream of a capture, when CuPy cannot allocate: the second finds what the first has freed.
+    warm_calls = 2
 
     def __init__(self, cupy):
         self.cupy = cupy

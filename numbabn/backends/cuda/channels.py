@@ -192,15 +192,11 @@ def launched_once(kernel: AnyKernel, x: Device, read: tuple[Any, Cut], given: tu
     _, geometry = read
     if geometry.part_tiles > 1:
         return False
-    on, blocks, group = (
-        OnStream(x.device, x.stream),
-        geometry.groups * geometry.parts,
-        Cluster(geometry.parts),
-    )
+    on, blocks = OnStream(x.device, x.stream), geometry.groups * geometry.parts
     if geometry.parts == 1:
         kernel.launch(on, blocks, *read, workspace(on, geometry), *given)
         return True
-    state = stream_state(on)
+    state, group = stream_state(on), Cluster(geometry.parts)
     fits = geometry.span <= plan.CLUSTER_CHANNELS
     if fits and kernel.runs_clusters(on, state, geometry.parts, *read, group, *given):
         kernel.launch(on, blocks, *read, group, *given, cluster=geometry.parts)

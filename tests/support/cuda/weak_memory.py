@@ -68,10 +68,8 @@ class Block:
         memory = np.full(plan.SHARED_BYTES, 0xFF, np.uint8)
         self.views = {kind: memory.view(kind) for kind in (np.float32, np.float64, np.int32, np.uint16)}
         words = plan.SHARED_BYTES // WORD
-        self.cluster, self.left = (
-            None,
-            {},
-        )  # what other blocks of the cluster may read: (value, thread, phase)
+        self.cluster = None
+        self.left = {}  # what other blocks of the cluster may read: (value, thread, phase)
         self.written_at, self.written_by = [-1] * words, [0] * words
         self.read_at, self.read_by = [-1] * words, [0] * words
 
