@@ -135,8 +135,8 @@ class Workspace(NamedTuple):
 
     counters: int
     partials: int
-    permit: int
-    launch: int
+    permit: int = 0
+    launch: int = 0
 
 
 class Cluster(NamedTuple):

@@ -75,9 +75,9 @@ class Kernel(AnyKernel):
         can be loaded.
         """
         number = array.device
-        self._compile(number, arguments)
         key = number, _key(arguments)
         if key not in self._called:
+            self._compile(number, arguments)
             self._called.add(key)
             return False
         return blocks <= _multiprocessors(number)

@@ -27,9 +27,8 @@ THREADS = 32 if SIMULATED else 256  # of a block
 WARP = 8 if SIMULATED else 32  # threads that exchange values without shared memory
 WARPS = THREADS // WARP
 REGISTER_LIMITS = 64, 80  # of a thread: 4 blocks on an SM, or 3; see `launching.with_fewest_registers`
-TILE_BYTES = (
-    512 if SIMULATED else 32768
-)  # of a block's shared memory: 5 blocks fit in 227 KB, of which registers allow 4
+# Of a block's shared memory: 5 blocks fit in 227 KB, 4 in 164 KB.
+TILE_BYTES = 512 if SIMULATED else 32768
 ROW_BYTES = THREADS * 8  # of a row of coefficients per column, or of a sum per thread
 SHARED_BYTES = TILE_BYTES + 4 * ROW_BYTES
 MIN_TILE_BYTES = 256 if SIMULATED else 4096  # a smaller tile is not worth a block

@@ -109,15 +109,12 @@ def scratch(array: Streamed, purpose: str, shape: tuple[int, ...], dtype: Any = 
 def workspace(array: Streamed, geometry: Geometry | SampleGeometry) -> Workspace:
     """Return the workspace of a launch for ``array`` on the current stream of its library."""
     if geometry.parts == 1:
-        return Workspace(0, 0, 0, 0)
+        return Workspace(0, 0)
     of_stream = (array.device, *owner(array))
     counters = _COUNTER_BYTES * (ARRIVALS + 2 * geometry.groups)
     samples = SAMPLE_BYTES * geometry.groups * geometry.parts * geometry.span
     return Workspace(
-        _piece(array, (*of_stream, "counters"), counters),
-        _piece(array, (*of_stream, "samples"), samples),
-        0,
-        0,
+        _piece(array, (*of_stream, "counters"), counters), _piece(array, (*of_stream, "samples"), samples)
     )
 
 
